@@ -1,0 +1,160 @@
+"""Logs effective learning rates, step sizes and gradient norms of scale-invariant groups."""
+
+import os
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_sphere.effective import EffectiveQuantities
+from lit_sphere.groups import Group, find_groups
+
+
+class EffectiveLearningRateMonitor(Callback):
+    """Monitor: logs the effective quantities of the scale-invariant groups of any module.
+
+    The groups are found by Euler's identity (:func:`~lit_sphere.groups.find_groups`) in the module's
+    ``forward``, from its ``example_input_array`` or else from the inputs of the first batch. Works under
+    automatic and manual optimisation, under DDP, with gradient accumulation and AMP. Quantities are measured
+    just before each optimizer step, from one pass over parameters and gradients, and wait on the device
+    until they are logged.
+
+    | key | quantity (TR §3) |
+    |---|---|
+    | ``elr/total``, ``elr/<group>`` | effective learning rate η̃ = η/ρ² |
+    | ``ess/…`` | effective step size η̃g̃, tangent of the angle of the step |
+    | ``effective_grad_norm/…`` | effective gradient norm g̃ = ρg |
+    | ``norm/…`` | norm ρ |
+
+    ``elr`` and ``ess`` are logged for optimizers whose steps follow the gradient: ``SphereSGD`` and
+    ``torch.optim.SGD`` without momentum. With more than 64 groups, ``…/min``, ``…/median`` and ``…/max`` over
+    the groups take the place of the single groups.
+
+    Args:
+        granularity: ``tensor``: whole weight tensors, or the tensors that are scale-invariant jointly;
+            ``filter``: single output channels, where these are scale-invariant.
+        per: ``epoch``: mean over the measured steps of an epoch; ``step``: each measured step.
+        every_n_steps: Measure at every n-th optimizer step.
+
+    Raises:
+        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no
+            scale-invariant group.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[EffectiveLearningRateMonitor(per="step", every_n_steps=50)], logger=False)
+    """
+
+    def __init__(
+        self,
+        granularity: Literal["tensor", "filter"] = "tensor",
+        per: Literal["epoch", "step"] = "epoch",
+        every_n_steps: int = 1,
+    ) -> None:
+        if granularity not in ("tensor", "filter"):
+            raise ValueError(f"granularity must be 'tensor' or 'filter', got {granularity!r}")
+        if per not in ("epoch", "step"):
+            raise ValueError(f"per must be 'epoch' or 'step', got {per!r}")
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.granularity, self.per, self.every_n_steps = granularity, per, every_n_steps
+        self._quantities: EffectiveQuantities | None = None
+        self._names: list[str] = []
+        self._sum: Tensor | None = None
+        self._count = 0
+        self._steps = 0
+
+    @property
+    def state_key(self) -> str:
+        """Differs between two monitors of one trainer."""
+        return self._generate_state_key(granularity=self.granularity, per=self.per, every=self.every_n_steps)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the groups before training, if the module says what its input looks like."""
+        self._quantities = None
+        if pl_module.example_input_array is not None:
+            self._find(trainer, pl_module, pl_module.example_input_array)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Find the groups from the inputs of the first batch otherwise."""
+        if self._quantities is None:
+            self._find(trainer, pl_module, batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+    def _find(self, trainer: Trainer, pl_module: LightningModule, example_input: Any) -> None:
+        groups = find_groups(pl_module, example_input, self.granularity)
+        for optimizer in trainer.optimizers:
+            trained = {p for group in optimizer.param_groups for p in group["params"]}
+            mine = [group for group in groups if trained.issuperset(group.parameters)]
+            if mine:
+                break
+        else:
+            raise ValueError("EffectiveLearningRateMonitor: no optimizer trains a scale-invariant group as a whole")
+        if len(mine) < len(groups):
+            rank_zero_warn(
+                f"EffectiveLearningRateMonitor watches the {len(mine)} groups of {type(optimizer).__name__}; "
+                f"{len(groups) - len(mine)} are trained elsewhere"
+            )
+        self._quantities = EffectiveQuantities(mine, optimizer)
+        self._optimizer = optimizer
+        self._names = _short_names(mine)
+        if "elr" not in self._quantities.quantities:
+            rank_zero_warn(
+                f"EffectiveLearningRateMonitor logs norms and effective gradient norms only: η/ρ² is no effective "
+                f"learning rate of {type(optimizer).__name__} (momentum or adaptive steps)"
+            )
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Measure; nothing is brought to the host."""
+        if self._quantities is None or getattr(optimizer, "optimizer", optimizer) is not self._optimizer:
+            return
+        self._steps += 1
+        if (self._steps - 1) % self.every_n_steps:
+            return
+        measured = self._quantities.measure()
+        self._sum = measured if self._sum is None else self._sum.to(measured.device) + measured
+        self._count += 1
+        if self.per == "step":
+            for logger in trainer.loggers:
+                named = {**self._named(measured), "epoch": trainer.current_epoch}
+                logger.log_metrics(named, step=trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means over the epoch (to the progress bar only, where single steps are logged)."""
+        if self._sum is None:
+            return
+        means = self._named(self._sum / self._count)
+        pl_module.log_dict(means, logger=self.per == "epoch")
+        self._sum, self._count = None, 0
+
+    def _named(self, measured: Tensor) -> dict[str, float]:
+        assert self._quantities is not None
+        if len(self._names) > 64:
+            names = ["total", "min", "median", "max"]
+            single = measured[:, 1:]
+            spread = [single.amin(1), single.median(1).values, single.amax(1)]
+            measured = torch.stack([measured[:, 0], *spread], 1)
+        else:
+            names = ["total", *self._names]
+        return {
+            f"{quantity}/{name}": value
+            for quantity, row in zip(self._quantities.quantities, measured.tolist(), strict=True)
+            for name, value in zip(names, row, strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums of an unfinished epoch, so that a resumed run continues its series."""
+        return {"sum": self._sum, "count": self._count, "steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._sum, self._count, self._steps = state_dict["sum"], state_dict["count"], state_dict["steps"]
+
+
+def _short_names(groups: list[Group]) -> list[str]:
+    """Group names without the module path that all of them share."""
+    paths = [group.name.split(".")[:-1] for group in groups]
+    shared = os.path.commonprefix(paths) if len(paths) > 1 else paths[0][:0]
+    return [".".join(group.name.split(".")[len(shared) :]) for group in groups]

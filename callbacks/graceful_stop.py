@@ -1,0 +1,89 @@
+"""Ctrl-C and SIGTERM leave a checkpoint from which the run goes on bit for bit."""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class Interrupted(Exception):  # noqa: N818  (an event, not an error)
+    """Training was stopped by a signal, after a checkpoint was saved.
+
+    Args:
+        signum: The signal.
+        checkpoint: File from which the run can be resumed.
+        epoch: Epoch at which it stopped.
+        step: Optimizer steps taken.
+    """
+
+    def __init__(self, signum: int, checkpoint: Path, epoch: int, step: int) -> None:
+        super().__init__(f"interrupted in epoch {epoch} after {step} steps; saved {checkpoint}")
+        self.signum, self.checkpoint = signum, checkpoint
+
+
+class GracefulStop(Checkpoint):
+    """Control: on SIGINT or SIGTERM finishes the batch, saves ``interrupted.ckpt`` and raises :class:`Interrupted`.
+
+    A second signal ends the process at once. With several processes the ranks agree every
+    ``every_n_steps`` steps, so that a signal to any one of them stops all.
+
+    Args:
+        dirpath: Folder of the checkpoint; the trainer's ``default_root_dir`` if not given.
+        every_n_steps: Steps between two agreements of several processes.
+
+    Raises:
+        Interrupted: While training.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[GracefulStop()], logger=False)
+    """
+
+    def __init__(self, dirpath: str | Path | None = None, every_n_steps: int = 20) -> None:
+        self.dirpath, self.every_n_steps = dirpath, every_n_steps
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals; only a process's main thread can."""
+        self._received = None
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self._received = signum
+        self._give_back()  # a second signal is not asked to wait
+
+    def _give_back(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here, where weights and counters agree."""
+        stop = self._received is not None
+        if trainer.world_size > 1:
+            if (batch_idx + 1) % self.every_n_steps and not trainer.is_last_batch:
+                return
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
+            path = Path(self.dirpath or trainer.default_root_dir) / "interrupted.ckpt"
+            trainer.save_checkpoint(path)
+            raise Interrupted(
+                self._received or signal.SIGTERM, path, trainer.current_epoch, trainer.global_step
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._give_back()

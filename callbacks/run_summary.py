@@ -1,0 +1,114 @@
+"""A table of final numbers and a picture of the curves at the end of a run."""
+
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+from lit_sphere.optim import SphereSGD, squared_norms
+from lit_sphere.report import draw_curves, read_metrics
+
+
+class RunSummary(Callback):
+    """Monitor: prints the final numbers of a fit and draws ``curves.png`` from the run's ``metrics.csv``.
+
+    The figure needs a ``CSVLogger`` among the trainer's loggers, beside whose file it is put. It is drawn
+    for interrupted and failed runs too.
+
+    Args:
+        folder: Folder to name as the run's, and to draw the figure in; that of the ``CSVLogger`` if not given.
+        title: Name of the run in table and figure; class and data names if not given.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> trainer = Trainer(callbacks=[RunSummary()], logger=CSVLogger("logs"))
+    """
+
+    def __init__(self, folder: str | Path | None = None, title: str | None = None) -> None:
+        self.folder, self.title = folder, title
+        self._started = 0.0
+        self._first_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started, self._first_step = time.perf_counter(), trainer.global_step
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table and draw the figure."""
+        self._draw(trainer, pl_module)
+        self._print(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draw what there is."""
+        if self._started:
+            for logger in trainer.loggers:
+                logger.save()
+            self._draw(trainer, pl_module)
+
+    @rank_zero_only
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+        if not loggers:
+            rank_zero_warn("RunSummary draws no curves: there is no CSVLogger")
+            return
+        metrics = Path(loggers[0].log_dir) / "metrics.csv"
+        if not metrics.exists():
+            return
+        series = read_metrics(metrics)
+        if any(key in series for key in ("train/loss", "val/loss", "elr/total", "effective_grad_norm/total")):
+            figure = draw_curves(series, self._name(trainer, pl_module), _validation_name(trainer))
+            figure.savefig(Path(self.folder or loggers[0].log_dir) / "curves.png", dpi=130)
+
+    def _name(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        data = getattr(trainer, "datamodule", None)
+        return self.title or type(pl_module).__name__ + (f" on {type(data).__name__}" if data else "")
+
+    @rank_zero_only
+    def _print(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = time.perf_counter() - self._started
+        steps = trainer.global_step - self._first_step
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        validation = _validation_name(trainer)
+        lines = [
+            ("train loss", metrics.get("train/loss"), "{:.3g}", "mean over the last epoch"),
+            ("train error", _percent(metrics.get("train/error")), "{:.2f} %", "mean over the last epoch"),
+            (f"{validation} error", _percent(metrics.get("val/error")), "{:.2f} %", "eval mode"),
+            ("sharpness", metrics.get("effective_grad_norm/total"), "{:.3g}", "mean of ρ‖∇‖ over the last epoch"),
+            ("ELR", metrics.get("elr/total"), "{:.4g}", "η/ρ²"),
+            *_sphere_lines(trainer),
+        ]
+        table = [(name, form.format(value), note) for name, value, form, note in lines if value is not None]
+        table.append(("run folder", str(self.folder or trainer.log_dir or "none"), ""))
+        wide = max(len(name) for name, _, _ in table)
+        print(
+            f"\n{self._name(trainer, pl_module)}: {trainer.current_epoch} epochs, {trainer.global_step} steps; "
+            f"{seconds:.1f} s, {steps / seconds:.0f} steps/s"
+        )
+        for name, value, note in table:
+            print(f"  {name:<{wide}}  {value:<10}  {note}".rstrip())
+
+
+def _sphere_lines(trainer: Trainer) -> list[tuple[str, float | None, str, str]]:
+    """Radius of each joint sphere, and how far its point is from it."""
+    lines: list[tuple[str, float | None, str, str]] = []
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, SphereSGD):
+            for group in optimizer.param_groups:
+                if "radius" in group:
+                    norm = squared_norms([p.detach() for p in group["params"]]).sum().sqrt()
+                    drift = (torch.abs(norm / group["radius"] - 1)).item()
+                    lines.append(("ρ", group["radius"], "{:.5g}", f"relative drift {drift:.0e}"))
+    return lines
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
+
+
+def _validation_name(trainer: Trainer) -> str:
+    return str(getattr(getattr(trainer, "datamodule", None), "validates_on", "val"))

@@ -1,0 +1,75 @@
+"""The command ``lit-sphere``: answers what needs no Lightning at once, and turns errors into one line."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from lit_sphere import __version__
+from lit_sphere.cli.config_names import shipped_configs
+from lit_sphere.cli.errors import CommandLineError, exit_status
+
+_SUBCOMMANDS = {
+    "fit": "train a network, on the sphere (--model.elr) or in the whole space (--model.optimizer)",
+    "validate": "evaluate a checkpoint on the validation images",
+    "test": "evaluate a checkpoint on the test images",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if not given.
+
+    Raises:
+        SystemExit: With status 0 after help; 2 for a command line that cannot be understood; 1 for a run that
+            failed; 130 or 143 for one that a signal stopped.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return
+    if args[0] == "--version":
+        print(f"lit-sphere {__version__}")
+        return
+    try:
+        if not args[0].startswith("-") and args[0] not in _SUBCOMMANDS:
+            known = ", ".join(_SUBCOMMANDS)
+            raise CommandLineError(f"unknown command {args[0]!r}; there are {known}")  # noqa: TRY301
+        # Lightning takes seconds to import: not before it is needed.
+        from lit_sphere.cli.sphere_cli import run
+
+        run(args)
+    except BaseException as error:
+        status = exit_status(error)
+        if status is None or os.environ.get("LIT_SPHERE_TRACEBACK"):
+            raise
+        sys.exit(status)
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<10}{what}" for name, what in _SUBCOMMANDS.items())
+    return f"""usage: lit-sphere COMMAND [options]
+
+Train scale-invariant networks on the sphere with a fixed effective learning rate.
+
+commands:
+{commands}
+
+examples:
+  lit-sphere fit --config elr.yaml                      ConvNet on digits at ELR 1e-3, under a minute
+  lit-sphere fit --config elr.yaml --model.elr 3e-2     chaotic equilibrium instead of convergence
+  lit-sphere fit --config resnet18.yaml --data CIFAR10 --data.root DIR
+  lit-sphere fit --ckpt_path runs/NAME/checkpoints/last.ckpt --trainer.max_epochs 200
+  lit-sphere test --ckpt_path runs/NAME/checkpoints/last.ckpt
+
+shipped configs (a path of yours comes first):
+  {", ".join(shipped_configs())}
+
+more help:
+  lit-sphere fit --help                     all options
+  lit-sphere fit --model.help SIConvNet     options of one model; likewise --data.help CIFAR10
+  lit-sphere --version
+  lit-sphere --print_shtab bash             shell completion (bash, zsh, tcsh)
+
+Set LIT_SPHERE_TRACEBACK=1 to see where an error was raised."""

@@ -1,0 +1,72 @@
+"""Shipped configs, found by name from any folder."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from lit_sphere.cli.errors import CommandLineError
+
+_OPTIONS = ("--config", "-c")
+
+
+def shipped_configs() -> list[str]:
+    """List the names that ``--config`` knows, e.g. ``elr.yaml`` and ``paper/convnet_cifar10.yaml``.
+
+    Returns:
+        Sorted names; those of sub-folders last.
+    """
+    root = _root()
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*.yaml")]
+    return sorted(names, key=lambda name: (name.count("/"), name))
+
+
+def find_config(name: str) -> str:
+    """Find a config: a file at this path, or else a shipped one of this name (``.yaml`` may be left out).
+
+    Args:
+        name: What the user typed after ``--config``.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        CommandLineError: If there is neither; names those that are shipped.
+    """
+    if Path(name).is_file():
+        return name
+    for shipped in shipped_configs():
+        if name in (shipped, shipped.removesuffix(".yaml")):
+            return str(_root() / shipped)
+    raise CommandLineError(
+        f"--config {name}: no such file here, and no shipped config of this name; "
+        f"there are {', '.join(shipped_configs())}"
+    )
+
+
+def replace_config_names(args: list[str]) -> list[str]:
+    """Put paths in place of the names after ``--config`` and ``-c``.
+
+    Args:
+        args: A command line.
+
+    Returns:
+        The same command line with paths.
+
+    Raises:
+        CommandLineError: If a config is not found or its name is missing.
+    """
+    out = list(args)
+    for i, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        if option not in _OPTIONS:
+            continue
+        if equals:
+            out[i] = f"{option}={find_config(value)}"
+        elif i + 1 < len(args):
+            out[i + 1] = find_config(args[i + 1])
+        else:
+            raise CommandLineError(f"{option} needs the name of a config; there are {', '.join(shipped_configs())}")
+    return out
+
+
+def _root() -> Path:
+    return Path(str(files("lit_sphere.configs")))

@@ -1,0 +1,139 @@
+"""One folder for each run: config.yaml, metrics.csv, checkpoints, curves.png and the W&B run."""
+
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from lit_sphere.cli.errors import CommandLineError
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+# Ranks that Lightning starts run this program again: they must come to the same folder.
+_SHARED_NAME = "LIT_SPHERE_RUN"
+_SECTIONS = ("train", "val", "test", "elr", "ess", "effective_grad_norm", "norm")
+
+
+def run_folder(asked: str | None, name: str, ckpt_path: str | None, is_first_rank: bool) -> Path:
+    """Choose the run's folder.
+
+    Args:
+        asked: The user's choice; None for ``runs/NAME-DATE-TIME``.
+        name: Name for the default.
+        ckpt_path: Checkpoint to resume from; if it lies in the folder, the run goes on in place.
+        is_first_rank: Whether this process chooses, or follows.
+
+    Returns:
+        The folder; not made yet.
+
+    Raises:
+        CommandLineError: If it holds another run's results.
+    """
+    if asked is None and not is_first_rank and _SHARED_NAME in os.environ:
+        return Path(os.environ[_SHARED_NAME])
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
+    folder = Path(asked or Path("runs") / f"{name}-{job or time.strftime('%Y%m%d-%H%M%S')}")
+    if is_first_rank:
+        os.environ[_SHARED_NAME] = str(folder)
+        in_place = ckpt_path is not None and folder.resolve() in Path(ckpt_path).resolve().parents
+        if not in_place and (folder / "metrics.csv").exists() | (folder / "checkpoints").exists():
+            raise CommandLineError(
+                f"the run folder {folder} exists already: choose another --run, or go on with that run by "
+                f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'} --run {folder}"
+            )
+    return folder
+
+
+def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dict[str, Any]) -> list[Logger]:
+    """Make the CSV logger and, unless disabled, the W&B logger of a run.
+
+    Args:
+        folder: The run's folder.
+        mode: W&B's mode; None for the environment's ``WANDB_MODE``, or else ``offline``.
+        project: W&B project.
+        config: The whole configuration, for W&B's table of runs.
+
+    Returns:
+        The loggers, CSV first.
+
+    Raises:
+        CommandLineError: If ``WANDB_MODE`` is no mode.
+    """
+    table = CSVLogger(folder.parent, name=folder.name, version="")
+    mode = mode or os.environ.get("WANDB_MODE") or "offline"  # type: ignore[assignment]
+    if mode not in ("offline", "online", "disabled"):
+        raise CommandLineError(f"WANDB_MODE={mode}: must be offline, online or disabled")
+    if mode == "disabled":
+        return [table]
+    quiet = mode == "offline"
+    return [
+        table,
+        WandbLogger(
+            name=folder.name,
+            save_dir=str(folder),
+            project=project,
+            mode=mode,
+            config=config,
+            settings=wandb.Settings(console="off", silent=quiet),
+        ),
+    ]
+
+
+class RecordRun(Callback):
+    """Monitor: writes config.yaml, makes the epoch W&B's x-axis, and ends the W&B run with the fit.
+
+    Args:
+        folder: The run's folder.
+        config: Text of config.yaml.
+        history: Rows of the metrics.csv of the run that goes on here; logged again.
+    """
+
+    def __init__(self, folder: Path, config: str, history: list[dict[str, float]]) -> None:
+        self._folder, self._config, self._history = folder, config, history
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Record what is known before training."""
+        if not trainer.is_global_zero:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "config.yaml").write_text(self._config)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.define_metric("epoch")
+                for section in _SECTIONS:
+                    logger.experiment.define_metric(f"{section}/*", step_metric="epoch")
+            elif isinstance(logger, CSVLogger):
+                for row in self._history:
+                    logger.log_metrics(row, step=int(row["step"]))
+                logger.save()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End the W&B run: a second fit in this process is another one."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                wandb.finish()
+
+
+def take_history(folder: Path, steps: int) -> list[dict[str, float]]:
+    """Set the metrics.csv of a run that goes on in its folder aside, and give the rows to log again.
+
+    Args:
+        folder: The run's folder.
+        steps: Optimizer steps in the checkpoint; later rows will be logged anew.
+
+    Returns:
+        Rows up to there, without empty cells; none if there is no metrics.csv.
+    """
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+    # CSVLogger starts its file anew; the old one is kept until the run is deleted.
+    path.rename(folder / f"metrics-before-step-{steps}.csv")
+    return [row for row in rows if row["step"] < steps]

@@ -1,0 +1,6 @@
+"""The papers' networks as plain ``torch.nn`` modules, practical and scale-invariant."""
+
+from lit_sphere.networks.conv_net import ConvNet
+from lit_sphere.networks.resnet18 import ResNet18
+
+__all__ = ["ConvNet", "ResNet18"]

@@ -1,0 +1,60 @@
+"""The papers' small convolutional network ("3-layer ConvNet" of TR and PB)."""
+
+from torch import Tensor, nn
+
+from lit_sphere.networks.frozen_head import freeze_head
+
+
+class ConvNet(nn.Module):
+    """Four 3×3 convolutions of widths w, 2w, 4w, 8w, each followed by batch norm and ReLU (TR §4, PB §4).
+
+    A 2×2 max-pool follows the second, third and fourth block and a global one the last, so that 32×32
+    images give 1×1 features, and any size from 8×8 on works. The linear head has a bias.
+
+    With ``scale_invariant`` the batch norms have no affine parameters and the head is frozen: every
+    trainable parameter is scale-invariant, per tensor and per filter (387 936 of them at ``width=32``,
+    radius at initialisation about 12.65).
+
+    Args:
+        width: Channels w of the first convolution.
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+        scale_invariant: Scale-invariant version, with the frozen head; otherwise everything is trained.
+        head_norm: Frobenius norm of the frozen head's weight. Unused in the practical version.
+        eps: Added to the variance by the batch norms. It breaks scale invariance slightly; identities
+            are exact in float64 with 1e-30.
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        scale_invariant: bool = False,
+        head_norm: float = 10.0,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        channels = [in_channels, width, 2 * width, 4 * width, 8 * width]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
+            for c_in, c_out in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(c_out, eps=eps, affine=not scale_invariant) for c_out in channels[1:]
+        )
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(2)
+        self.global_pool = nn.AdaptiveMaxPool2d(1)
+        self.head = nn.Linear(channels[-1], num_classes)
+        if scale_invariant:
+            freeze_head(self.head, head_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, in_channels, H, W), H and W at least 8, to logits (N, num_classes)."""
+        for depth, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = self.relu(norm(conv(x)))
+            if depth > 0:
+                x = self.pool(x)
+        logits: Tensor = self.head(self.global_pool(x).flatten(1))
+        return logits

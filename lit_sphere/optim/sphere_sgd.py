@@ -1,0 +1,177 @@
+"""Projected SGD with a fixed effective learning rate (TR eq. (2))."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from lit_sphere.optim.squared_norms import squared_norms
+
+Spheres = Literal["joint", "filter"]
+
+
+class SphereSGD(Optimizer):
+    """SGD on the sphere with a fixed effective learning rate η̃, TR eq. (2).
+
+    θ̂ = θ − η ∇F(θ) with η = η̃ρ², then θ ← ρ θ̂/‖θ̂‖. Each parameter group with an ``elr`` is one sphere;
+    its radius ρ is the norm of its parameters at construction and is saved with the state. A group with
+    ``elr=None`` is trained by plain SGD with its ``lr`` (for parameters that are not scale-invariant).
+
+    Changing ``elr`` in a parameter group takes effect at the next step. Spheres carry no ``lr``, so that
+    torch's learning rate schedulers, which would change nothing, fail at their construction instead.
+    Under ``torch.compile`` each new value of ``elr`` compiles the step once more, as for any optimizer.
+
+    Args:
+        params: Parameters, or parameter groups with keys ``elr``, ``spheres`` and ``lr`` of their own.
+        elr: Effective learning rate η̃ > 0, dimensionless.
+        spheres: ``"joint"``: one sphere for all parameters of a group together. ``"filter"``: one for each
+            row of each tensor along its first dimension (each output channel), all with the same ELR.
+        lr: Learning rate η > 0 of groups with ``elr=None``.
+        weight_decay: Must be 0: the projection cancels it, so that it would only rescale the ELR.
+        momentum: Must be 0: the fixed-ELR step of TR has none, and the buffer would leave the tangent space.
+
+    Raises:
+        ValueError: If ``elr`` or ``lr`` is not positive and finite, if ``weight_decay`` or ``momentum`` is not
+            0, if the radius is zero or not finite, if ``spheres="filter"`` meets a tensor of one dimension,
+            or if FSDP1 has flattened the parameters (each rank would normalise its own shard).
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = SphereSGD([weight], elr=0.01)
+        >>> weight.grad = torch.tensor([8.0, -6.0])
+        >>> optimizer.step()
+        >>> print(weight, weight.norm())  # η = 0.01 · 5², tan of the angle = 0.25 · 10 / 5
+        Parameter containing:
+        tensor([0.8944, 4.9193], requires_grad=True) tensor(5., grad_fn=<LinalgVectorNormBackward0>)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        elr: float | None,
+        *,
+        spheres: Spheres = "joint",
+        lr: float | None = None,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+    ) -> None:
+        defaults = {"elr": elr, "spheres": spheres, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a sphere (or, with ``elr=None``, a plain SGD group); its radius is taken now.
+
+        Args:
+            param_group: ``params`` and any of the options of the constructor.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check(group)
+            if group["elr"] is not None:
+                self._measure_radius(group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        unused = ("lr",) if group["elr"] is not None else ("spheres",)
+        for key in ("weight_decay", "momentum", *unused):
+            del group[key]
+
+    def _measure_radius(self, group: dict[str, Any]) -> None:
+        params = [p.detach() for p in group["params"]]
+        if group["spheres"] == "joint":
+            group["radius"] = squared_norms(params).sum().sqrt().item()
+            radii = [torch.tensor(group["radius"])]
+        else:
+            radii = _row_norms(params)
+            for p, radius in zip(group["params"], radii, strict=True):
+                self.state[p]["radius"] = radius
+        if not all(bool((r.isfinite() & (r > 0)).all()) for r in radii):
+            raise ValueError("SphereSGD: the radius must be positive and finite; are these weights initialised?")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore radii and effective learning rates, as saved by :meth:`state_dict`.
+
+        Args:
+            state_dict: Of a SphereSGD with groups of the same sizes.
+
+        Raises:
+            ValueError: If it is another optimizer's.
+        """
+        if not all("elr" in group for group in state_dict["param_groups"]):
+            raise ValueError("SphereSGD: the state to load belongs to another optimizer (no 'elr' in its groups)")
+        super().load_state_dict(state_dict)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Descend and project every sphere once.
+
+        Args:
+            closure: Evaluates the loss and the gradients again; called first.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in params]
+            if not params:
+                continue
+            if group["elr"] is None:
+                torch._foreach_add_(params, grads, alpha=-group["lr"])
+            elif group["spheres"] == "joint":
+                torch._foreach_add_(params, grads, alpha=-group["elr"] * group["radius"] ** 2)
+                norm = squared_norms(group["params"]).sum().sqrt()
+                torch._foreach_mul_(group["params"], (group["radius"] / norm).to(params[0].dtype))
+            else:
+                radii = [self.state[p]["radius"] for p in params]
+                steps = torch._foreach_mul(grads, torch._foreach_mul(radii, radii))
+                torch._foreach_add_(params, steps, alpha=-group["elr"])
+                torch._foreach_mul_(params, torch._foreach_div(radii, _row_norms(params)))
+        return loss
+
+
+def _row_norms(params: list[Tensor]) -> list[Tensor]:
+    """Norm of each row along the first dimension, shaped (rows, 1, …) to multiply the tensor with."""
+    return [torch.linalg.vector_norm(p, dim=tuple(range(1, p.ndim)), keepdim=True) for p in params]
+
+
+def _check(group: dict[str, Any]) -> None:
+    rate = "lr" if group["elr"] is None else "elr"
+    value = group[rate]
+    if value is None:
+        raise ValueError("SphereSGD: a parameter group needs an elr (a sphere) or an lr (plain SGD)")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"SphereSGD: {rate} must be positive and finite, got {value}")
+    if group["weight_decay"] != 0:
+        raise ValueError(
+            f"SphereSGD: weight_decay must be 0, got {group['weight_decay']}: the projection undoes it; "
+            "lower the elr, or use torch.optim.SGD to train in the whole space"
+        )
+    if group["momentum"] != 0:
+        raise ValueError(
+            f"SphereSGD: momentum must be 0, got {group['momentum']}: the step of fixed ELR has none; "
+            "use torch.optim.SGD to train in the whole space"
+        )
+    if group["spheres"] not in ("joint", "filter"):
+        raise ValueError(f"SphereSGD: spheres must be 'joint' or 'filter', got {group['spheres']!r}")
+    if group["elr"] is not None and group["spheres"] == "filter" and any(p.ndim < 2 for p in group["params"]):
+        raise ValueError("SphereSGD: spheres='filter' needs tensors of two or more dimensions")
+    if any(getattr(p, "_fsdp_flattened", False) for p in group["params"]):
+        raise ValueError(
+            "SphereSGD: FSDP1 shards would each be normalised alone, in silence; use DDP or FSDP2 (fully_shard)"
+        )
