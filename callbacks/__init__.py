@@ -6,6 +6,7 @@
 from lit_sphere.callbacks.effective_learning_rate import EffectiveLearningRateMonitor
 from lit_sphere.callbacks.graceful_stop import GracefulStop, Interrupted
 from lit_sphere.callbacks.non_finite import NonFinite, StopOnNonFinite
+from lit_sphere.callbacks.run_checkpoint import RunCheckpoint
 from lit_sphere.callbacks.run_progress import RunProgressBar
 from lit_sphere.callbacks.run_summary import RunSummary
 
@@ -14,6 +15,7 @@ __all__ = [
     "GracefulStop",
     "Interrupted",
     "NonFinite",
+    "RunCheckpoint",
     "RunProgressBar",
     "RunSummary",
     "StopOnNonFinite",

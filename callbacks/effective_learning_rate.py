@@ -1,6 +1,5 @@
 """Logs effective learning rates, step sizes and gradient norms of scale-invariant groups."""
 
-import os
 from typing import Any, Literal
 
 import torch
@@ -154,7 +153,7 @@ class EffectiveLearningRateMonitor(Callback):
 
 
 def _short_names(groups: list[Group]) -> list[str]:
-    """Group names without the module path that all of them share."""
-    paths = [group.name.split(".")[:-1] for group in groups]
-    shared = os.path.commonprefix(paths) if len(paths) > 1 else paths[0][:0]
-    return [".".join(group.name.split(".")[len(shared) :]) for group in groups]
+    """Group names without the attribute of the LightningModule that holds the network, if one holds all."""
+    holders = {group.name.split(".")[0] for group in groups}
+    nested = all(group.name.count(".") > 1 for group in groups)
+    return [group.name.partition(".")[2] if nested and len(holders) == 1 else group.name for group in groups]

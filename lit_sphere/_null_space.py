@@ -47,13 +47,14 @@ def minimal_groups(euler: Tensor, scales: Tensor, tolerance: float = 1e-9) -> li
 
 
 def _null_basis(matrix: Tensor, tolerance: float) -> Tensor:
-    """Orthonormal basis, in rows, of the null space of ``matrix`` (rows ≥ columns)."""
+    """Return an orthonormal basis, in rows, of the null space of ``matrix`` (rows ≥ columns)."""
     _, values, vectors = torch.linalg.svd(matrix, full_matrices=False)
-    return vectors[values <= tolerance * values[:1]]
+    basis: Tensor = vectors[values <= tolerance * values[:1]]
+    return basis
 
 
 def _integer_basis(basis: Tensor, scales: Tensor) -> tuple[list[list[int]], list[int]]:
-    """Reduced row echelon form of a basis of null vectors, as integer exponents, and its pivot columns."""
+    """Return the reduced row echelon form of null vectors, as integer exponents, and its pivot columns."""
     reduced, pivots = basis.clone(), []
     free = list(range(len(reduced)))
     while free:
@@ -77,7 +78,7 @@ def _integer_basis(basis: Tensor, scales: Tensor) -> tuple[list[list[int]], list
 
 
 def _extreme_rays(rows: list[list[int]], pivots: Collection[int], columns: int) -> list[list[int]]:
-    """Vectors of least support among the non-negative ones in the span of ``rows`` (double description).
+    """Return the vectors of least support among the non-negative ones in the rows' span (double description).
 
     The rows, each with its own pivot, span the cone that is non-negative at the pivots. The other columns'
     inequalities cut it one by one; a cut keeps the rays on its side and adds where edges cross it.

@@ -1,6 +1,7 @@
 """Runs of a model in double precision, on random inputs, that leave no trace in the model."""
 
 import dataclasses
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -56,7 +57,9 @@ class Probe:
             raise ValueError(f"{type(model).__name__} has lazy parameters: run it once on real data first")
         trainable = {name: parameter for name, parameter in everything.items() if parameter.requires_grad}
         if not trainable:
-            raise ValueError(f"{type(model).__name__} has no trainable parameter: nothing can be scale-invariant")
+            raise ValueError(
+                f"{type(model).__name__} has no trainable parameter: nothing can be scale-invariant"
+            )
         self.names, self.parameters = tuple(trainable), tuple(trainable.values())
         self._device = _float64_device(self.parameters[0].device)
         # Inside an inference-mode caller, the copies would be tensors that autograd refuses.
@@ -71,7 +74,7 @@ class Probe:
         return tensor.detach().to(_float64_device(tensor.device), dtype, copy=True)
 
     def _nudged(self, index: int, value: Tensor) -> Tensor:
-        """A generic point: at γ = 1 and β = 0, say, functions have symmetries that they soon lose."""
+        """Return a generic point nearby: γ = 1 and β = 0, say, have symmetries that training soon breaks."""
         noise = _NUDGE * torch.randn(value.shape, generator=self._generator(-1 - index), dtype=torch.float64)
         noise = noise.to(value.device)
         return value * (1 + noise) if value.any() else value + noise
@@ -98,6 +101,7 @@ class Probe:
             )
             for kind in {"cpu", self._device.type}:
                 stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.callback(random.setstate, random.getstate())
             try:
                 self._model.train()
                 for module in modules:
@@ -115,7 +119,7 @@ class Probe:
                         module.training = training
 
     def values(self, index: int) -> list[Tensor]:
-        """Values of the trainable tensors for inputs number ``index``: each tensor at another scale.
+        """Return values of the trainable tensors for inputs number ``index``, each tensor at another scale.
 
         Inputs alone leave some networks in one linear piece, with symmetries that hold in that piece only.
         """
@@ -123,7 +127,7 @@ class Probe:
         return [value * factor for value, factor in zip(self._values, factors.tolist(), strict=True)]
 
     def run(self, index: int, values: Sequence[Tensor]) -> list[Tensor]:
-        """Floating-point outputs on random inputs number ``index``, with these values of the parameters.
+        """Return floating-point outputs on random inputs number ``index``, with these parameters.
 
         Raises:
             ValueError: If the model fails on the random inputs, or returns no finite floating tensor.
@@ -138,9 +142,10 @@ class Probe:
             with _Exact():
                 outputs = list(_floating(functional_call(self._model, state, inputs)))
         except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
-                f"the forward of {name} fails on random inputs of shape {shapes}, made after the example input: "
-                f"{type(error).__name__}: {error}"
+                f"the forward of {name} fails on random inputs of shape {shapes}, made after the "
+                f"example input: {type(error).__name__}: {reason}"
             ) from error
         if not outputs or not all(bool(output.isfinite().all()) for output in outputs):
             what = "a value that is not finite" if outputs else "no floating-point tensor"
@@ -148,7 +153,7 @@ class Probe:
         return outputs
 
     def cotangents(self, index: int, outputs: Sequence[Tensor], count: int) -> list[list[Tensor]]:
-        """Random linear functions of the outputs: ``count`` of them, or fewer where outputs have fewer entries."""
+        """Return ``count`` random linear functions of the outputs; no more than the outputs have entries."""
         generator = self._generator(index)
         count = min(count, sum(output.numel() for output in outputs))
         return [
@@ -167,6 +172,7 @@ class Probe:
     def _reseed(self, index: int) -> None:
         # Not torch.manual_seed: that would seed devices as well which nobody restores.
         torch.default_generator.manual_seed(self._seed + index)
+        random.seed(self._seed + index)
         if self._device.type != "cpu":
             accelerator = torch.get_device_module(self._device.type)
             with accelerator.device(self._device):
@@ -178,9 +184,9 @@ def _float64_device(device: torch.device) -> torch.device:
 
 
 def _random_like(example: Tensor, batch: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Random tensor with the example's shape (but its batch size), kind of type, and range."""
+    """Return a random tensor with the example's shape (but its batch size), kind of type, and range."""
     shape = tuple(example.shape)
-    if shape[:1] == tuple(batch):
+    if batch and shape[:1] == tuple(batch):
         shape = (_SAMPLES, *shape[1:])
     if example.is_floating_point():
         low, high = float(example.min()), float(example.max())
@@ -193,7 +199,7 @@ def _random_like(example: Tensor, batch: Sequence[int], generator: torch.Generat
 
 
 def _floating(output: object) -> Iterator[Tensor]:
-    """Floating-point tensors in nested mappings, sequences and dataclasses, in their order."""
+    """Yield the floating-point tensors in nested mappings, sequences and dataclasses, in their order."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output

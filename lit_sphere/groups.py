@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lit_sphere._null_space import minimal_groups
 from lit_sphere._probe import Probe
@@ -64,9 +64,9 @@ def find_groups(
     For random functions f of the model's outputs on random inputs, ⟨∂f/∂w_i, w_i⟩ vanishes for a tensor
     that is scale-invariant by itself; where several are only together, the sum over them vanishes, which is
     a null vector of the matrix (functions, tensors). Every group found is confirmed by scaling it by 2, ½,
-    16 and 1/16 and comparing outputs. All of this happens in train mode (scale invariance needs batch statistics),
-    in float64, without eps and near the model's own weights, on copies: weights, buffers, gradients, modes
-    and the state of random generators stay as they were.
+    16 and 1/16 and comparing outputs. All of this happens on copies, in train mode (scale invariance needs
+    batch statistics), in float64, without eps, near the model's own weights. The model's weights, buffers,
+    gradients and modes, and the state of random generators, stay as they were.
 
     Symmetries that scale some tensors up and others down are no groups; neither are frozen parameters, nor
     those without influence on the outputs. Where groups could overlap, the smaller one is taken.
@@ -91,10 +91,9 @@ def find_groups(
     if granularity not in get_args(Granularity):
         raise ValueError(f"granularity must be one of {get_args(Granularity)}, got {granularity!r}")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    wrong = [type(each).__name__ for each in inputs if not isinstance(each, Tensor)]
-    if wrong or not inputs or not all(each.numel() for each in inputs):
-        what = f"one holding {wrong[0]}" if wrong else "an empty one"
-        raise ValueError(f"example_input must be a tensor (N, ...) or a tuple of them, got {what}")
+    if not inputs or not all(isinstance(each, Tensor) and each.numel() for each in inputs):
+        got = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in inputs]
+        raise ValueError(f"example_input must be a non-empty tensor (N, ...), or a tuple of such; got {got}")
     probe = Probe(model, inputs, seed)
     bar = tqdm(
         total=_FEW_ROWS + len(probe.names) + _SPARE_ROWS,
@@ -109,8 +108,8 @@ def find_groups(
     if not groups:
         raise ValueError(
             f"no scale-invariant group found in {type(model).__name__}: none of its {len(probe.names)} "
-            "trainable tensors is followed by a normalisation that undoes its scale. Put BatchNorm, LayerNorm, "
-            "... after the weights, or leave out what needs scale invariance"
+            "trainable tensors is followed by a normalisation that undoes its scale. Put BatchNorm, "
+            "LayerNorm, ... after the weights, or leave out what needs scale invariance"
         )
     return [
         _group(probe, columns, rows)
@@ -127,14 +126,14 @@ def _group(probe: Probe, columns: Sequence[int], rows: slice | None) -> Group:
     return Group(name, tuple(probe.parameters[column] for column in columns), rows, names)
 
 
-def _tensor_groups(probe: Probe, bar: "tqdm[None]") -> list[tuple[int, ...]]:
-    """Groups of whole tensors, as columns: singles first, then the null space of what is left."""
+def _tensor_groups(probe: Probe, bar: tqdm) -> list[tuple[int, ...]]:
+    """Return groups of whole tensors, as columns: singles first, then the null space of what is left."""
     everything = range(len(probe.names))
     euler, size = _euler_rows(probe, everything, _FEW_ROWS, 0, bar)
     scales = size.square().mean(0).sqrt()
     influential = scales > _NO_INFLUENCE * scales.max()
     single = influential & (euler.abs().amax(0) <= _TOLERANCE * scales)
-    groups = [(column,) for column in everything if single[column]]
+    groups: list[tuple[int, ...]] = [(column,) for column in everything if single[column]]
     rest = [column for column in everything if influential[column] and not single[column]]
     more = len(rest) + _SPARE_ROWS - _FEW_ROWS if len(rest) > 1 else 0
     bar.total = _FEW_ROWS + more
@@ -148,7 +147,7 @@ def _tensor_groups(probe: Probe, bar: "tqdm[None]") -> list[tuple[int, ...]]:
 
 
 def _confirmed(probe: Probe, groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The groups that keep the outputs when scaled, each by every one of the factors."""
+    """Return the groups that keep the outputs when scaled, each by every one of the factors."""
     plain = _scaled_outputs(probe, {})
     # All at once first, each group by its own factors: forwards are what a large model takes long for.
     generator = torch.Generator().manual_seed(len(groups))
@@ -170,7 +169,11 @@ def _confirmed(probe: Probe, groups: list[tuple[int, ...]]) -> list[tuple[int, .
 def _gradients(
     probe: Probe, columns: Sequence[int], count: int, first: int
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Pairs (∂f/∂w, w) of the given tensors, for ``count`` random functions f, inputs from ``first`` on."""
+    """Yield pairs (∂f/∂w, w) of these tensors for ``count`` random functions f, inputs from ``first`` on.
+
+    Raises:
+        ValueError: If no output depends on the trainable parameters.
+    """
     index = first
     while count > 0:
         leaves = [value.requires_grad_(column in columns) for column, value in enumerate(probe.values(index))]
@@ -194,9 +197,9 @@ def _gradients(
 
 
 def _euler_rows(
-    probe: Probe, columns: Sequence[int], count: int, first: int, bar: "tqdm[None]"
+    probe: Probe, columns: Sequence[int], count: int, first: int, bar: tqdm
 ) -> tuple[Tensor, Tensor]:
-    """Matrices (count, columns) of ⟨∂f/∂w, w⟩ and of ‖∂f/∂w‖‖w‖, each row over its largest size."""
+    """Return matrices (count, columns) of ⟨∂f/∂w, w⟩ and of ‖∂f/∂w‖‖w‖, each row over its largest size."""
     euler, size = [], []
     for pairs in _gradients(probe, columns, count, first):
         euler.append(torch.stack([(g.conj() * w).real.sum() for g, w in pairs]).cpu())
@@ -207,9 +210,11 @@ def _euler_rows(
 
 
 def _scaled_outputs(probe: Probe, factors: Mapping[int, float | Tensor]) -> list[Tensor]:
-    """Outputs with the tensors in these columns multiplied by these factors."""
+    """Return outputs with the tensors in these columns multiplied by these factors."""
     with torch.no_grad():
-        return probe.run(0, [value * factors.get(column, 1.0) for column, value in enumerate(probe.values(0))])
+        return probe.run(
+            0, [value * factors.get(column, 1.0) for column, value in enumerate(probe.values(0))]
+        )
 
 
 def _equal(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
@@ -218,7 +223,7 @@ def _equal(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 
 def _smallest_blocks(probe: Probe, columns: Sequence[int]) -> Sequence[slice | None]:
-    """The smallest equal blocks of rows that are scale-invariant jointly over all tensors of a group."""
+    """Return the smallest equal blocks of rows that are scale-invariant, jointly over a group's tensors."""
     values = [probe.parameters[column] for column in columns]
     heights = {len(value) if value.dim() else 0 for value in values}
     height = heights.pop()
@@ -234,7 +239,7 @@ def _smallest_blocks(probe: Probe, columns: Sequence[int]) -> Sequence[slice | N
     scale = size.amax()
     generator = torch.Generator().manual_seed(height)
     for block in (block for block in range(1, height) if height % block == 0):
-        sums = euler.unflatten(1, (-1, block)).sum(2).abs()
+        sums = euler.view(_FEW_ROWS, -1, block).sum(2).abs()
         if sums.max() > _TOLERANCE * scale:
             continue
         # One factor a block, all at once: far cheaper than block by block, and as telling.

@@ -50,7 +50,7 @@ class SphereModule(LightningModule):
         compile: Compile the network in place with ``torch.compile`` (needs a C++ compiler on a CPU).
 
     Raises:
-        ValueError: If both or neither of ``elr`` and ``optimizer`` are given, if ``elr`` or ``lr`` is not
+        ValueError: If both ``elr`` and ``optimizer`` are given, if ``elr`` or ``lr`` is not
             positive and finite, or ``loss`` unknown.
     """
 
@@ -95,8 +95,8 @@ class SphereModule(LightningModule):
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
         Raises:
-            ValueError: If trainable parameters are not scale-invariant and ``lr`` is not given, or if the
-                strategy shards parameters.
+            ValueError: If neither ``elr`` nor ``optimizer`` is given, if trainable parameters are not
+                scale-invariant and ``lr`` is not given, or if the strategy shards parameters.
         """
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if stage != "fit":
@@ -105,6 +105,11 @@ class SphereModule(LightningModule):
             if isinstance(self.trainer.strategy, FSDPStrategy):
                 raise ValueError("FSDP1 would normalise each shard by itself; use --trainer.strategy ddp")
             self._find_sphere()
+        elif self._optimizer is None:
+            raise ValueError(
+                "neither elr nor optimizer is given: --model.elr trains on the sphere, --model.optimizer SGD "
+                "--model.optimizer.lr … in the whole space"
+            )
         if self._compile:
             self.network.compile()
 

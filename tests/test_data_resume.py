@@ -230,6 +230,16 @@ def test_two_processes_share_each_batch(tmp_path: Path, distributed_sampler: boo
     for whole, mine, other in zip(one["train"], first["train"], second["train"], strict=True):
         assert whole[0::2] == mine
         assert whole[1::2] == other
+    shards = first["val"] + second["val"]
     assert [len(batch) for batch in first["val"]] == [1, 1, 2] * 2
     assert [len(batch) for batch in second["val"]] == [1, 1, 1] * 2
-    assert sorted(sum(first["val"] + second["val"], [])) == sorted(sum(one["val"], []))
+    images = [sorted(image for batch in batches for image in batch) for batches in (shards, one["val"])]
+    assert images[0] == images[1]
+
+
+def test_overfit_batches_repeats_the_same_batches_without_a_warning(tmp_path: Path) -> None:
+    data = Digits(batch_size=100, train_size=350)
+    trainer(Watch(tmp_path), overfit_batches=2, max_epochs=3).fit(Linear(), datamodule=data)
+    seen = json.loads((tmp_path / "0.json").read_text())["train"]
+    assert seen == seen[:2] * 3
+    assert seen[0] != seen[1]

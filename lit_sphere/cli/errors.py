@@ -1,6 +1,7 @@
 """What a user sees of an error: one line, and an exit status."""
 
 import errno
+import re
 import sys
 
 
@@ -39,27 +40,62 @@ def exit_status(error: BaseException) -> int | None:
     if lightning_errors and isinstance(error, lightning_errors.MisconfigurationException):
         return _say(str(error), 1)
     if isinstance(error, ValueError):
-        return _say(str(error), 1)
+        # jsonargparse passes on what a constructor raised within its account of the types.
+        refused = "Does not validate against any" in str(error)
+        return _say(_argument_error(str(error)), 2) if refused else _say(str(error), 1)
     return None
 
 
 def _say(message: str, status: int) -> int:
     line = " ".join(message.split())
+    if line.startswith("No supported gpu backend"):
+        line = "no GPU found: use --trainer.accelerator cpu or auto"
     print(f"lit-sphere: {line}", file=sys.stderr)
     return status
 
 
 def _os_error(error: OSError) -> str:
-    where = f" {error.filename}" if error.filename else ""
+    if not error.strerror:
+        return str(error)
     remedy = {
         errno.ENOSPC: "free some space and resume from the last checkpoint",
-        errno.EFBIG: "the file would pass a size limit; resume from the last checkpoint elsewhere",
+        errno.EFBIG: "beyond a size limit; resume from the last checkpoint in another folder",
         errno.EROFS: "choose a folder that can be written, --run DIR",
         errno.EACCES: "choose a folder that can be written, --run DIR",
     }.get(error.errno or 0)
-    reason = error.strerror or str(error)
-    return f"{reason}:{where}" + (f"; {remedy}" if remedy else "") if error.strerror else str(error)
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror}{where}" + (f"; {remedy}" if remedy else "")
 
 
 def _argument_error(message: str) -> str:
-    return message
+    """Shorten jsonargparse's account of all types that it tried to the option, what it wants and what it got."""
+    text = " ".join(message.split())
+    if "Expected a dot import path string" in text:
+        key, name = _option(text), text.split("Expected a dot import path string: ")[1].split(" - ")[0]
+        return f"{key}: there is no class {name!r}; there are {_classes(key)}"
+    keys, given = _option(text), re.findall(r"Given value: (?!Namespace|NestedArg)(.+?)(?: - Expected| Given|$)", text)
+    text = re.sub(r'Parser key "[^"]+":', "", text)
+    text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors:", "", text)
+    text = re.sub(r"Given value(?: type)?: .*?(?= - Expected|$)", "", text)
+    text = re.sub(r"Problem with given class_path '[\w.]+?(\w+)':(?= Option)", r"\1", text)
+    text = re.sub(r"Problem with given class_path '[\w.]+':", "", text)
+    text = re.sub(r"- Expected (?:a )?<class 'NoneType'>", "", text)
+    text = re.sub(r"Expected (?:a )?<class '(?:\w+\.)*(\w+)'>", r"expected \1", text)
+    text = re.sub(r"Expected (?:a )?typing\.Literal\[(.*?)\]", r"expected one of \1", text)
+    text = re.sub(r"Option '(\w+)' is not accepted", r"has no option '\1'; --model.help CLASS and --data.help CLASS list them", text)
+    reasons = [part.strip(" -:") for part in re.split(r"(?:^|\s)- ", text)]
+    reason = " or ".join(dict.fromkeys(part for part in reasons if part))
+    got = f", got {given[0].strip()}" if given else ""
+    return f"{keys}: {reason}{got}" if keys else f"{reason}{got}"
+
+
+def _option(text: str) -> str:
+    keys = re.findall(r'Parser key "([^"]+)"', text)
+    return "--" + ".".join(keys) if keys else ""
+
+
+def _classes(option: str) -> str:
+    """Short names of the classes that an option takes."""
+    if option == "--data":
+        return "Digits, CIFAR10, CIFAR100"
+    return "SIConvNet, SIResNet18, SphereModule" if option == "--model" else "full import paths (package.module.Class)"

@@ -62,7 +62,7 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
         The loggers, CSV first.
 
     Raises:
-        CommandLineError: If ``WANDB_MODE`` is no mode.
+        CommandLineError: If ``WANDB_MODE`` is no mode, or the folder cannot be made.
     """
     table = CSVLogger(folder.parent, name=folder.name, version="")
     mode = mode or os.environ.get("WANDB_MODE") or "offline"  # type: ignore[assignment]
@@ -70,7 +70,14 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
         raise CommandLineError(f"WANDB_MODE={mode}: must be offline, online or disabled")
     if mode == "disabled":
         return [table]
-    quiet = mode == "offline"
+    # Must exist, or W&B falls back to the system's temporary folder; a folder that cannot be made is said now.
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandLineError(f"cannot make the run folder {folder}: {error.strerror}; choose another --run") from error
+    offline = mode == "offline"
+    settings = wandb.Settings(console="off", silent=offline, show_warnings=not offline)
+    wandb.termsetup(settings, None)  # Lightning sets an option that W&B warns of before it reads `settings`
     return [
         table,
         WandbLogger(
@@ -79,7 +86,7 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
             project=project,
             mode=mode,
             config=config,
-            settings=wandb.Settings(console="off", silent=quiet),
+            settings=settings,
         ),
     ]
 

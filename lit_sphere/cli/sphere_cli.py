@@ -1,6 +1,7 @@
 """The Lightning CLI of lit-sphere: one run folder, default callbacks, and what is typed wins."""
 
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,13 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import lit_sphere.data
-import lit_sphere.modules  # noqa: F401  (makes the short class names known)
 from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
     GracefulStop,
+    RunCheckpoint,
     RunProgressBar,
     RunSummary,
     StopOnNonFinite,
@@ -24,6 +23,8 @@ from lit_sphere.callbacks import (
 from lit_sphere.cli.checkpoints import base_config, check_architecture, checkpoint_of, read_checkpoint
 from lit_sphere.cli.config_names import replace_config_names
 from lit_sphere.cli.run_folder import RecordRun, WandbMode, make_loggers, run_folder, take_history
+from lit_sphere.data import ResidentDataModule
+from lit_sphere.modules import SphereModule
 
 _TRAINER_DEFAULTS = {
     "max_epochs": 100,
@@ -33,11 +34,21 @@ _TRAINER_DEFAULTS = {
     # The data modules give each rank its share themselves, so that a resumed run repeats it.
     "use_distributed_sampler": False,
 }
-_CHECKPOINT_DEFAULTS = {
-    "checkpoint.save_last": True,
-    "checkpoint.save_top_k": 0,
-    "checkpoint.every_n_epochs": 1,
+_DESCRIPTIONS = {
+    "fit": "Train a network and leave config.yaml, metrics.csv, checkpoints, curves.png and a W&B run in one folder. "
+    "Options of the model, the data and the callbacks are listed by --model.help CLASS, --data.help CLASS and "
+    "--trainer.callbacks.help CLASS; classes go by their short names.",
+    "validate": "Evaluate a checkpoint (--ckpt_path) on the validation images, with its run's configuration.",
+    "test": "Evaluate a checkpoint (--ckpt_path) on the test images, with its run's configuration.",
 }
+
+
+class _Parser(LightningArgumentParser):
+    """A parser whose help leaves out the dozens of classes that Lightning would accept."""
+
+    def format_help(self) -> str:
+        text: str = super().format_help()
+        return re.sub(r",\s+known\s+subclasses:[^)]*?lightning[^)]*", "", text)
 
 
 class SphereCLI(LightningCLI):
@@ -46,13 +57,14 @@ class SphereCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         quiet: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
         commands = {
-            name: {**quiet, "usage": f"lit-sphere {name} --config NAME [options]"} for name in self.subcommands()
+            name: {**quiet, "usage": f"lit-sphere {name} [--config NAME] [options]", "description": what}
+            for name, what in _DESCRIPTIONS.items()
         }
         super().__init__(
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            trainer_defaults=_TRAINER_DEFAULTS,
+            parser_class=_Parser,
             parser_kwargs={"prog": "lit-sphere", **quiet, **commands},
             args=args,
         )
@@ -67,12 +79,19 @@ class SphereCLI(LightningCLI):
         inherited = LightningCLI.subcommands()
         return {name: inherited[name] for name in ("fit", "validate", "test")}
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of the run, and tell the model what the data look like.
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add model and data before the trainer, whose options fill pages.
 
         Args:
             parser: Of one subcommand.
         """
+        parser.add_lightning_class_args(SphereModule, "model", subclass_mode=True)
+        parser.add_lightning_class_args(ResidentDataModule, "data", subclass_mode=True)
+        self._add_run_arguments(parser)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in _TRAINER_DEFAULTS.items()})
+
+    def _add_run_arguments(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--run", type=str | None, default=None,
             help="Folder of the run; must not hold another one. Default: runs/CONFIG-DATE-TIME.",
@@ -83,8 +102,7 @@ class SphereCLI(LightningCLI):
         )
         parser.add_argument("--project", type=str, default="lit-sphere", help="W&B project.")
         parser.add_lightning_class_args(EffectiveLearningRateMonitor, "monitor")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(_CHECKPOINT_DEFAULTS)
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         for name in ("num_classes", "in_channels"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
@@ -168,4 +186,5 @@ def _quiet_lightning() -> None:
     # The folder is ours: config.yaml and checkpoints stand in it before the CSV logger opens.
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

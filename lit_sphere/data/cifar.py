@@ -76,20 +76,22 @@ class CIFAR10(ResidentDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Check that the files are there, after downloading them if asked to (one process per machine).
+        """Download the files if asked to and needed (one process per machine).
+
+        Missing files are left for ``setup`` to complain of: that runs in every process, so none waits.
 
         Raises:
-            FileNotFoundError: If they are not there, or could not be downloaded.
+            FileNotFoundError: If the download failed.
         """
-        if self.download:
-            try:
-                self._source()(self._folder().parent, download=True)
-            except (OSError, RuntimeError) as error:
-                raise FileNotFoundError(
-                    f"could not download {self.title} into '{self.root}' ({error}): "
-                    f"fetch {self._source().url} by other means and unpack it there"
-                ) from error
-        self._check_folder()
+        if not self.download:
+            return
+        try:
+            self._source()(self._folder().parent, download=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"could not download {self.title} into '{self.root}' ({error}): "
+                f"fetch {self._source().url} by other means and unpack it there"
+            ) from error
 
     def read(self) -> tuple[Images, Images | None]:
         """Read the images out of torchvision's files.

@@ -239,7 +239,10 @@ class ResidentDataModule(LightningDataModule, ABC):
         clean = pool if self.train_size == len(pool.labels) else pool.take(train)
         labels = redraw_labels(clean.labels, self.label_noise, self.num_classes, self.seed)
         self._corrupted = labels != clean.labels
-        self._sets = {"train": Images(clean.pixels, labels), "test": test or pool.take(rest)}
+        self._sets = {
+            "train": Images(clean.pixels, labels),
+            "test": pool.take(rest) if test is None else test,
+        }
         if self.val_size:
             self._sets["val"] = pool.take(val)
 
@@ -258,5 +261,5 @@ class ResidentDataModule(LightningDataModule, ABC):
         if self.trainer is None or not self.trainer.fit_loop.epoch_loop.restarting:
             return None
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        # They differ while a batch is under way: then it is a callback that iterates, and it gets all batches.
+        # They differ while a batch is under way: then a callback iterates, and it gets all batches.
         return done.completed if done.ready == done.completed else None

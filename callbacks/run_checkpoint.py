@@ -1,0 +1,46 @@
+"""Checkpoints of a run: the last one, and on request all."""
+
+from pathlib import Path
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Monitor: saves ``last.ckpt`` at the end of epochs, atomically, and with ``keep_all`` every one beside it.
+
+    Lightning's ``ModelCheckpoint`` with the options that a run on the sphere needs; there is no best
+    checkpoint, since regimes are told by where a run stays.
+
+    Args:
+        dirpath: Folder; on the command line the run's ``checkpoints``.
+        every_n_epochs: Epochs between two checkpoints.
+        every_n_steps: Optimizer steps between two checkpoints, instead of epochs.
+        keep_all: Keep all checkpoints, named by epoch and step, for interpolation and similarity.
+
+    Raises:
+        ValueError: If an interval is less than 1.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[RunCheckpoint("checkpoints", every_n_epochs=10)], logger=False)
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        keep_all: bool = False,
+    ) -> None:
+        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        super().__init__(
+            dirpath=dirpath,
+            filename="epoch{epoch:04d}-step{step:06d}",
+            auto_insert_metric_name=False,
+            save_last=True,
+            save_top_k=-1 if keep_all else 0,
+            every_n_epochs=None if every_n_steps else every_n_epochs,
+            every_n_train_steps=every_n_steps,
+        )
