@@ -64,6 +64,7 @@ class EffectiveLearningRateMonitor(Callback):
         self._names: list[str] = []
         self._sum: Tensor | None = None
         self._count = 0
+        self._epoch = -1  # of the sum: Lightning does not always end an epoch whose last batch was saved
         self._steps = 0
 
     @property
@@ -112,6 +113,8 @@ class EffectiveLearningRateMonitor(Callback):
         self._steps += 1
         if (self._steps - 1) % self.every_n_steps:
             return
+        if self._epoch != trainer.current_epoch:
+            self._sum, self._count, self._epoch = None, 0, trainer.current_epoch
         measured = self._quantities.measure()
         self._sum = measured if self._sum is None else self._sum.to(measured.device) + measured
         self._count += 1
@@ -125,7 +128,7 @@ class EffectiveLearningRateMonitor(Callback):
         if self._sum is None:
             return
         means = self._named(self._sum / self._count)
-        pl_module.log_dict(means, logger=self.per == "epoch")
+        pl_module.log_dict(means, logger=bool(trainer.loggers) and self.per == "epoch", sync_dist=True, batch_size=1)
         self._sum, self._count = None, 0
 
     def _named(self, measured: Tensor) -> dict[str, float]:
@@ -145,11 +148,12 @@ class EffectiveLearningRateMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Sums of an unfinished epoch, so that a resumed run continues its series."""
-        return {"sum": self._sum, "count": self._count, "steps": self._steps}
+        return {"sum": self._sum, "count": self._count, "epoch": self._epoch, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        self._sum, self._count, self._steps = state_dict["sum"], state_dict["count"], state_dict["steps"]
+        self._sum, self._count = state_dict["sum"], state_dict["count"]
+        self._epoch, self._steps = state_dict["epoch"], state_dict["steps"]
 
 
 def _short_names(groups: list[Group]) -> list[str]:

@@ -67,11 +67,18 @@ class GracefulStop(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here, where weights and counters agree."""
+        """Stop here, where weights and counters agree; after the last batch when the epoch has been logged."""
+        alone = trainer.world_size == 1
+        if not trainer.is_last_batch and (alone or (batch_idx + 1) % self.every_n_steps == 0):
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop between two epochs."""
+        self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
         stop = self._received is not None
         if trainer.world_size > 1:
-            if (batch_idx + 1) % self.every_n_steps and not trainer.is_last_batch:
-                return
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
             path = Path(self.dirpath or trainer.default_root_dir) / "interrupted.ckpt"

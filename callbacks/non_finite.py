@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -96,7 +97,8 @@ class StopOnNonFinite(Callback):
         step = min(step for step, _ in found)
         names = [name for at, name in found if at == step]
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        saved = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none yet"
+        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        saved = next(filter(None, (c.last_model_path or c.best_model_path for c in kept)), "none yet")
         raise NonFinite(
             f"epoch {trainer.current_epoch}, step {step}: {', '.join(names[:2])}{more} is NaN or infinite; "
             f"lower the learning rate or resume from the last checkpoint ({saved})"

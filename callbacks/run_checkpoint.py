@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Monitor: saves ``last.ckpt`` at the end of epochs, atomically, and with ``keep_all`` every one beside it.
+    """Monitor: saves ``last.ckpt`` at the end of epochs and of the run, atomically; ``keep_all`` keeps every one.
 
     Lightning's ``ModelCheckpoint`` with the options that a run on the sphere needs; there is no best
     checkpoint, since regimes are told by where a run stays.
@@ -37,10 +38,17 @@ class RunCheckpoint(ModelCheckpoint):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         super().__init__(
             dirpath=dirpath,
-            filename="epoch{epoch:04d}-step{step:06d}",
+            filename="epoch{epoch:04d}-step{step:06d}" if keep_all else "last",
             auto_insert_metric_name=False,
-            save_last=True,
-            save_top_k=-1 if keep_all else 0,
+            # With save_top_k=0 Lightning would save nothing before the run's end, whatever save_last says.
+            save_last=keep_all or None,
+            save_top_k=-1 if keep_all else 1,
+            enable_version_counter=False,
             every_n_epochs=None if every_n_steps else every_n_epochs,
             every_n_train_steps=every_n_steps,
         )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the run where it falls between two checkpoints."""
+        if self.dirpath is not None and self._last_global_step_saved != trainer.global_step:
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")

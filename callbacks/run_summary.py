@@ -85,9 +85,9 @@ class RunSummary(Callback):
         table = [(name, form.format(value), note) for name, value, form, note in lines if value is not None]
         table.append(("run folder", str(self.folder or trainer.log_dir or "none"), ""))
         wide = max(len(name) for name, _, _ in table)
+        took = f"; {seconds:.1f} s, {steps / seconds:.0f} steps/s" if self._started else ""
         print(
-            f"\n{self._name(trainer, pl_module)}: {trainer.current_epoch} epochs, {trainer.global_step} steps; "
-            f"{seconds:.1f} s, {steps / seconds:.0f} steps/s"
+            f"\n{self._name(trainer, pl_module)}: {trainer.current_epoch} epochs, {trainer.global_step} steps{took}"
         )
         for name, value, note in table:
             print(f"  {name:<{wide}}  {value:<10}  {note}".rstrip())

@@ -23,7 +23,7 @@ _NARROWING = (Tensor.float, Tensor.half, Tensor.bfloat16)
 
 
 class _Exact(TorchFunctionMode):
-    """Keeps a forward in float64 where its code asks for less, and vanishing the eps of functional norms."""
+    """Keeps a forward in float64 where its code asks for less, and lets functional norms' eps vanish."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -185,7 +185,7 @@ def _float64_device(device: torch.device) -> torch.device:
 
 def _random_like(example: Tensor, batch: Sequence[int], generator: torch.Generator) -> Tensor:
     """Return a random tensor with the example's shape (but its batch size), kind of type, and range."""
-    shape = tuple(example.shape)
+    example, shape = example.detach(), tuple(example.shape)
     if batch and shape[:1] == tuple(batch):
         shape = (_SAMPLES, *shape[1:])
     if example.is_floating_point():
@@ -195,7 +195,7 @@ def _random_like(example: Tensor, batch: Sequence[int], generator: torch.Generat
         return torch.randn(shape, generator=generator, dtype=torch.float64)
     # The example's own values, shuffled: in range, and a mask of ones stays one.
     picks = torch.randint(example.numel(), shape, generator=generator)
-    return example.detach().cpu().flatten()[picks]
+    return example.cpu().flatten()[picks]
 
 
 def _floating(output: object) -> Iterator[Tensor]:

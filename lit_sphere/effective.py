@@ -46,7 +46,8 @@ class EffectiveQuantities:
         self._optimizer = optimizer
         spheres = [group.get("spheres") for group in optimizer.param_groups]
         by_row = "filter" in spheres or any(group.rows is not None for group in groups)
-        trained = {p: group for group in optimizer.param_groups for p in group["params"]}
+        # Indices, because a restored optimizer holds other dictionaries.
+        trained = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._params: list[nn.Parameter] = []
         self._owners: list[list[int]] = []  # per parameter, the group of each of its atoms
         index: dict[nn.Parameter, int] = {}
@@ -62,7 +63,7 @@ class EffectiveQuantities:
                 rows = range(*(group.rows or slice(None)).indices(len(owners)))
                 owners[rows.start : rows.stop] = [i] * len(rows)
         self._by_row = by_row
-        self._param_groups = [trained[p] for p in self._params]
+        self._group_of = [trained[p] for p in self._params]
         self._count = len(groups)
         owner = torch.tensor([i for owners in self._owners for i in owners], device=self._params[0].device)
         self._kept = None if bool((owner >= 0).all()) else owner >= 0
@@ -103,11 +104,12 @@ class EffectiveQuantities:
 
     def _learning_rates(self) -> Tensor:
         """Learning rate η of each atom; made anew only when an option of the optimizer has changed."""
-        key = tuple(_rate(group) for group in self._param_groups)
+        param_groups = [self._optimizer.param_groups[i] for i in self._group_of]
+        key = tuple(_rate(group) for group in param_groups)
         if self._rates is None or self._rates[0] != key:
             rates = []
             for p, group, owners, rate in zip(
-                self._params, self._param_groups, self._owners, key, strict=True
+                self._params, param_groups, self._owners, key, strict=True
             ):
                 if group.get("spheres") == "filter":
                     radius = self._optimizer.state[p]["radius"].double().reshape(-1)

@@ -272,7 +272,24 @@ def test_saturating_activation_makes_no_group() -> None:
 
     convs = [("0.weight",), ("3.weight",)]
     assert names(find_groups(layers(nn.ReLU6()), FEATURES)) == convs
+    assert names(find_groups(layers(nn.Hardtanh(0, 12)), FEATURES)) == convs  # met by scaling only
     assert names(find_groups(layers(nn.ReLU()), FEATURES)) == [convs[0], ("1.weight", "1.bias"), convs[1]]
+
+
+def test_deep_network_whose_inputs_hardly_matter() -> None:
+    # At the default initialisation the signal fades, and all random inputs see one linear piece.
+    torch.manual_seed(0)
+    layers = [layer for _ in range(16) for layer in (nn.Linear(12, 12), nn.ReLU())]
+    assert names(find_groups(nn.Sequential(*layers, nn.LayerNorm(12)), torch.zeros(2, 12))) == [
+        ("30.weight", "30.bias")
+    ]
+
+
+def test_exponents_must_be_equal() -> None:
+    null = torch.tensor([[1.0, 1, 2, 0, 0], [0, 0, 0, 1, 1]], dtype=torch.float64)
+    matrix = torch.randn(21, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = matrix - matrix @ torch.linalg.pinv(null) @ null
+    assert minimal_groups(matrix, torch.ones(5, dtype=torch.float64)) == [(3, 4)]
 
 
 @st.composite
@@ -426,14 +443,55 @@ def test_integer_input() -> None:
     assert names(find_groups(model, tokens)) == [("0.weight",)]
 
 
-def test_bytes_cast_inside_the_model() -> None:
+@pytest.mark.parametrize(
+    "cast", [torch.Tensor.float, lambda x: x.to(torch.float32), lambda x: x.to(dtype=torch.float32)]
+)
+def test_bytes_cast_inside_the_model(cast: Callable[[Tensor], Tensor]) -> None:
     class Pixels(Chain):
         def forward(self, x: Tensor) -> Any:
-            x = x.float() / 255 + torch.ones(1, dtype=torch.float32).to(torch.float32)
-            return super().forward(x)
+            assert x.dtype == torch.uint8
+            return super().forward(cast(x) / 255)
 
     images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
     assert len(find_groups(Pixels(ConvNet(width=2, scale_invariant=True)), images)) == 4
+
+
+def test_buffers_that_a_forward_updates() -> None:
+    class Counting(LayerNormMLP):
+        count: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.ones(()))
+
+        def forward(self, x: Tensor) -> Any:
+            self.count.add_(1)
+            for module in list(self)[:-1]:
+                x = module(x)
+            return x * self.count
+
+    model = Counting()
+    assert len(find_groups(model, FEATURES)) == 3
+    assert model.count == 1
+
+
+def test_constant_initialisation() -> None:
+    model = LayerNormMLP()
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    assert len(find_groups(model, FEATURES)) == 3
+
+
+def test_filters_are_confirmed_by_scaling() -> None:
+    class Ranked(nn.Module):
+        """Batch norm times the rank of each filter's size: its gradient sees single filters as invariant."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            ranks = x.detach().abs().amax(0).argsort().argsort()
+            return F.batch_norm(x, None, None, training=True) * (1 + ranks)
+
+    model = nn.Sequential(nn.Linear(6, 16, bias=False), Ranked(), nn.ReLU(), nn.Linear(16, 3))
+    assert [(g.name, g.rows) for g in find_groups(model, FEATURES, "filter")] == [("0.weight", None)]
 
 
 def test_several_inputs_and_inputs_without_batch() -> None:
@@ -490,7 +548,7 @@ def test_compiled_model_runs_eagerly() -> None:
 )
 def test_callers_context(context: Callable[[], Any]) -> None:
     with context():
-        assert len(find_groups(LayerNormMLP(), torch.randn(2, 6))) == 3
+        assert len(find_groups(LayerNormMLP(), torch.randn(2, 6, requires_grad=True))) == 3
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -503,7 +561,16 @@ def test_result_does_not_depend_on_the_seed(seed: int) -> None:
 # ---------------------------------------------------------------- no trace, and bad input
 
 
-class Failing(Chain):
+class Remembering(Chain):
+    """Stores what it saw."""
+
+    def forward(self, x: Tensor) -> Any:
+        """Apply the modules and store the result."""
+        self.last = super().forward(x)
+        return self.last
+
+
+class Failing(Remembering):
     """Fails after the norm layers have run."""
 
     def forward(self, x: Tensor) -> Any:
@@ -515,7 +582,7 @@ class Failing(Chain):
 @pytest.mark.parametrize("fails", [False, True])
 def test_model_is_left_as_it_was(fails: bool) -> None:
     network = ConvNet(width=2, scale_invariant=True, eps=1e-3)
-    model = (Failing if fails else nn.Sequential)(network, nn.Dropout(0.5))
+    model = (Failing if fails else Remembering)(network, nn.Dropout(0.5))
     network.norms[0].eval()
     network(torch.randn(4, 3, 8, 8)).sum().backward()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}

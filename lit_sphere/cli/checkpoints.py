@@ -2,13 +2,14 @@
 
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lit_sphere.cli.config_names import find_config
+from lit_sphere.cli.config_names import default_config
 from lit_sphere.cli.errors import CommandLineError
 
 
@@ -39,14 +40,14 @@ def base_config(ckpt_path: str | None, has_config: bool) -> str | None:
         Path or text of a config; None if nothing is to be added.
     """
     if ckpt_path is None:
-        return None if has_config else find_config("elr.yaml")
+        return None if has_config else default_config()
     beside = Path(ckpt_path).parent.parent / "config.yaml"
     if not has_config and beside.is_file():
         return str(beside)
     hparams = dict(read_checkpoint(ckpt_path).get("hyper_parameters", {}))
     hparams.pop("_instantiator", None)
     if "_class_path" not in hparams:
-        return None if has_config else find_config("elr.yaml")
+        return None if has_config else default_config()
     model = {"class_path": hparams.pop("_class_path"), "init_args": hparams}
     # They come from the data:
     for linked in ("num_classes", "in_channels"):
@@ -69,13 +70,15 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise CommandLineError(f"--ckpt_path {path}: no such file")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols that Lightning does not write
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CommandLineError(
             f"--ckpt_path {path}: holds pickled code (or no checkpoint at all), which is not loaded; save tensors "
             "and plain values only"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CommandLineError(
             f"--ckpt_path {path}: not a readable checkpoint, it may be truncated; take another one"
         ) from error

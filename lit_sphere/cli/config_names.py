@@ -33,6 +33,8 @@ def find_config(name: str) -> str:
     """
     if Path(name).is_file():
         return name
+    if Path(name).is_dir():
+        raise CommandLineError(f"--config {name}: is a folder; give one of the YAML files in it")
     for shipped in shipped_configs():
         if name in (shipped, shipped.removesuffix(".yaml")):
             return str(_root() / shipped)
@@ -66,6 +68,15 @@ def replace_config_names(args: list[str]) -> list[str]:
         else:
             raise CommandLineError(f"{option} needs the name of a config; there are {', '.join(shipped_configs())}")
     return out
+
+
+def default_config() -> str:
+    """Give the config that ``fit`` takes where none is named: the shipped one, whatever lies in this folder.
+
+    Returns:
+        Path of the file.
+    """
+    return str(_root() / "elr.yaml")
 
 
 def _root() -> Path:

@@ -50,6 +50,8 @@ def _say(message: str, status: int) -> int:
     line = " ".join(message.split())
     if line.startswith("No supported gpu backend"):
         line = "no GPU found: use --trainer.accelerator cpu or auto"
+    if "made after the example input" in line:
+        line += "; does --model.input_shape fit the data?"
     print(f"lit-sphere: {line}", file=sys.stderr)
     return status
 
@@ -83,6 +85,8 @@ def _argument_error(message: str) -> str:
     text = re.sub(r"Expected (?:a )?<class '(?:\w+\.)*(\w+)'>", r"expected \1", text)
     text = re.sub(r"Expected (?:a )?typing\.Literal\[(.*?)\]", r"expected one of \1", text)
     text = re.sub(r"Option '(\w+)' is not accepted", r"has no option '\1'; --model.help CLASS and --data.help CLASS list them", text)
+    if "expected float" in text and given and given[0].strip(" .+-").lower() in ("nan", "inf"):
+        text = text.replace("expected float", "expected a finite number")
     reasons = [part.strip(" -:") for part in re.split(r"(?:^|\s)- ", text)]
     reason = " or ".join(dict.fromkeys(part for part in reasons if part))
     got = f", got {given[0].strip()}" if given else ""
@@ -98,4 +102,4 @@ def _classes(option: str) -> str:
     """Short names of the classes that an option takes."""
     if option == "--data":
         return "Digits, CIFAR10, CIFAR100"
-    return "SIConvNet, SIResNet18, SphereModule" if option == "--model" else "full import paths (package.module.Class)"
+    return "SIConvNet, SIResNet18, SphereModule" if option == "--model" else "those of import paths such as torch.optim.SGD"

@@ -49,6 +49,11 @@ def run_folder(asked: str | None, name: str, ckpt_path: str | None, is_first_ran
     return folder
 
 
+def forget_run_folder() -> None:
+    """Take the folder's name out of the environment: what this process starts later is another run."""
+    os.environ.pop(_SHARED_NAME, None)
+
+
 def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dict[str, Any]) -> list[Logger]:
     """Make the CSV logger and, unless disabled, the W&B logger of a run.
 
@@ -68,13 +73,13 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
     mode = mode or os.environ.get("WANDB_MODE") or "offline"  # type: ignore[assignment]
     if mode not in ("offline", "online", "disabled"):
         raise CommandLineError(f"WANDB_MODE={mode}: must be offline, online or disabled")
-    if mode == "disabled":
-        return [table]
     # Must exist, or W&B falls back to the system's temporary folder; a folder that cannot be made is said now.
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandLineError(f"cannot make the run folder {folder}: {error.strerror}; choose another --run") from error
+    if mode == "disabled":
+        return [table]
     offline = mode == "offline"
     settings = wandb.Settings(console="off", silent=offline, show_warnings=not offline)
     wandb.termsetup(settings, None)  # Lightning sets an option that W&B warns of before it reads `settings`
@@ -121,9 +126,16 @@ class RecordRun(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the W&B run: a second fit in this process is another one."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                wandb.finish()
+        _end_wandb(trainer, exit_code=0)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the W&B run as a failed one."""
+        _end_wandb(trainer, exit_code=1)
+
+
+def _end_wandb(trainer: Trainer, exit_code: int) -> None:
+    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        wandb.finish(exit_code)
 
 
 def take_history(folder: Path, steps: int) -> list[dict[str, float]]:

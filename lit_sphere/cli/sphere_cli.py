@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -22,7 +22,15 @@ from lit_sphere.callbacks import (
 )
 from lit_sphere.cli.checkpoints import base_config, check_architecture, checkpoint_of, read_checkpoint
 from lit_sphere.cli.config_names import replace_config_names
-from lit_sphere.cli.run_folder import RecordRun, WandbMode, make_loggers, run_folder, take_history
+from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.run_folder import (
+    RecordRun,
+    WandbMode,
+    forget_run_folder,
+    make_loggers,
+    run_folder,
+    take_history,
+)
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 
@@ -87,6 +95,7 @@ class SphereCLI(LightningCLI):
         """
         parser.add_lightning_class_args(SphereModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(ResidentDataModule, "data", subclass_mode=True)
+        parser.set_defaults({"data": {"class_path": "lit_sphere.data.Digits"}})
         self._add_run_arguments(parser)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in _TRAINER_DEFAULTS.items()})
@@ -119,7 +128,12 @@ class SphereCLI(LightningCLI):
         """Read the checkpoint and choose the folder, before anything is made."""
         config = self.config[self.subcommand]
         self.checkpoint = read_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
+        if self.checkpoint is None and self.subcommand != "fit":
+            raise CommandLineError(
+                f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt"
+            )
         if self.subcommand == "fit":
+            _refuse_finished(self.checkpoint, config)
             name = Path(str(config.config[-1])).stem if config.get("config") else "run"
             self.folder = run_folder(config.run, name, config.ckpt_path, rank_zero_only.rank == 0)
             if config.checkpoint.dirpath is None:
@@ -158,6 +172,18 @@ class SphereCLI(LightningCLI):
         return [RecordRun(self.folder, text, history)] if asked is not False else []
 
 
+def _refuse_finished(checkpoint: dict[str, Any] | None, config: Namespace) -> None:
+    """Lightning would train no step, and say nothing."""
+    if checkpoint is None or config.trainer.max_epochs in (None, -1):
+        return
+    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] if "loops" in checkpoint else 0
+    if done >= config.trainer.max_epochs:
+        raise CommandLineError(
+            f"--ckpt_path {config.ckpt_path}: has done {done} epochs already, nothing is left of "
+            f"--trainer.max_epochs {config.trainer.max_epochs}: give a larger number to go on"
+        )
+
+
 def run(args: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``test``.
 
@@ -168,12 +194,29 @@ def run(args: list[str]) -> None:
         args: Command line, the subcommand first.
     """
     _quiet_lightning()
+    if args[0].partition("=")[0] == "--print_shtab":
+        _print_completion((args[0].partition("=")[2] or " ".join(args[1:])).strip())
+        return
     args = replace_config_names(args)
-    if not {"-h", "--help"} & set(args) and not any(".help" in arg for arg in args):
+    asks_for_help = {"-h", "--help"} & set(args) or any(".help" in arg for arg in args)
+    if args[0] in _DESCRIPTIONS and not asks_for_help:
         has_config = any(arg.partition("=")[0] in ("--config", "-c") for arg in args)
         base = base_config(checkpoint_of(args), has_config)
         args[1:1] = ["--config", base] if base else []
-    SphereCLI(args)
+    try:
+        SphereCLI(args)
+    finally:
+        forget_run_folder()
+
+
+def _print_completion(shell: str) -> None:
+    if shell not in ("bash", "zsh", "tcsh"):
+        raise CommandLineError(f"--print_shtab {shell}: must be bash, zsh or tcsh")
+    set_parsing_settings(add_print_completion_argument=True)
+    try:
+        SphereCLI(["--print_completion", f"shtab-{shell}"])
+    finally:
+        set_parsing_settings(add_print_completion_argument=False)
 
 
 def _quiet_lightning() -> None:
@@ -186,5 +229,6 @@ def _quiet_lightning() -> None:
     # The folder is ours: config.yaml and checkpoints stand in it before the CSV logger opens.
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="You called `self.log.* but have no logger")  # --trainer.logger false
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+
+from lit_sphere.networks import ConvNet, ResNet18
+from lit_sphere.optim import squared_norms
+
+
+def trainable(network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [p for p in network.parameters() if p.requires_grad]
+
+
+def radius(network: torch.nn.Module) -> float:
+    return math.sqrt(squared_norms(trainable(network)).sum().item())
+
+
+@pytest.mark.parametrize(
+    ("network", "width", "parameters", "rho"),
+    [
+        # SCIENCE §2; PyTorch's default initialisation gives each filter the squared norm 1/3 on average.
+        (ConvNet, 32, 387_936, 12.65),
+        (ConvNet, 64, 1_550_016, 17.9),
+        (ResNet18, 32, 2_790_240, 28.3),
+        (ResNet18, 64, 11_159_232, 40.0),
+    ],
+)
+def test_parameters_and_radius_of_the_papers(
+    network: type[ConvNet] | type[ResNet18], width: int, parameters: int, rho: float
+) -> None:
+    torch.manual_seed(0)
+    net = network(width=width, scale_invariant=True)
+    assert sum(p.numel() for p in trainable(net)) == parameters
+    assert radius(net) == pytest.approx(rho, rel=3e-3)
+
+
+@pytest.mark.parametrize("network", [ConvNet, ResNet18])
+def test_the_head_is_frozen_at_norm_ten_with_its_initial_bias(network: type[ConvNet] | type[ResNet18]) -> None:
+    torch.manual_seed(1)
+    net = network(width=4, scale_invariant=True)
+    torch.manual_seed(1)
+    practical = network(width=4)
+    assert not any(p.requires_grad for p in net.head.parameters())
+    assert torch.linalg.vector_norm(net.head.weight).item() == pytest.approx(10, rel=1e-6)
+    direction = practical.head.weight / practical.head.weight.norm()
+    torch.testing.assert_close(net.head.weight / 10, direction)
+    if network is ConvNet:
+        torch.testing.assert_close(net.head.bias, practical.head.bias)
+    else:
+        assert net.head.bias is None
+
+
+@pytest.mark.parametrize("network", [ConvNet, ResNet18])
+@pytest.mark.parametrize("factor", [0.5, 2.0, 1e3])
+def test_outputs_do_not_change_when_all_weights_are_scaled(
+    network: type[ConvNet] | type[ResNet18], factor: float
+) -> None:
+    torch.manual_seed(0)
+    net = network(width=4, scale_invariant=True, eps=1e-30).double()
+    x = torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    before = net(x)
+    with torch.no_grad():
+        torch._foreach_mul_(trainable(net), factor)
+    torch.testing.assert_close(net(x), before, rtol=1e-10, atol=1e-10)
+
+
+def test_eps_breaks_scale_invariance_as_science_says() -> None:
+    torch.manual_seed(0)
+    net = ConvNet(width=8, scale_invariant=True).double()
+    x = torch.randn(32, 3, 32, 32, dtype=torch.float64)
+    before = net(x)
+    with torch.no_grad():
+        torch._foreach_mul_(trainable(net), 0.01)
+    assert (net(x) - before).abs().max() > 1e-2
+
+
+def test_the_practical_versions_train_everything_and_have_one_norm_less() -> None:
+    for network in (ConvNet, ResNet18):
+        assert all(p.requires_grad for p in network(width=4).parameters())
+    count = {
+        si: sum(isinstance(m, torch.nn.BatchNorm2d) for m in ResNet18(width=4, scale_invariant=si).modules())
+        for si in (True, False)
+    }
+    assert count[True] == count[False] + 3, "one more batch norm before each of the three shortcut convolutions"
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_conv_net_takes_digits_and_cifar_sizes(size: int) -> None:
+    assert ConvNet(width=2, in_channels=1, num_classes=7)(torch.zeros(2, 1, size, size)).shape == (2, 7)
+
+
+def test_a_head_norm_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="head_norm must be positive"):
+        ConvNet(width=2, scale_invariant=True, head_norm=0.0)
