@@ -61,10 +61,11 @@ class Comparison:
         first, second = zip(*self.pairs, strict=True)
         return median(first), median(second)
 
-    def lines(self) -> list[str]:
+    def lines(self, judge: bool) -> list[str]:
+        """Lines to print; ``judge`` says whether the goal was reached."""
         ratios = self.ratios
         verdict = ""
-        if self.goal is not None:
+        if judge and self.goal is not None:
             sign, number = self.goal
             reached = median(ratios) <= number if sign == "<=" else median(ratios) >= number
             verdict = f"goal {'≤' if sign == '<=' else '≥'} {number:g}: {'reached' if reached else 'MISSED'}"

@@ -7,6 +7,7 @@ from bare_loop import BareLoop
 from comparison import Comparison
 from conventional_loop import conventional_epoch_seconds
 from fitted import epoch_seconds
+from machine import hardware
 from settings import Settings
 
 from lit_sphere.networks import ConvNet
@@ -71,6 +72,8 @@ def _conventional(settings: Settings, section: str, width: int, precision: str, 
 
     what = f"training ConvNet w={width}, CIFAR-10's size, fit in {precision}, the other in fp32"
     comparison = Comparison(section, what, "fit", "conventional loop", "images/s", (">=", goal))
+    if precision == "bf16-mixed":
+        comparison.notes["amx_bf16 in /proc/cpuinfo"] = hardware(settings.device)["amx_bf16"]
     return comparison.take(ours, theirs, settings.trials)
 
 

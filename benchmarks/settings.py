@@ -26,6 +26,7 @@ class Settings:
         warm_steps: Optimizer steps per measurement of (a1).
         steps: Pairs of training steps per trial in (a2).
         memory_batches: Batches of the epoch in (d); None for all 50 000 images.
+        imports: Modules whose import alone is what (e) is compared with.
     """
 
     device: str
@@ -40,6 +41,7 @@ class Settings:
     warm_steps: int = 50
     steps: int = 6
     memory_batches: int | None = None
+    imports: str = "lightning.pytorch, wandb"
 
     def images_module(self) -> ResidentDataModule:
         """CIFAR-10, or random images of its size."""

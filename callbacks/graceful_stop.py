@@ -91,6 +91,6 @@ class GracefulStop(Checkpoint):
         """Give the signals back."""
         self._give_back()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back, before Lightning restores those that it had found itself."""
         self._give_back()
