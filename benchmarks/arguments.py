@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 _LETTERS = "abcde"
 _ABOUT = """\
@@ -17,8 +18,15 @@ sections:
 Takes about a quarter of an hour on two cores; run it on an idle machine."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers mistakes in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description="Time lit-sphere against plain PyTorch; print ratios.",
         epilog=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,6 +54,8 @@ def _problem(args: argparse.Namespace) -> str | None:
         return f"--sections takes letters among {_LETTERS}, got {args.sections!r}"
     if args.data is not None and not (Path(args.data).expanduser() / "cifar-10-batches-py").is_dir():
         return f"--data {args.data}: no folder cifar-10-batches-py in it; leave --data out for random images"
+    if args.json is not None and args.json.is_dir():
+        return f"--json {args.json}: is a folder; name a file"
     if args.json is not None and not args.json.absolute().parent.is_dir():
         return f"--json {args.json}: there is no folder {args.json.absolute().parent}"
     if args.device == "cuda":

@@ -1,4 +1,4 @@
-"""Times lit-sphere against plain PyTorch, in one process and one run: ``python benchmarks/overhead.py --help``.
+"""Times lit-sphere against plain PyTorch in one process and one run; see ``overhead.py --help``.
 
 Every ratio is the median over pairs of measurements taken one right after the other, with the smallest and
 largest; see the sections' modules for what is timed.

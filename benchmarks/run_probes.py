@@ -36,9 +36,7 @@ class EpochClock(Callback):
 class FirstStepMark(Callback):
     """Writes the time of day at which the first training step begins, and ends the process there."""
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         Path(os.environ[MARK_FILE]).write_text(repr(time.time()))
         os._exit(0)  # nothing after this is of interest, not even W&B's farewell
 
@@ -46,9 +44,7 @@ class FirstStepMark(Callback):
 class SyncGuard(Callback):
     """Makes every host synchronisation an error from the start of the third step to the end of the fifth."""
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 2:
             torch.cuda.set_sync_debug_mode("error")
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from comparison import Comparison
@@ -25,13 +26,14 @@ _SECTIONS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "e": lambda settings: [measure_start(settings)],
 }
 
+
 def _settings(args: argparse.Namespace) -> Settings:
     root = None if args.data is None else str(Path(args.data).expanduser().absolute())
     if not args.quick:
         return Settings(args.device, root, args.trials or 5)
     return Settings(
         args.device, root, args.trials or 1, width=8, batch=16, images=96, test_images=32, epochs=1,
-        digits_epochs=1, warm_steps=2, steps=2, memory_batches=2, imports="torch",
+        digits_epochs=1, warm_steps=2, steps=2, memory_batches=2, imports="numpy",
     )  # fmt: skip
 
 
@@ -66,8 +68,12 @@ def run_sections(args: argparse.Namespace) -> None:
     for comparison in _compare(sorted(set(args.sections)), settings, args.quick):
         print(*comparison.lines(judge=not args.quick), sep="\n", flush=True)
         report["comparisons"].append(comparison.as_json())
+        _write(report, args.json)  # an interrupted run keeps what it has
     report["hot_path"] = check_hot_path(settings)
     print("\n".join(f"{name}: {answer}" for name, answer in report["hot_path"].items()))
-    if args.json is not None:
-        args.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-        print(f"written: {args.json}")
+    _write(report, args.json)
+
+
+def _write(report: dict[str, Any], file: Path | None) -> None:
+    if file is not None:
+        file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")

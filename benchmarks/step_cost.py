@@ -71,15 +71,11 @@ def _warm(name: str, network: nn.Module, batch: Tensor, labels: Tensor, settings
 
     ours, theirs = (repeated(*side) for side in _pair(network))
     tensors = len(_trained(network))
-    comparison = Comparison(
-        "a1", f"step of {name} ({tensors} tensors), back to back", "SphereSGD", "SGD", "s", GOAL
-    )
+    comparison = Comparison("a1", f"step of {name} ({tensors} tensors), back to back", "SphereSGD", "SGD", "s", GOAL)
     return comparison.take(ours, theirs, 4 * settings.trials)
 
 
-def _in_training(
-    name: str, network: nn.Module, batch: Tensor, labels: Tensor, settings: Settings
-) -> Comparison:
+def _in_training(name: str, network: nn.Module, batch: Tensor, labels: Tensor, settings: Settings) -> Comparison:
     """After a real forward and backward pass, which leaves gradients and weights where it will."""
     wholes: dict[str, list[float]] = {"ours": [], "theirs": []}
 

@@ -8,8 +8,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_sphere.effective import EffectiveQuantities
+from lit_sphere.effective import EffectiveQuantities, StepMeans
 from lit_sphere.groups import Group, find_groups
+
+_MOST_CURVES = 64
 
 
 class EffectiveLearningRateMonitor(Callback):
@@ -30,7 +32,7 @@ class EffectiveLearningRateMonitor(Callback):
 
     ``elr`` and ``ess`` are logged for optimizers whose steps follow the gradient: ``SphereSGD`` and
     ``torch.optim.SGD`` without momentum. With more than 64 groups, ``…/min``, ``…/median`` and ``…/max`` over
-    the groups take the place of the single groups.
+    the groups take the place of the single groups. Other callbacks find the totals in ``trainer.callback_metrics``.
 
     Args:
         granularity: ``tensor``: whole weight tensors, or the tensors that are scale-invariant jointly;
@@ -60,11 +62,10 @@ class EffectiveLearningRateMonitor(Callback):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.granularity, self.per, self.every_n_steps = granularity, per, every_n_steps
-        self._quantities: EffectiveQuantities | None = None
+        self._means: StepMeans | None = None
+        self._restored: dict[str, Any] = {}
         self._names: list[str] = []
-        self._sum: Tensor | None = None
-        self._count = 0
-        self._epoch = -1  # of the sum: Lightning does not always end an epoch whose last batch was saved
+        self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
         self._steps = 0
 
     @property
@@ -74,13 +75,13 @@ class EffectiveLearningRateMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training, if the module says what its input looks like."""
-        self._quantities = None
+        self._means = None
         if pl_module.example_input_array is not None:
             self._find(trainer, pl_module, pl_module.example_input_array)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find the groups from the inputs of the first batch otherwise."""
-        if self._quantities is None:
+        if self._means is None:
             self._find(trainer, pl_module, batch[0] if isinstance(batch, (tuple, list)) else batch)
 
     def _find(self, trainer: Trainer, pl_module: LightningModule, example_input: Any) -> None:
@@ -97,62 +98,65 @@ class EffectiveLearningRateMonitor(Callback):
                 f"EffectiveLearningRateMonitor watches the {len(mine)} groups of {type(optimizer).__name__}; "
                 f"{len(groups) - len(mine)} are trained elsewhere"
             )
-        self._quantities = EffectiveQuantities(mine, optimizer)
         self._optimizer = optimizer
         self._names = _short_names(mine)
-        if "elr" not in self._quantities.quantities:
+        quantities = EffectiveQuantities(mine, optimizer)
+        self._logged = quantities.quantities
+        self._means = StepMeans(quantities)
+        self._means.load_state(self._restored)
+        self._restored = {}
+        if "elr" not in self._logged:
             rank_zero_warn(
                 f"EffectiveLearningRateMonitor logs norms and effective gradient norms only: η/ρ² is no effective "
                 f"learning rate of {type(optimizer).__name__} (momentum or adaptive steps)"
             )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Measure; nothing is brought to the host."""
-        if self._quantities is None or getattr(optimizer, "optimizer", optimizer) is not self._optimizer:
+        """Observe; nothing is brought to the host, but to log a single step."""
+        if self._means is None or getattr(optimizer, "optimizer", optimizer) is not self._optimizer:
             return
         self._steps += 1
         if (self._steps - 1) % self.every_n_steps:
             return
         if self._epoch != trainer.current_epoch:
-            self._sum, self._count, self._epoch = None, 0, trainer.current_epoch
-        measured = self._quantities.measure()
-        self._sum = measured if self._sum is None else self._sum.to(measured.device) + measured
-        self._count += 1
+            self._means.load_state({})
+            self._epoch = trainer.current_epoch
+        self._means.add()
         if self.per == "step":
-            for logger in trainer.loggers:
-                named = {**self._named(measured), "epoch": trainer.current_epoch}
-                logger.log_metrics(named, step=trainer.global_step)
+            self._log(trainer, self._means.last(), trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means over the epoch (to the progress bar only, where single steps are logged)."""
-        if self._sum is None:
+        """Log the means over the epoch; where single steps are logged, to other callbacks only."""
+        mean = None if self._means is None else self._means.mean()
+        if mean is None:
             return
-        means = self._named(self._sum / self._count)
-        pl_module.log_dict(means, logger=bool(trainer.loggers) and self.per == "epoch", sync_dist=True, batch_size=1)
-        self._sum, self._count = None, 0
+        if self.per == "epoch":
+            self._log(trainer, mean, trainer.global_step - 1)
+        # Callbacks get the totals: to pass each group through Lightning's bookkeeping costs more than to measure it.
+        totals = {f"{quantity}/total": value for quantity, value in zip(self._logged, mean[:, 0].tolist(), strict=True)}
+        pl_module.log_dict(totals, logger=False, sync_dist=True, batch_size=1)
 
-    def _named(self, measured: Tensor) -> dict[str, float]:
-        assert self._quantities is not None
-        if len(self._names) > 64:
+    def _log(self, trainer: Trainer, measured: Tensor, step: int) -> None:
+        metrics: dict[str, float] = {"epoch": trainer.current_epoch}
+        names = ["total", *self._names]
+        if len(self._names) > _MOST_CURVES:
             names = ["total", "min", "median", "max"]
             single = measured[:, 1:]
             spread = [single.amin(1), single.median(1).values, single.amax(1)]
             measured = torch.stack([measured[:, 0], *spread], 1)
-        else:
-            names = ["total", *self._names]
-        return {
-            f"{quantity}/{name}": value
-            for quantity, row in zip(self._quantities.quantities, measured.tolist(), strict=True)
-            for name, value in zip(names, row, strict=True)
-        }
+        for quantity, row in zip(self._logged, measured.tolist(), strict=True):
+            metrics.update({f"{quantity}/{name}": value for name, value in zip(names, row, strict=True)})
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums of an unfinished epoch, so that a resumed run continues its series."""
-        return {"sum": self._sum, "count": self._count, "epoch": self._epoch, "steps": self._steps}
+        """State of an unfinished epoch, so that a resumed run continues its series."""
+        means = self._restored if self._means is None else self._means.state()
+        return {"means": means, "epoch": self._epoch, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        self._sum, self._count = state_dict["sum"], state_dict["count"]
+        """Restore what :meth:`state_dict` gave, once the groups are found."""
+        self._restored = state_dict["means"]
         self._epoch, self._steps = state_dict["epoch"], state_dict["steps"]
 
 

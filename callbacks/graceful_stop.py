@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 
-class Interrupted(Exception):  # noqa: N818  (an event, not an error)
+class Interrupted(Exception):
     """Training was stopped by a signal, after a checkpoint was saved.
 
     Args:
@@ -83,9 +83,7 @@ class GracefulStop(Checkpoint):
         if stop:
             path = Path(self.dirpath or trainer.default_root_dir) / "interrupted.ckpt"
             trainer.save_checkpoint(path)
-            raise Interrupted(
-                self._received or signal.SIGTERM, path, trainer.current_epoch, trainer.global_step
-            )
+            raise Interrupted(self._received or signal.SIGTERM, path, trainer.current_epoch, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""

@@ -1,6 +1,7 @@
 """Stops a run whose loss or gradients are no longer finite, before the damage is saved."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,8 +27,7 @@ class StopOnNonFinite(Callback):
     Args:
         every_n_steps: Steps between two looks on an accelerator.
 
-    Raises:
-        NonFinite: While training.
+    While training it raises :class:`NonFinite`.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -70,8 +70,11 @@ class StopOnNonFinite(Callback):
         self._look(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look before anything is saved."""
+        """Look before anything is saved, at the outcome of the last step too."""
         self._look(trainer)
+        for name, tensor in checkpoint["state_dict"].items():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+                self._stop(trainer, trainer.global_step - 1, f"after the step {name}")
 
     def _see(self, trainer: Trainer, key: str, values: Tensor) -> None:
         bad = ~values.isfinite()
@@ -97,9 +100,14 @@ class StopOnNonFinite(Callback):
         step = min(step for step, _ in found)
         names = [name for at, name in found if at == step]
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        self._stop(trainer, step, ", ".join(names[:2]) + more)
+
+    def _stop(self, trainer: Trainer, step: int, what: str) -> NoReturn:
         kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        saved = next(filter(None, (c.last_model_path or c.best_model_path for c in kept)), "none yet")
+        paths = [c.last_model_path or c.best_model_path for c in kept]
+        # ModelCheckpoint takes the name down before it saves.
+        saved = next((path for path in paths if path and Path(path).exists()), "none yet")
         raise NonFinite(
-            f"epoch {trainer.current_epoch}, step {step}: {', '.join(names[:2])}{more} is NaN or infinite; "
+            f"epoch {trainer.current_epoch}, step {step}: {what} is NaN or infinite; "
             f"lower the learning rate or resume from the last checkpoint ({saved})"
         )

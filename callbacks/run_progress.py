@@ -94,7 +94,7 @@ class RunProgressBar(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open a bar for ``validate``; inside a fit the fit's own bar stands."""
-        if not trainer.state.fn == "fit":
+        if trainer.state.fn != "fit":
             self._open(sum(trainer.num_val_batches), 0, "batch")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,7 +103,7 @@ class RunProgressBar(ProgressBar):
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Move the bar of ``validate``."""
-        if self._bar is not None and not trainer.state.fn == "fit":
+        if self._bar is not None and trainer.state.fn != "fit":
             self._bar.update()
 
     def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -113,7 +113,7 @@ class RunProgressBar(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar of ``validate``."""
-        if not trainer.state.fn == "fit":
+        if trainer.state.fn != "fit":
             self._close()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

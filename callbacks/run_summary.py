@@ -3,14 +3,13 @@
 import time
 from pathlib import Path
 
-import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from lit_sphere.optim import SphereSGD, squared_norms
-from lit_sphere.report import draw_curves, read_metrics
+from lit_sphere.analysis import RegimeVerdict, name_regime
+from lit_sphere.optim import SphereSGD, joint_norm
+from lit_sphere.report import Series, draw_curves, read_metrics
 
 
 class RunSummary(Callback):
@@ -40,8 +39,8 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and draw the figure."""
-        self._draw(trainer, pl_module)
-        self._print(trainer, pl_module)
+        series = self._draw(trainer, pl_module)
+        self._print(trainer, pl_module, series or {})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is."""
@@ -51,25 +50,26 @@ class RunSummary(Callback):
             self._draw(trainer, pl_module)
 
     @rank_zero_only
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Series]:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
         if not loggers:
             rank_zero_warn("RunSummary draws no curves: there is no CSVLogger")
-            return
+            return {}
         metrics = Path(loggers[0].log_dir) / "metrics.csv"
         if not metrics.exists():
-            return
+            return {}
         series = read_metrics(metrics)
         if any(key in series for key in ("train/loss", "val/loss", "elr/total", "effective_grad_norm/total")):
             figure = draw_curves(series, self._name(trainer, pl_module), _validation_name(trainer))
             figure.savefig(Path(self.folder or loggers[0].log_dir) / "curves.png", dpi=130)
+        return series
 
     def _name(self, trainer: Trainer, pl_module: LightningModule) -> str:
         data = getattr(trainer, "datamodule", None)
         return self.title or type(pl_module).__name__ + (f" on {type(data).__name__}" if data else "")
 
     @rank_zero_only
-    def _print(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _print(self, trainer: Trainer, pl_module: LightningModule, series: dict[str, Series]) -> None:
         seconds = time.perf_counter() - self._started
         steps = trainer.global_step - self._first_step
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -78,17 +78,23 @@ class RunSummary(Callback):
             ("train loss", metrics.get("train/loss"), "{:.3g}", "mean over the last epoch"),
             ("train error", _percent(metrics.get("train/error")), "{:.2f} %", "mean over the last epoch"),
             (f"{validation} error", _percent(metrics.get("val/error")), "{:.2f} %", "eval mode"),
-            ("sharpness", metrics.get("effective_grad_norm/total"), "{:.3g}", "mean of ρ‖∇‖ over the last epoch"),
+            (
+                "sharpness",
+                metrics.get("effective_grad_norm/total"),
+                "{:.3g}",
+                "mean of ρ‖∇‖ over the last epoch",
+            ),
             ("ELR", metrics.get("elr/total"), "{:.4g}", "η/ρ²"),
             *_sphere_lines(trainer),
         ]
+        regime = _regime(trainer, series)
         table = [(name, form.format(value), note) for name, value, form, note in lines if value is not None]
+        if regime is not None:
+            table.append(("regime", regime.regime, regime.evidence))
         table.append(("run folder", str(self.folder or trainer.log_dir or "none"), ""))
         wide = max(len(name) for name, _, _ in table)
         took = f"; {seconds:.1f} s, {steps / seconds:.0f} steps/s" if self._started else ""
-        print(
-            f"\n{self._name(trainer, pl_module)}: {trainer.current_epoch} epochs, {trainer.global_step} steps{took}"
-        )
+        print(f"\n{self._name(trainer, pl_module)}: {trainer.current_epoch} epochs, {trainer.global_step} steps{took}")
         for name, value, note in table:
             print(f"  {name:<{wide}}  {value:<10}  {note}".rstrip())
 
@@ -100,10 +106,20 @@ def _sphere_lines(trainer: Trainer) -> list[tuple[str, float | None, str, str]]:
         if isinstance(optimizer, SphereSGD):
             for group in optimizer.param_groups:
                 if "radius" in group:
-                    norm = squared_norms([p.detach() for p in group["params"]]).sum().sqrt()
-                    drift = (torch.abs(norm / group["radius"] - 1)).item()
+                    drift = abs(joint_norm(group["params"]).item() / group["radius"] - 1)
                     lines.append(("ρ", group["radius"], "{:.5g}", f"relative drift {drift:.0e}"))
     return lines
+
+
+def _regime(trainer: Trainer, series: dict[str, Series]) -> RegimeVerdict | None:
+    """Regime of a run on the sphere, where curves, number of classes and a cross-entropy loss are known."""
+    if getattr(trainer.lightning_module, "loss", "cross_entropy") != "cross_entropy":
+        return None
+    num_classes = getattr(getattr(trainer, "datamodule", None), "num_classes", None)
+    on_sphere = any(isinstance(optimizer, SphereSGD) for optimizer in trainer.optimizers)
+    if not on_sphere or num_classes is None or not {"train/loss", "train/error"} <= series.keys():
+        return None
+    return name_regime(series["train/loss"].values, series["train/error"].values, num_classes)
 
 
 def _percent(fraction: float | None) -> float | None:

@@ -35,9 +35,7 @@ def minimal_groups(euler: Tensor, scales: Tensor, tolerance: float = 1e-9) -> li
     rows, pivots = _integer_basis(_null_basis(euler / scales, tolerance), scales)
     rays = _extreme_rays(rows, pivots, len(scales))
     supports = [
-        tuple(column for column, exponent in enumerate(ray) if exponent)
-        for ray in rays
-        if len(set(ray) - {0}) == 1
+        tuple(column for column, exponent in enumerate(ray) if exponent) for ray in rays if len(set(ray) - {0}) == 1
     ]
     groups: list[tuple[int, ...]] = []
     for support in sorted(supports, key=lambda columns: (len(columns), [-column for column in columns])):
@@ -98,9 +96,7 @@ def _extreme_rays(rows: list[list[int]], pivots: Collection[int], columns: int) 
                     continue
                 up, down = rays[i][column], -rays[j][column]
                 unit = lcm(up, down)
-                crossings.append(
-                    [unit // up * a + unit // down * b for a, b in zip(rays[i], rays[j], strict=True)]
-                )
+                crossings.append([unit // up * a + unit // down * b for a, b in zip(rays[i], rays[j], strict=True)])
         rays = [ray for ray in rays if ray[column] >= 0] + crossings
         rays = sorted(rays, key=lambda ray: sum(map(bool, ray)))[:_MOST_RAYS]
         todo.remove(column)

@@ -57,9 +57,7 @@ class Probe:
             raise ValueError(f"{type(model).__name__} has lazy parameters: run it once on real data first")
         trainable = {name: parameter for name, parameter in everything.items() if parameter.requires_grad}
         if not trainable:
-            raise ValueError(
-                f"{type(model).__name__} has no trainable parameter: nothing can be scale-invariant"
-            )
+            raise ValueError(f"{type(model).__name__} has no trainable parameter: nothing can be scale-invariant")
         self.names, self.parameters = tuple(trainable), tuple(trainable.values())
         self._device = _float64_device(self.parameters[0].device)
         # Inside an inference-mode caller, the copies would be tensors that autograd refuses.
@@ -157,10 +155,7 @@ class Probe:
         generator = self._generator(index)
         count = min(count, sum(output.numel() for output in outputs))
         return [
-            [
-                torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-                for output in outputs
-            ]
+            [torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output) for output in outputs]
             for _ in range(count)
         ]
 

@@ -71,47 +71,72 @@ class EffectiveQuantities:
         self._rates: tuple[tuple[float, ...], Tensor] | None = None
 
     @torch.no_grad()
-    def measure(self) -> Tensor:
-        """Measure at the present parameters and gradients (missing gradients count as zero).
+    def observe(self) -> Tensor:
+        """Take the norms of the present parameters and gradients, and leave the arithmetic for later.
+
+        Missing gradients count as zero.
 
         Returns:
-            float64 tensor of shape (len(quantities), 1 + groups): the total first, then each group. The
-            totals are those of all groups together: TR eqs. (3) and (4).
+            float64 tensor of shape (2 · atoms,) for :meth:`evaluate`; an atom is a tensor or a row of one.
         """
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
-        rho2 = self._squared(self._params)
-        g2 = self._squared(grads)
+        if not self._by_row:
+            return squared_norms([*self._params, *grads])
+        rows = [row_squared_norms(t) if t.ndim > 1 else t.double().square() for t in (*self._params, *grads)]
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def evaluate(self, observed: Tensor) -> Tensor:
+        """Work out the quantities, for the learning rates that the optimizer has now.
+
+        Args:
+            observed: What :meth:`observe` gave at one or more steps, shape (..., 2 · atoms).
+
+        Returns:
+            float64 tensor of shape (..., len(quantities), 1 + groups): the total first, then each group. The
+            totals are those of all groups together: TR eqs. (3) and (4).
+        """
+        rho2, g2 = observed.unflatten(-1, (2, -1)).unbind(-2)
+        if self._kept is not None:
+            rho2, g2 = rho2[..., self._kept], g2[..., self._kept]
         # All four are additive over atoms, also where atoms have learning rates of their own:
         # ρ², g², 1/η̃ = Σ ρ_a²/η_a (TR eq. (3)) and (η̃g̃)²/η̃ = Σ η_a g_a² (TR eq. (4)).
         atoms = [rho2, g2]
         if len(self.quantities) == len(QUANTITIES):
             rates = self._learning_rates()
             atoms += [rho2 / rates, rates * g2]
-        stacked = torch.stack(atoms)
-        sums = stacked.new_zeros(len(atoms), 1 + self._count).index_add_(1, self._owner + 1, stacked)
-        sums[:, 0] = sums[:, 1:].sum(1)
-        measured = [sums[0].sqrt(), (sums[0] * sums[1]).sqrt()]
-        if len(atoms) > 2:
-            elr = sums[2].reciprocal()
-            measured += [elr, (elr * sums[3]).sqrt()]
-        return torch.stack(measured)
+        stacked = torch.stack(atoms, -2)
+        sums = stacked.new_zeros(*stacked.shape[:-1], 1 + self._count).index_add_(-1, self._owner + 1, stacked)
+        sums[..., 0] = sums[..., 1:].sum(-1)
+        squares = sums.unbind(-2)
+        measured = [squares[0].sqrt(), (squares[0] * squares[1]).sqrt()]
+        if len(squares) > 2:
+            elr = squares[2].reciprocal()
+            measured += [elr, (elr * squares[3]).sqrt()]
+        return torch.stack(measured, -2)
 
-    def _squared(self, tensors: Sequence[Tensor]) -> Tensor:
-        if not self._by_row:
-            return squared_norms(tensors)
-        pieces = torch.cat([row_squared_norms(t) if t.ndim > 1 else t.double().square() for t in tensors])
-        return pieces if self._kept is None else pieces[self._kept]
+    def measure(self) -> Tensor:
+        """Measure at the present parameters and gradients.
+
+        Returns:
+            :meth:`evaluate` of :meth:`observe`, shape (len(quantities), 1 + groups).
+        """
+        return self.evaluate(self.observe())
+
+    def rates_changed(self) -> bool:
+        """Whether the optimizer's learning rates are others than at the last evaluation."""
+        return self._rates is not None and self._rates[0] != self._rate_key()
+
+    def _rate_key(self) -> tuple[float, ...]:
+        return tuple(_rate(self._optimizer.param_groups[i]) for i in self._group_of)
 
     def _learning_rates(self) -> Tensor:
         """Learning rate η of each atom; made anew only when an option of the optimizer has changed."""
-        param_groups = [self._optimizer.param_groups[i] for i in self._group_of]
-        key = tuple(_rate(group) for group in param_groups)
+        key = self._rate_key()
         if self._rates is None or self._rates[0] != key:
             rates = []
-            for p, group, owners, rate in zip(
-                self._params, param_groups, self._owners, key, strict=True
-            ):
-                if group.get("spheres") == "filter":
+            for p, i, owners, rate in zip(self._params, self._group_of, self._owners, key, strict=True):
+                if self._optimizer.param_groups[i].get("spheres") == "filter":
                     radius = self._optimizer.state[p]["radius"].double().reshape(-1)
                     rates.append(rate * radius.square())
                 else:
@@ -119,6 +144,87 @@ class EffectiveQuantities:
             flat = torch.cat(rates)
             self._rates = (key, flat if self._kept is None else flat[self._kept])
         return self._rates[1]
+
+
+class StepMeans:
+    """Means of the effective quantities over steps, with next to no work at a step.
+
+    A step's norms are kept on the device; the arithmetic is done for many steps at once. The means are the same to
+    the last bit wherever a run is interrupted, its state saved and restored.
+
+    Args:
+        quantities: What is measured.
+    """
+
+    _CHUNK = 256  # steps; bounds the memory
+
+    def __init__(self, quantities: EffectiveQuantities) -> None:
+        self._quantities = quantities
+        self._observed: list[Tensor] = []
+        self._evaluated: list[Tensor] = []
+        self._sum: Tensor | None = None
+        self._steps = 0
+
+    def add(self) -> None:
+        """Observe the present step."""
+        if self._quantities.rates_changed():
+            self._evaluate()
+        self._observed.append(self._quantities.observe())
+        self._steps += 1
+        if self._steps % self._CHUNK == 0:
+            self._add_up()
+
+    def last(self) -> Tensor:
+        """Give the quantities at the last observed step.
+
+        Returns:
+            float64 tensor of shape (len(quantities), 1 + groups).
+        """
+        self._evaluate()
+        return self._evaluated[-1][-1]
+
+    def mean(self) -> Tensor | None:
+        """Give the means since the last call, and begin anew.
+
+        Returns:
+            float64 tensor of shape (len(quantities), 1 + groups); None if no step was observed.
+        """
+        self._add_up()
+        mean = None if self._sum is None else self._sum / self._steps
+        self.load_state({})
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        """Give what :meth:`load_state` takes.
+
+        Returns:
+            Tensors and plain values.
+        """
+        self._evaluate()
+        return {"evaluated": list(self._evaluated), "sum": self._sum, "steps": self._steps}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; from none with an empty one.
+
+        Args:
+            state: As given by :meth:`state`.
+        """
+        self._observed = []
+        self._evaluated = list(state.get("evaluated", []))
+        self._sum, self._steps = state.get("sum"), state.get("steps", 0)
+
+    def _evaluate(self) -> None:
+        if self._observed:
+            self._evaluated.append(self._quantities.evaluate(torch.stack(self._observed)))
+            self._observed = []
+
+    def _add_up(self) -> None:
+        self._evaluate()
+        if self._evaluated:
+            device = self._evaluated[-1].device  # what was restored lies on the CPU
+            chunk = torch.cat([part.to(device) for part in self._evaluated]).sum(0)
+            self._sum = chunk if self._sum is None else self._sum.to(device) + chunk
+            self._evaluated = []
 
 
 def _has_learning_rate(optimizer: Optimizer) -> bool:

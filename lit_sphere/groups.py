@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from lit_sphere._null_space import minimal_groups
 from lit_sphere._probe import Probe
@@ -111,11 +111,7 @@ def find_groups(
             "trainable tensors is followed by a normalisation that undoes its scale. Put BatchNorm, "
             "LayerNorm, ... after the weights, or leave out what needs scale invariance"
         )
-    return [
-        _group(probe, columns, rows)
-        for columns, slices in zip(groups, blocks, strict=True)
-        for rows in slices
-    ]
+    return [_group(probe, columns, rows) for columns, slices in zip(groups, blocks, strict=True) for rows in slices]
 
 
 def _group(probe: Probe, columns: Sequence[int], rows: slice | None) -> Group:
@@ -166,9 +162,7 @@ def _confirmed(probe: Probe, groups: list[tuple[int, ...]]) -> list[tuple[int, .
     ]
 
 
-def _gradients(
-    probe: Probe, columns: Sequence[int], count: int, first: int
-) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _gradients(probe: Probe, columns: Sequence[int], count: int, first: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Yield pairs (∂f/∂w, w) of these tensors for ``count`` random functions f, inputs from ``first`` on.
 
     Raises:
@@ -196,9 +190,7 @@ def _gradients(
         index += 1
 
 
-def _euler_rows(
-    probe: Probe, columns: Sequence[int], count: int, first: int, bar: tqdm
-) -> tuple[Tensor, Tensor]:
+def _euler_rows(probe: Probe, columns: Sequence[int], count: int, first: int, bar: tqdm) -> tuple[Tensor, Tensor]:
     """Return matrices (count, columns) of ⟨∂f/∂w, w⟩ and of ‖∂f/∂w‖‖w‖, each row over its largest size."""
     euler, size = [], []
     for pairs in _gradients(probe, columns, count, first):
@@ -212,9 +204,7 @@ def _euler_rows(
 def _scaled_outputs(probe: Probe, factors: Mapping[int, float | Tensor]) -> list[Tensor]:
     """Return outputs with the tensors in these columns multiplied by these factors."""
     with torch.no_grad():
-        return probe.run(
-            0, [value * factors.get(column, 1.0) for column, value in enumerate(probe.values(0))]
-        )
+        return probe.run(0, [value * factors.get(column, 1.0) for column, value in enumerate(probe.values(0))])
 
 
 def _equal(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

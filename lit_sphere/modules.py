@@ -13,8 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
 from lit_sphere.groups import find_groups
 from lit_sphere.networks import ConvNet, ResNet18
@@ -81,9 +80,9 @@ class SphereModule(LightningModule):
         self._sphere_names: list[str] = []
         self._changed: dict[str, tuple[Any, Any]] = {}
         self._metrics_epoch = -1  # Lightning does not always end an epoch whose last batch was saved
-        self.train_metrics = _LossAndError(num_classes)
-        self.val_metrics = _LossAndError(num_classes)
-        self.test_metrics = _LossAndError(num_classes)
+        self.train_metrics = _LossAndError()
+        self.val_metrics = _LossAndError()
+        self.test_metrics = _LossAndError()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs (N, …) to logits (N, num_classes)."""
@@ -237,35 +236,32 @@ class SphereModule(LightningModule):
         self._changed = {}
 
 
-class _LossAndError(nn.Module):
+class _LossAndError(Metric):
     """Mean loss over samples and fraction of wrong predictions, without host synchronisation."""
 
-    def __init__(self, num_classes: int) -> None:
+    loss_sum: Tensor
+    wrong: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
-        self.loss = MeanMetric(nan_strategy="disable")
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        for name in ("loss_sum", "wrong", "count"):
+            self.add_state(name, default=torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.loss.update(loss, len(labels))
-        self.accuracy.update(logits, labels)
+        self.loss_sum += loss * len(labels)
+        self.wrong += (logits.argmax(1) != labels).sum()
+        self.count += len(labels)
 
     def compute(self) -> dict[str, Tensor]:
-        return {"loss": self.loss.compute(), "error": 1 - self.accuracy.compute()}
+        return {"loss": self.loss_sum / self.count, "error": self.wrong / self.count}
 
-    def reset(self) -> None:
-        self.loss.reset()
-        self.accuracy.reset()
+    def state(self) -> dict[str, Any]:
+        return dict(self.metric_state)
 
-    def state(self) -> dict[str, dict[str, Any]]:
-        return {name: {k: v for k, v in metric.metric_state.items()} for name, metric in self._named()}
-
-    def load_state(self, state: dict[str, dict[str, Any]]) -> None:
-        for name, metric in self._named():
-            for key, value in state[name].items():
-                setattr(metric, key, value.to(metric.device))
-
-    def _named(self) -> list[tuple[str, Metric]]:
-        return [("loss", self.loss), ("accuracy", self.accuracy)]
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name in self.metric_state:
+            setattr(self, name, state[name].to(self.device))
 
 
 class SIConvNet(SphereModule):

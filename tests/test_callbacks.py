@@ -38,8 +38,15 @@ class Foreign(LightningModule):
         super().__init__()
         torch.manual_seed(0)
         self.model = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 3),
         )
         self.kind, self.blow_up_at = optimizer, blow_up_at
         if example:
@@ -69,11 +76,19 @@ def loader() -> DataLoader[Any]:
 
 
 def fit(module: LightningModule, *callbacks: Callback, folder: Path | None = None, **options: Any) -> Trainer:
-    options = {"max_epochs": 2, "enable_progress_bar": any(isinstance(c, RunProgressBar) for c in callbacks), **options}
+    options = {
+        "max_epochs": 2,
+        "enable_progress_bar": any(isinstance(c, RunProgressBar) for c in callbacks),
+        **options,
+    }
     trainer = Trainer(
-        accelerator="cpu", logger=CSVLogger(folder, name="", version="") if folder else False,
-        enable_model_summary=False, callbacks=list(callbacks), log_every_n_steps=1,
-        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks), **options,
+        accelerator="cpu",
+        logger=CSVLogger(folder, name="", version="") if folder else False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        log_every_n_steps=1,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+        **options,
     )
     trainer.fit(module, loader())
     return trainer
@@ -92,15 +107,22 @@ class Expect(Callback):
 
 
 @pytest.mark.parametrize("example", [True, False])
-def test_elr_monitor_logs_the_means_of_an_epoch_in_a_foreign_module(example: bool) -> None:
+def test_elr_monitor_logs_the_means_of_an_epoch_in_a_foreign_module(example: bool, tmp_path: Path) -> None:
     expect = Expect()
-    metrics = fit(Foreign(example=example), EffectiveLearningRateMonitor(), expect).callback_metrics
+    metrics = fit(Foreign(example=example), EffectiveLearningRateMonitor(), expect, folder=tmp_path).callback_metrics
+    series = read_metrics(tmp_path / "metrics.csv")
     means = torch.stack(expect.steps[-4:]).mean(0)
     names = ["total"] + [group.name.removeprefix("model.") for group in expect.groups]
-    assert names[1:] == ["0.weight", "3.weight", "1.weight+1"] or sorted(names[1:]) == ["0.weight", "1.weight+1", "3.weight"]
+    assert names[1:] == ["0.weight", "3.weight", "1.weight+1"] or sorted(names[1:]) == [
+        "0.weight",
+        "1.weight+1",
+        "3.weight",
+    ]
     for row, quantity in enumerate(("norm", "effective_grad_norm", "elr", "ess")):
         for column, name in enumerate(names):
-            assert metrics[f"{quantity}/{name}"].item() == pytest.approx(means[row, column].item(), rel=1e-6)
+            assert series[f"{quantity}/{name}"].values[-1] == pytest.approx(means[row, column].item(), rel=1e-12)
+            assert series[f"{quantity}/{name}"].steps == [3, 7]
+        assert metrics[f"{quantity}/total"].item() == pytest.approx(means[row, 0].item(), rel=1e-6)
 
 
 def test_elr_monitor_logs_single_steps(tmp_path: Path) -> None:
@@ -125,16 +147,21 @@ def test_elr_monitor_logs_what_is_defined_for_adam() -> None:
     assert not any(key.startswith(("elr/", "ess/")) for key in metrics)
 
 
-def test_elr_monitor_gives_quantiles_of_many_filters() -> None:
+def test_elr_monitor_gives_quantiles_of_many_filters(tmp_path: Path) -> None:
     class Wide(Foreign):
         def __init__(self) -> None:
             super().__init__()
             self.model = nn.Sequential(
-                nn.Conv2d(1, 70, 3, bias=False), nn.BatchNorm2d(70), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                nn.Conv2d(1, 70, 3, bias=False),
+                nn.BatchNorm2d(70),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
                 nn.Linear(70, 3),
             )
 
-    metrics = fit(Wide(), EffectiveLearningRateMonitor("filter")).callback_metrics
+    fit(Wide(), EffectiveLearningRateMonitor("filter"), folder=tmp_path)
+    metrics = {key: one.values[-1] for key, one in read_metrics(tmp_path / "metrics.csv").items()}
     assert metrics["elr/min"] < metrics["elr/median"] < metrics["elr/max"]
     # TR eq. (3): 1/η̃ = Σ 1/η̃_i over 70 filters
     assert metrics["elr/min"] / 70 < metrics["elr/total"] < metrics["elr/max"] / 70
@@ -163,7 +190,9 @@ def test_two_monitors_have_states_of_their_own() -> None:
 def test_a_run_that_blows_up_is_stopped_before_its_weights_are_spoilt(optimizer: str, tmp_path: Path) -> None:
     module = Foreign(optimizer, blow_up_at=5)
     checkpoint = RunCheckpoint(tmp_path)
-    with pytest.raises(NonFinite, match=r"epoch 1, step 5: the gradient of model\.0\..* and \d more is NaN or infinite") as e:
+    with pytest.raises(
+        NonFinite, match=r"epoch 1, step 5: the gradient of model\.0\..* and \d more is NaN or infinite"
+    ) as e:
         fit(module, StopOnNonFinite(), checkpoint)
     assert str(tmp_path / "last.ckpt") in str(e.value)
     assert all(p.isfinite().all() for p in module.parameters())

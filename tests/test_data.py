@@ -52,9 +52,7 @@ def epoch_of(loader: ResidentLoader, epoch: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 5), st.integers(0, 3))
-def test_ranks_share_each_training_batch_equally(
-    size: int, per_rank: int, world_size: int, epoch: int
-) -> None:
+def test_ranks_share_each_training_batch_equally(size: int, per_rank: int, world_size: int, epoch: int) -> None:
     batch_size = per_rank * world_size
     order = EpochOrder(size, seed=3)
     order.set_epoch(epoch)
@@ -320,9 +318,7 @@ def test_digits_augmentation_shifts_by_one_pixel_at_most() -> None:
     assert matches.any(dim=1).all()  # all nine shifts occur
     assert not torch.equal(after, epoch_of(plain, 1)[0])
     assert not torch.equal(after.sum(), later.sum())
-    assert torch.equal(
-        epoch_of(data.train_pass_dataloader())[0], epoch_of(data.train_pass_dataloader(), 1)[0]
-    )
+    assert torch.equal(epoch_of(data.train_pass_dataloader())[0], epoch_of(data.train_pass_dataloader(), 1)[0])
     assert torch.equal(epoch_of(data.val_dataloader())[0], epoch_of(ready(Digits()).val_dataloader())[0])
 
 
@@ -384,7 +380,10 @@ def test_cifar_reads_pixels_and_labels(tiny: dict[Any, Any], cls: type[CIFAR10])
 
 @pytest.mark.parametrize("cls", [CIFAR10, CIFAR100])
 def test_cifar_normalisation(tiny: dict[Any, Any], cls: type[CIFAR10]) -> None:
-    papers = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # for both sets: the papers' code has one constant
+    papers = (
+        (0.4914, 0.4822, 0.4465),
+        (0.2023, 0.1994, 0.2010),
+    )  # for both sets: the papers' code has one constant
     for normalisation, (means, std) in (("dataset", (cls.mean, cls.std)), ("papers", papers)):
         data = ready(cls(tiny["root"], batch_size=16, normalisation=cast(Any, normalisation)))
         images, _ = epoch_of(data.train_pass_dataloader())
@@ -461,9 +460,7 @@ def test_use_before_setup() -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    message = (
-        r"no CIFAR-100 under '.*': give --data.root DIR that holds cifar-100-python, or --data.download true$"
-    )
+    message = r"no CIFAR-100 under '.*': give --data.root DIR that holds cifar-100-python, or --data.download true$"
     with pytest.raises(FileNotFoundError, match=message):
         CIFAR100(str(tmp_path)).setup("fit")
 
@@ -476,9 +473,7 @@ def test_root_that_is_the_inner_folder(tiny: dict[Any, Any]) -> None:
         CIFAR10(f"{inner}/test_batch", batch_size=4).setup("fit")
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"), [("data_batch_3", b"x"), ("test_batch", None), ("batches.meta", b"")]
-)
+@pytest.mark.parametrize(("name", "damage"), [("data_batch_3", b"x"), ("test_batch", None), ("batches.meta", b"")])
 def test_damaged_files(tiny: dict[Any, Any], name: str, damage: bytes | None) -> None:
     path = Path(tiny["root"]) / "cifar-10-batches-py" / name
     if damage is None:
@@ -503,9 +498,7 @@ def test_download(tiny: dict[Any, Any], tmp_path: Path, monkeypatch: pytest.Monk
 
     data = CIFAR10(str(target), batch_size=4, download=True)
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", unreachable)
-    with pytest.raises(
-        FileNotFoundError, match=r"could not download CIFAR-10 into .*no route to host.*https://"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"could not download CIFAR-10 into .*no route to host.*https://"):
         data.prepare_data()
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", copy)
     data.prepare_data()

@@ -204,9 +204,7 @@ class Watch(Callback):
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, *args: Any) -> None:
         self.note("train", batch)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Any, *args: Any
-    ) -> None:
+    def on_validation_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, *args: Any) -> None:
         self.note("val", batch)
 
     def on_fit_end(self, trainer: Trainer, *args: Any) -> None:

@@ -1,6 +1,8 @@
 """Two gloo processes on a CPU: one point on one sphere, one gradient, one log."""
 
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,13 @@ from lit_sphere.modules import SIConvNet, SphereModule
 from lit_sphere.networks.frozen_head import freeze_head
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
+
+
+@pytest.fixture(autouse=True)
+def forget_the_port() -> Iterator[None]:
+    """Lightning leaves the port of its processes in the environment, where the next ones would take it."""
+    yield
+    os.environ.pop("MASTER_PORT", None)
 
 
 def layer_norm_mlp() -> nn.Sequential:
@@ -38,10 +47,6 @@ class CompareRanks(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.effective: list[float] = []
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pass
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
@@ -61,10 +66,19 @@ class CompareRanks(Callback):
 
 def run(module: SphereModule, folder: Path, devices: int, **options: Any) -> dict[str, float]:
     trainer = Trainer(
-        max_epochs=2, accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto", logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=folder,
-        callbacks=[EffectiveLearningRateMonitor(), StopOnNonFinite(), CompareRanks(folder)], **options,
+        max_epochs=2,
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp_fork" if devices > 1 else "auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=[EffectiveLearningRateMonitor(), StopOnNonFinite(), CompareRanks(folder)],
+        **options,
     )
     trainer.fit(module, Digits(train_size=256, batch_size=64))
     logged: dict[str, float] = torch.load(folder / f"{devices}.pt", weights_only=True)
@@ -82,7 +96,10 @@ def test_ranks_hold_the_same_point_of_the_sphere_and_log_the_same(tmp_path: Path
 def test_two_ranks_take_the_steps_of_one(precision: Any, tmp_path: Path) -> None:
     one, two = (
         run(
-            SphereModule(layer_norm_mlp(), elr=1e-2, input_shape=(1, 8, 8)), tmp_path, devices, precision=precision
+            SphereModule(layer_norm_mlp(), elr=1e-2, input_shape=(1, 8, 8)),
+            tmp_path,
+            devices,
+            precision=precision,
         )
         for devices in (1, 2)
     )

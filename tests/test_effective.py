@@ -1,7 +1,7 @@
 """The identities of TR §3 along real training steps, and the learning rates of the optimizers."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import pytest
@@ -18,7 +18,9 @@ from lit_sphere.networks import ConvNet
 from lit_sphere.optim import SphereSGD
 from lit_sphere.theory import next_elr, total_elr, total_ess
 
-EXACT = {"rtol": 1e-10, "atol": 0.0}
+
+def assert_exact(measured: torch.Tensor, closed: torch.Tensor) -> None:
+    torch.testing.assert_close(measured, closed, rtol=1e-10, atol=0.0)
 
 
 def exact_conv_net() -> tuple[ConvNet, list[Group]]:
@@ -53,13 +55,13 @@ def test_identities_hold_along_a_hundred_steps_of_the_conv_net(elr: float) -> No
     for _, (x, y) in zip(range(100), digits(), strict=False):
         gradient_step(net, optimizer, x, y)
         norm, grad, elrs, ess = effective.measure()
-        torch.testing.assert_close(elrs[0], torch.tensor(elr, dtype=torch.float64), **EXACT)
-        torch.testing.assert_close(total_elr(elrs[1:]), elrs[0], **EXACT)  # TR eq. (3)
-        torch.testing.assert_close(total_ess(elrs[1:], ess[1:]), ess[0], **EXACT)  # TR eq. (4)
-        torch.testing.assert_close(elrs * grad, ess, **EXACT)
+        assert_exact(elrs[0], torch.tensor(elr, dtype=torch.float64))
+        assert_exact(total_elr(elrs[1:]), elrs[0])  # TR eq. (3)
+        assert_exact(total_ess(elrs[1:], ess[1:]), ess[0])  # TR eq. (4)
+        assert_exact(elrs * grad, ess)
         assert abs(norm[0].item() / rho - 1) < 1e-12
         if expected is not None:
-            torch.testing.assert_close(elrs[1:], expected, **EXACT)  # TR eq. (5)
+            assert_exact(elrs[1:], expected)  # TR eq. (5)
         expected = next_elr(elrs[1:], ess[1:], ess[0])
         moved = max(moved, (expected / elrs[1:] - 1).abs().max().item())
         before = torch.cat([p.detach().flatten() for p in params])
@@ -74,7 +76,10 @@ def test_identities_hold_along_a_hundred_steps_of_the_conv_net(elr: float) -> No
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 8), eta=st.floats(1e-6, 1e2))
 def test_totals_follow_from_the_groups_for_any_vectors(seed: int, n: int, eta: float) -> None:
     g = torch.Generator().manual_seed(seed)
-    params = [nn.Parameter(torch.randn(int(k), generator=g, dtype=torch.float64)) for k in torch.randint(2, 9, (n,), generator=g)]
+    params = [
+        nn.Parameter(torch.randn(int(k), generator=g, dtype=torch.float64))
+        for k in torch.randint(2, 9, (n,), generator=g)
+    ]
     for p in params:
         p.grad = torch.randn(p.shape, generator=g, dtype=torch.float64)
     groups = [Group(str(i), (p,)) for i, p in enumerate(params)]
@@ -83,9 +88,9 @@ def test_totals_follow_from_the_groups_for_any_vectors(seed: int, n: int, eta: f
     gradient = torch.cat([p.grad for p in params if p.grad is not None])
     rho, size = theta.norm(), gradient.norm()
     for measured, closed in ((norm, rho), (grad, rho * size), (elr, eta / rho**2), (ess, eta * size / rho)):
-        torch.testing.assert_close(measured[0], closed, **EXACT)
-    torch.testing.assert_close(total_elr(elr[1:]), elr[0], **EXACT)
-    torch.testing.assert_close(total_ess(elr[1:], ess[1:]), ess[0], **EXACT)
+        assert_exact(measured[0], closed)
+    assert_exact(total_elr(elr[1:]), elr[0])
+    assert_exact(total_ess(elr[1:], ess[1:]), ess[0])
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "filter"])
@@ -101,9 +106,9 @@ def test_groups_of_all_granularities_have_the_same_totals(
     gradient_step(net, optimizer, x, y)
     measured = EffectiveQuantities(groups, optimizer).measure()
     reference = EffectiveQuantities(coarse, optimizer).measure()
-    torch.testing.assert_close(measured[:, 0], reference[:, 0], **EXACT)
+    assert_exact(measured[:, 0], reference[:, 0])
     if spheres == "filter" and granularity == "filter":
-        torch.testing.assert_close(measured[2, 1:], torch.full((120,), 1e-2, dtype=torch.float64), **EXACT)
+        assert_exact(measured[2, 1:], torch.full((120,), 1e-2, dtype=torch.float64))
 
 
 def test_the_filter_view_is_that_of_single_rows() -> None:
@@ -118,7 +123,7 @@ def test_the_filter_view_is_that_of_single_rows() -> None:
         assert weight.grad is not None
         rho, g = weight[rows].detach().norm(), weight.grad[rows].norm()
         expected = torch.stack([rho, rho * g, 0.1 / rho**2, 0.1 * g / rho])
-        torch.testing.assert_close(torch.stack([norm, grad, elr, ess])[:, i + 1], expected, **EXACT)
+        assert_exact(torch.stack([norm, grad, elr, ess])[:, i + 1], expected)
 
 
 def test_weight_decay_enters_the_effective_learning_rate() -> None:
@@ -128,7 +133,7 @@ def test_weight_decay_enters_the_effective_learning_rate() -> None:
     x, y = next(digits())
     gradient_step(net, optimizer, x, y)
     norm, _, elr, ess = EffectiveQuantities(groups, optimizer).measure()
-    torch.testing.assert_close(elr, 0.5 / (norm**2 * (1 - 0.05)), **EXACT)
+    assert_exact(elr, 0.5 / (norm**2 * (1 - 0.05)))
     before = [p.detach().clone() for group in groups for p in group.parameters]
     optimizer.step()
     for i, (old, group) in enumerate(zip(before, groups, strict=True)):
@@ -145,7 +150,9 @@ def test_weight_decay_enters_the_effective_learning_rate() -> None:
         lambda params: torch.optim.AdamW(params, lr=1e-3),
     ],
 )
-def test_other_optimizers_have_no_such_learning_rate(optimizer: type[torch.optim.Optimizer]) -> None:
+def test_other_optimizers_have_no_such_learning_rate(
+    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
+) -> None:
     net, groups = exact_conv_net()
     effective = EffectiveQuantities(groups, optimizer(net.parameters()))
     assert effective.quantities == QUANTITIES[:2]
@@ -153,7 +160,7 @@ def test_other_optimizers_have_no_such_learning_rate(optimizer: type[torch.optim
 
 
 def test_a_changed_learning_rate_is_seen() -> None:
-    net, groups = exact_conv_net()
+    _, groups = exact_conv_net()
     optimizer = SphereSGD([p for group in groups for p in group.parameters], elr=1e-3)
     effective = EffectiveQuantities(groups, optimizer)
     assert effective.measure()[2, 0].item() == pytest.approx(1e-3)
@@ -172,6 +179,6 @@ def test_missing_gradients_count_as_zero() -> None:
 def test_a_group_that_the_optimizer_does_not_train_is_refused() -> None:
     net, groups = exact_conv_net()
     with pytest.raises(ValueError, match=r"SGD does not train the group convs\.1\.weight"):
-        EffectiveQuantities(groups, torch.optim.SGD([net.convs[0].weight], lr=0.1))
+        EffectiveQuantities(groups, torch.optim.SGD(list(net.convs[0].parameters()), lr=0.1))
     with pytest.raises(ValueError, match="no group"):
         EffectiveQuantities([], torch.optim.SGD(net.parameters(), lr=0.1))

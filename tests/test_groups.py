@@ -70,9 +70,7 @@ class VisionTransformer(nn.Module):
         self.position = nn.Parameter(torch.zeros(1, 5, width))
         self.blocks = nn.Sequential(
             *(
-                nn.TransformerEncoderLayer(
-                    width, 4, 32, 0.1, activation="gelu", batch_first=True, norm_first=True
-                )
+                nn.TransformerEncoderLayer(width, 4, 32, 0.1, activation="gelu", batch_first=True, norm_first=True)
                 for _ in range(2)
             )
         )
@@ -95,9 +93,7 @@ def test_si_convnet_has_its_four_convs_as_groups() -> None:
     assert names(groups) == [(group.name,) for group in groups]
     assert all(group.rows is None for group in groups)
     assert [group.parameters[0] for group in groups] == [model.get_parameter(g.name) for g in groups]
-    assert sum(group.numel for group in groups) == sum(
-        p.numel() for p in model.parameters() if p.requires_grad
-    )
+    assert sum(group.numel for group in groups) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_filters_of_si_convnet_tile_its_convs() -> None:
@@ -106,9 +102,7 @@ def test_filters_of_si_convnet_tile_its_convs() -> None:
     assert len(groups) == 15 * 8
     expected = [(f"convs.{i}.weight[{k}]", slice(k, k + 1)) for i in range(4) for k in range(8 << i)]
     assert [(group.name, group.rows) for group in groups] == expected
-    assert sum(group.numel for group in groups) == sum(
-        p.numel() for p in model.parameters() if p.requires_grad
-    )
+    assert sum(group.numel for group in groups) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     before, after = outputs_when_scaled(model, torch.randn(6, 3, 8, 8, dtype=torch.float64), groups[3], 3.7)
     torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-10)
 
@@ -171,9 +165,7 @@ def test_layer_norm_gives_whole_tensors(granularity: Any) -> None:
 
 
 def test_group_norm_gives_blocks() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 3)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 3))
     assert [g.name for g in find_groups(model, torch.zeros(2, 3, 8, 8))] == ["0.weight+1"]
     groups = find_groups(model, torch.zeros(2, 3, 8, 8), "filter")
     assert [g.name for g in groups] == [f"0.weight+1[{k}:{k + 4}]" for k in (0, 4, 8, 12)]
@@ -182,9 +174,7 @@ def test_group_norm_gives_blocks() -> None:
 
 
 def test_instance_norm_gives_filters() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
     groups = find_groups(model, torch.zeros(2, 3, 8, 8), "filter")
     # The norm takes the conv's bias out: it has no influence and is in no group.
     assert [group.name for group in groups] == [f"0.weight[{k}]" for k in range(8)]
@@ -235,12 +225,8 @@ def test_hand_written_norm_with_eps_attribute() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_network_without_normalisation_has_none(bias: bool) -> None:
-    model = nn.Sequential(
-        *(nn.Sequential(nn.Linear(6, 6, bias), nn.ReLU()) for _ in range(6)), nn.Linear(6, 3)
-    )
-    with pytest.raises(
-        ValueError, match=r"no scale-invariant group found in Sequential: none of its \d+ .*Put"
-    ):
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6, bias), nn.ReLU()) for _ in range(6)), nn.Linear(6, 3))
+    with pytest.raises(ValueError, match=r"no scale-invariant group found in Sequential: none of its \d+ .*Put"):
         find_groups(model, FEATURES)
 
 
@@ -366,9 +352,7 @@ class Wrapped(lightning.LightningModule):
 def test_lightning_module_with_trainer() -> None:
     module = Wrapped(LayerNormMLP())
     module.trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    assert [group.name for group in find_groups(module, FEATURES)] == [
-        f"network.{i}.weight" for i in (0, 3, 6)
-    ]
+    assert [group.name for group in find_groups(module, FEATURES)] == [f"network.{i}.weight" for i in (0, 3, 6)]
 
 
 def test_eval_mode_and_frozen_parameters() -> None:

@@ -21,8 +21,13 @@ SGD = partial(torch.optim.SGD, lr=0.1, weight_decay=1e-3)
 def fit(module: SphereModule, epochs: int = 1, ckpt_path: Path | None = None, **options: Any) -> Trainer:
     options = {"logger": False, "enable_checkpointing": False, **options}
     trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, num_sanity_val_steps=0, **options,
+        max_epochs=epochs,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **options,
     )
     trainer.fit(module, Digits(train_size=256), ckpt_path=ckpt_path)
     return trainer

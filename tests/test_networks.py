@@ -35,7 +35,9 @@ def test_parameters_and_radius_of_the_papers(
 
 
 @pytest.mark.parametrize("network", [ConvNet, ResNet18])
-def test_the_head_is_frozen_at_norm_ten_with_its_initial_bias(network: type[ConvNet] | type[ResNet18]) -> None:
+def test_the_head_is_frozen_at_norm_ten_with_its_initial_bias(
+    network: type[ConvNet] | type[ResNet18],
+) -> None:
     torch.manual_seed(1)
     net = network(width=4, scale_invariant=True)
     torch.manual_seed(1)
@@ -60,7 +62,7 @@ def test_outputs_do_not_change_when_all_weights_are_scaled(
     x = torch.randn(6, 3, 32, 32, dtype=torch.float64)
     before = net(x)
     with torch.no_grad():
-        torch._foreach_mul_(trainable(net), factor)
+        torch._foreach_mul_(list[torch.Tensor](trainable(net)), factor)
     torch.testing.assert_close(net(x), before, rtol=1e-10, atol=1e-10)
 
 
@@ -70,7 +72,7 @@ def test_eps_breaks_scale_invariance_as_science_says() -> None:
     x = torch.randn(32, 3, 32, 32, dtype=torch.float64)
     before = net(x)
     with torch.no_grad():
-        torch._foreach_mul_(trainable(net), 0.01)
+        torch._foreach_mul_(list[torch.Tensor](trainable(net)), 0.01)
     assert (net(x) - before).abs().max() > 1e-2
 
 

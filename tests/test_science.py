@@ -1,34 +1,42 @@
 """The three regimes on digits, by the shipped config (SCIENCE §7)."""
 
-import csv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lit_sphere.cli import main
+from lit_sphere.report import read_metrics
 
 pytestmark = pytest.mark.slow
 
 
-def final(folder: Path) -> tuple[list[float], list[float]]:
-    with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
-    errors = [float(row["val/error"]) for row in rows if row["val/error"]]
+@pytest.mark.parametrize(
+    ("elr", "regime"),
+    [
+        ("1e-4", "convergence"),
+        ("1e-3", "convergence"),
+        ("1e-2", "convergence"),
+        ("3e-2", "chaotic equilibrium"),
+        ("4e-2", "chaotic equilibrium"),
+        ("2e-1", "divergence"),
+        ("5e-1", "divergence"),
+    ],
+)
+def test_an_effective_learning_rate_has_its_regime(
+    elr: str, regime: str, tmp_path: Path, lit_sphere: Callable[..., Any]
+) -> None:
+    result = lit_sphere("fit", "--config", "elr.yaml", "--model.elr", elr, "--run", str(tmp_path), "--wandb", "disabled")
+    series = read_metrics(tmp_path / "metrics.csv")
+    losses, errors = series["train/loss"].values, series["val/error"].values
     assert len(losses) == len(errors) == 100
-    return losses, errors
-
-
-@pytest.mark.parametrize("elr", ["1e-3", "3e-2", "2e-1"])
-def test_three_effective_learning_rates_three_regimes(elr: str, tmp_path: Path) -> None:
-    main(["fit", "--config", "elr.yaml", "--model.elr", elr, "--run", str(tmp_path / "run"), "--wandb", "disabled"])
-    losses, errors = final(tmp_path / "run")
-    if elr == "1e-3":
-        assert losses[-1] < 2e-3
+    assert f"regime       {regime}" in result.out
+    if regime == "convergence":
+        assert losses[-1] < {"1e-4": 1e-2, "1e-3": 2e-3, "1e-2": 5e-4}[elr]
         assert errors[-1] <= 0.04
-    elif elr == "3e-2":
+    elif regime == "chaotic equilibrium":
         assert min(losses) > 0.5
-        assert sum(losses[-20:]) / 20 < 6  # below the loss of guessing with this head
+        assert 15 < sum(series["effective_grad_norm/total"].values[-20:]) / 20 < 60
     else:
-        assert min(errors[-20:]) > 0.6
         assert sum(errors[-20:]) / 20 == pytest.approx(0.9, abs=0.05)
+        assert min(series["effective_grad_norm/total"].values[-20:]) > 100

@@ -31,7 +31,11 @@ def norm(params: list[nn.Parameter]) -> float:
 
 def slow_step(params: list[Tensor], grads: list[Tensor], elr: float, rho: float) -> list[Tensor]:
     """TR eq. (2), element by element."""
-    hat = [w - elr * rho**2 * g for p, gr in zip(params, grads, strict=True) for w, g in zip(p.flatten(), gr.flatten(), strict=True)]
+    hat = [
+        w - elr * rho**2 * g
+        for p, gr in zip(params, grads, strict=True)
+        for w, g in zip(p.flatten(), gr.flatten(), strict=True)
+    ]
     scale = rho / math.sqrt(sum(float(w) ** 2 for w in hat))
     out, at = [], 0
     for p in params:
@@ -86,7 +90,8 @@ def test_one_sphere_per_parameter_group_and_plain_sgd_beside_them() -> None:
     first, second, plain = parameters(0), parameters(1, 3.0), parameters(2)
     before = copy.deepcopy(plain)
     optimizer = SphereSGD(
-        [{"params": first}, {"params": second, "elr": 0.5}, {"params": plain, "elr": None, "lr": 0.1}], elr=0.01
+        [{"params": first}, {"params": second, "elr": 0.5}, {"params": plain, "elr": None, "lr": 0.1}],
+        elr=0.01,
     )
     radii = norm(first), norm(second)
     for params in (first, second, plain):
@@ -257,7 +262,7 @@ def test_float32_stays_on_the_sphere_to_1e6_on_resnet18(channels_last: bool) -> 
     torch.manual_seed(0)
     net = ResNet18(width=64, scale_invariant=True)
     if channels_last:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last)
     params = [p for p in net.parameters() if p.requires_grad]
     optimizer = SphereSGD(params, elr=1e-3)
     for step in range(3):
@@ -268,7 +273,9 @@ def test_float32_stays_on_the_sphere_to_1e6_on_resnet18(channels_last: bool) -> 
         assert norm(params) == pytest.approx(optimizer.param_groups[0]["radius"], rel=1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-7), (torch.bfloat16, 1e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 3e-7), (torch.bfloat16, 1e-5), (torch.float64, 1e-13)]
+)
 def test_squared_norms_are_accurate(dtype: torch.dtype, tolerance: float) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(n, generator=generator).to(dtype) for n in (3, 70_000, 3_000_000)]

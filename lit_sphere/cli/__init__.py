@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 0 after help; 2 for a command line that cannot be understood; 1 for a run that
             failed; 130 or 143 for one that a signal stopped.
-    """
+    """  # noqa: DOC501, DOC502
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(_help())
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if not args[0].startswith("-") and args[0] not in _SUBCOMMANDS:
             known = ", ".join(_SUBCOMMANDS)
-            raise CommandLineError(f"unknown command {args[0]!r}; there are {known}")  # noqa: TRY301
+            raise CommandLineError(f"unknown command {args[0]!r}; there are {known}")
         # Lightning takes seconds to import: not before it is needed.
         from lit_sphere.cli.sphere_cli import run
 

@@ -29,9 +29,10 @@ def find_config(name: str) -> str:
         Path of the file.
 
     Raises:
-        CommandLineError: If there is neither; names those that are shipped.
+        CommandLineError: If there is neither; names those that are shipped. If the file is no YAML mapping.
     """
     if Path(name).is_file():
+        _check_yaml(name)
         return name
     if Path(name).is_dir():
         raise CommandLineError(f"--config {name}: is a folder; give one of the YAML files in it")
@@ -77,6 +78,25 @@ def default_config() -> str:
         Path of the file.
     """
     return str(_root() / "elr.yaml")
+
+
+def _check_yaml(path: str) -> None:
+    import yaml  # not for `lit-sphere --help`
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}: {getattr(error, 'problem', None)}" if mark else ""
+        raise CommandLineError(f"--config {path}: is no YAML{where}; correct it or take another file") from error
+    if not isinstance(content, dict):
+        raise CommandLineError(
+            f"--config {path}: must hold sections such as model: and trainer:, but is a {_kind(content)}"
+        )
+
+
+def _kind(content: object) -> str:
+    return "list" if isinstance(content, list) else "single value" if content is not None else "blank file"
 
 
 def _root() -> Path:

@@ -75,7 +75,10 @@ def _argument_error(message: str) -> str:
     if "Expected a dot import path string" in text:
         key, name = _option(text), text.split("Expected a dot import path string: ")[1].split(" - ")[0]
         return f"{key}: there is no class {name!r}; there are {_classes(key)}"
-    keys, given = _option(text), re.findall(r"Given value: (?!Namespace|NestedArg)(.+?)(?: - Expected| Given|$)", text)
+    keys, given = (
+        _option(text),
+        re.findall(r"Given value: (?!Namespace|NestedArg)(.+?)(?: - Expected| Given|$)", text),
+    )
     text = re.sub(r'Parser key "[^"]+":', "", text)
     text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors:", "", text)
     text = re.sub(r"Given value(?: type)?: .*?(?= - Expected|$)", "", text)
@@ -84,7 +87,11 @@ def _argument_error(message: str) -> str:
     text = re.sub(r"- Expected (?:a )?<class 'NoneType'>", "", text)
     text = re.sub(r"Expected (?:a )?<class '(?:\w+\.)*(\w+)'>", r"expected \1", text)
     text = re.sub(r"Expected (?:a )?typing\.Literal\[(.*?)\]", r"expected one of \1", text)
-    text = re.sub(r"Option '(\w+)' is not accepted", r"has no option '\1'; --model.help CLASS and --data.help CLASS list them", text)
+    text = re.sub(
+        r"Option '(\w+)' is not accepted",
+        r"has no option '\1'; --model.help CLASS and --data.help CLASS list them",
+        text,
+    )
     if "expected float" in text and given and given[0].strip(" .+-").lower() in ("nan", "inf"):
         text = text.replace("expected float", "expected a finite number")
     reasons = [part.strip(" -:") for part in re.split(r"(?:^|\s)- ", text)]
@@ -102,4 +109,8 @@ def _classes(option: str) -> str:
     """Short names of the classes that an option takes."""
     if option == "--data":
         return "Digits, CIFAR10, CIFAR100"
-    return "SIConvNet, SIResNet18, SphereModule" if option == "--model" else "those of import paths such as torch.optim.SGD"
+    return (
+        "SIConvNet, SIResNet18, SphereModule"
+        if option == "--model"
+        else "those of import paths such as torch.optim.SGD"
+    )

@@ -77,7 +77,9 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CommandLineError(f"cannot make the run folder {folder}: {error.strerror}; choose another --run") from error
+        raise CommandLineError(
+            f"cannot make the run folder {folder}: {error.strerror}; choose another --run"
+        ) from error
     if mode == "disabled":
         return [table]
     offline = mode == "offline"
@@ -87,7 +89,7 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
         table,
         WandbLogger(
             name=folder.name,
-            save_dir=str(folder),
+            save_dir=str(folder.resolve()),  # W&B's own process may stand in another folder
             project=project,
             mode=mode,
             config=config,
@@ -121,7 +123,7 @@ class RecordRun(Callback):
                     logger.experiment.define_metric(f"{section}/*", step_metric="epoch")
             elif isinstance(logger, CSVLogger):
                 for row in self._history:
-                    logger.log_metrics(row, step=int(row["step"]))
+                    logger.log_metrics({**row}, step=int(row["step"]))
                 logger.save()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -149,10 +151,14 @@ def take_history(folder: Path, steps: int) -> list[dict[str, float]]:
         Rows up to there, without empty cells; none if there is no metrics.csv.
     """
     path = folder / "metrics.csv"
-    if not path.exists():
+    # A resume that failed early has set the file aside already.
+    aside = sorted(folder.glob("metrics-before-step-*.csv"), key=lambda file: file.stat().st_mtime)
+    source = path if path.exists() else aside[-1] if aside else None
+    if source is None:
         return []
-    with path.open(newline="") as file:
+    with source.open(newline="") as file:
         rows = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
     # CSVLogger starts its file anew; the old one is kept until the run is deleted.
-    path.rename(folder / f"metrics-before-step-{steps}.csv")
+    if source == path:
+        path.rename(folder / f"metrics-before-step-{steps}.csv")
     return [row for row in rows if row["step"] < steps]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -54,8 +54,8 @@ _DESCRIPTIONS = {
 class _Parser(LightningArgumentParser):
     """A parser whose help leaves out the dozens of classes that Lightning would accept."""
 
-    def format_help(self) -> str:
-        text: str = super().format_help()
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        text: str = super().format_help(*args, **kwargs)
         return re.sub(r",\s+known\s+subclasses:[^)]*?lightning[^)]*", "", text)
 
 
@@ -102,11 +102,15 @@ class SphereCLI(LightningCLI):
 
     def _add_run_arguments(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--run", type=str | None, default=None,
+            "--run",
+            type=str | None,
+            default=None,
             help="Folder of the run; must not hold another one. Default: runs/CONFIG-DATE-TIME.",
         )
         parser.add_argument(
-            "--wandb", type=WandbMode | None, default=None,
+            "--wandb",
+            type=WandbMode | None,
+            default=None,
             help="W&B mode: offline (no account, no network), online or disabled. Default: WANDB_MODE, or offline.",
         )
         parser.add_argument("--project", type=str, default="lit-sphere", help="W&B project.")
@@ -117,7 +121,7 @@ class SphereCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; without Lightning's warning that arguments were given from Python."""
-        self.config: Namespace = parser.parse_args(args)
+        self.config: Namespace = parser.parse_args(args)  # type: ignore[arg-type]
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyperparameters over what the user typed; here they are
@@ -126,16 +130,14 @@ class SphereCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Read the checkpoint and choose the folder, before anything is made."""
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         self.checkpoint = read_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
         if self.checkpoint is None and self.subcommand != "fit":
-            raise CommandLineError(
-                f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt"
-            )
+            raise CommandLineError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt")
         if self.subcommand == "fit":
             _refuse_finished(self.checkpoint, config)
             name = Path(str(config.config[-1])).stem if config.get("config") else "run"
-            self.folder = run_folder(config.run, name, config.ckpt_path, rank_zero_only.rank == 0)
+            self.folder = run_folder(config.run, name, config.ckpt_path, _is_first_rank())
             if config.checkpoint.dirpath is None:
                 config.checkpoint.dirpath = str(self.folder / "checkpoints")
 
@@ -149,27 +151,36 @@ class SphereCLI(LightningCLI):
             The trainer.
         """
         if self.checkpoint is not None:
-            check_architecture(self.checkpoint, self.model, self.config[self.subcommand].ckpt_path)
-        trainer = self.config_init[self.subcommand].trainer
+            check_architecture(self.checkpoint, self.model, self.config[str(self.subcommand)].ckpt_path)
+        trainer = self.config_init[str(self.subcommand)].trainer
         callbacks: list[Callback] = [RunProgressBar()] if trainer.enable_progress_bar is not False else []
         if self.subcommand == "fit":
             callbacks += self._record(kwargs)
-            callbacks += [StopOnNonFinite(), RunSummary(self.folder), GracefulStop(self.folder / "checkpoints")]
+            callbacks += [
+                StopOnNonFinite(),
+                RunSummary(self.folder),
+                GracefulStop(self.folder / "checkpoints"),
+            ]
         else:
             kwargs["logger"] = False
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
     def _record(self, kwargs: dict[str, Any]) -> list[Callback]:
-        config = self.config[self.subcommand].clone()
+        config = self.config[str(self.subcommand)].clone()
         config.run = config.checkpoint.dirpath = None
         text = self._parser(self.subcommand).dump(config, skip_none=False)
         asked = config.trainer.logger
         if asked in (None, True):
             kwargs["logger"] = make_loggers(self.folder, config.wandb, config.project, yaml.safe_load(text))
-        in_place = self.checkpoint is not None and rank_zero_only.rank == 0
-        history = take_history(self.folder, self.checkpoint["global_step"]) if in_place else []
+        history = []
+        if self.checkpoint is not None and _is_first_rank():
+            history = take_history(self.folder, self.checkpoint["global_step"])
         return [RecordRun(self.folder, text, history)] if asked is not False else []
+
+
+def _is_first_rank() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _refuse_finished(checkpoint: dict[str, Any] | None, config: Namespace) -> None:
@@ -212,16 +223,41 @@ def run(args: list[str]) -> None:
 def _print_completion(shell: str) -> None:
     if shell not in ("bash", "zsh", "tcsh"):
         raise CommandLineError(f"--print_shtab {shell}: must be bash, zsh or tcsh")
-    set_parsing_settings(add_print_completion_argument=True)
+    from lit_sphere.cli.completion import completion_script
+
     try:
-        SphereCLI(["--print_completion", f"shtab-{shell}"])
-    finally:
-        set_parsing_settings(add_print_completion_argument=False)
+        _OptionsOnly(["fit"])
+    except _Options as found:
+        print(completion_script(shell, found.options))
+
+
+class _Options(Exception):
+    def __init__(self, options: dict[str, list[str]]) -> None:
+        self.options = options
+
+
+class _OptionsOnly(SphereCLI):
+    """Stops once the parsers are there."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        raise _Options(
+            {
+                name: [s for action in self._parser(name)._actions for s in action.option_strings if s[:2] == "--"]
+                for name in _DESCRIPTIONS
+            }
+        )
 
 
 def _quiet_lightning() -> None:
     """Keep what concerns the user: not which accelerators are absent, nor what Lightning advertises."""
-    noise = ("GPU available: False", "TPU available", "HPU available", "💡 Tip", "`Trainer.fit` stopped", "Seed set")
+    noise = (
+        "GPU available: False",
+        "TPU available",
+        "HPU available",
+        "💡 Tip",
+        "`Trainer.fit` stopped",
+        "Seed set",
+    )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(noise)
     )

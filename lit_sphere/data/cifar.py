@@ -67,9 +67,7 @@ class CIFAR10(ResidentDataModule):
         seed: int = 0,
         download: bool = False,
     ) -> None:
-        super().__init__(
-            batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed
-        )
+        super().__init__(batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed)
         if normalisation not in ("dataset", "papers"):
             raise ValueError(f'normalisation must be "dataset" or "papers", got {normalisation!r}')
         self.root = root

@@ -53,9 +53,7 @@ class Digits(ResidentDataModule):
         eval_batch_size: int = 1000,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed
-        )
+        super().__init__(batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed)
         if train_size + val_size == self.available:
             raise ValueError(
                 f"train_size {train_size} and val_size {val_size} leave none of the {self.available} digits "

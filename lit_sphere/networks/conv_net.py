@@ -1,5 +1,7 @@
 """The papers' small convolutional network ("3-layer ConvNet" of TR and PB)."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from lit_sphere.networks.frozen_head import freeze_head
@@ -37,12 +39,9 @@ class ConvNet(nn.Module):
         super().__init__()
         channels = [in_channels, width, 2 * width, 4 * width, 8 * width]
         self.convs = nn.ModuleList(
-            nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
-            for c_in, c_out in zip(channels[:-1], channels[1:], strict=True)
+            nn.Conv2d(c_in, c_out, 3, padding=1, bias=False) for c_in, c_out in pairwise(channels)
         )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(c_out, eps=eps, affine=not scale_invariant) for c_out in channels[1:]
-        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c_out, eps=eps, affine=not scale_invariant) for c_out in channels[1:])
         self.relu = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(2)
         self.global_pool = nn.AdaptiveMaxPool2d(1)

@@ -66,11 +66,7 @@ class ResNet18(nn.Module):
         for factor in (1, 2, 4, 8):
             c_out = factor * width
             stride = 1 if factor == 1 else 2
-            stages.append(
-                nn.Sequential(
-                    _Block(c_in, c_out, stride, affine, eps), _Block(c_out, c_out, 1, affine, eps)
-                )
-            )
+            stages.append(nn.Sequential(_Block(c_in, c_out, stride, affine, eps), _Block(c_out, c_out, 1, affine, eps)))
             c_in = c_out
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(c_in, eps=eps, affine=affine)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lit_sphere.optim.squared_norms import squared_norms
+from lit_sphere.optim.norms import joint_norm
 
 Spheres = Literal["joint", "filter"]
 
@@ -59,7 +59,13 @@ class SphereSGD(Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.0,
     ) -> None:
-        defaults = {"elr": elr, "spheres": spheres, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        defaults = {
+            "elr": elr,
+            "spheres": spheres,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+        }
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -67,6 +73,9 @@ class SphereSGD(Optimizer):
 
         Args:
             param_group: ``params`` and any of the options of the constructor.
+
+        Raises:
+            ValueError: As the constructor; the group is not added then.
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -84,7 +93,7 @@ class SphereSGD(Optimizer):
     def _measure_radius(self, group: dict[str, Any]) -> None:
         params = [p.detach() for p in group["params"]]
         if group["spheres"] == "joint":
-            group["radius"] = squared_norms(params).sum().sqrt().item()
+            group["radius"] = joint_norm(params).item()
             radii = [torch.tensor(group["radius"])]
         else:
             radii = _row_norms(params)
@@ -135,8 +144,8 @@ class SphereSGD(Optimizer):
                 torch._foreach_add_(params, grads, alpha=-group["lr"])
             elif group["spheres"] == "joint":
                 torch._foreach_add_(params, grads, alpha=-group["elr"] * group["radius"] ** 2)
-                norm = squared_norms(group["params"]).sum().sqrt()
-                torch._foreach_mul_(group["params"], (group["radius"] / norm).to(params[0].dtype))
+                scale = group["radius"] / joint_norm(group["params"])
+                torch._foreach_mul_(group["params"], scale.to(params[0].dtype))
             else:
                 radii = [self.state[p]["radius"] for p in params]
                 steps = torch._foreach_mul(grads, torch._foreach_mul(radii, radii))

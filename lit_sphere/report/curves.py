@@ -71,7 +71,7 @@ def _path(axes: Axes, series: Mapping[str, Series], validation_name: str) -> Non
     at = dict(zip(norm.epochs, norm.values, strict=True))
     points = [(x, at[e], e) for e, x in zip(loss.epochs, loss.values, strict=True) if e in at]
     x, y, epoch = zip(*points, strict=True) if points else ((), (), ())
-    axes.plot(x, y, color=_GROUP, linewidth=0.6)
+    axes.plot(x, y, color=_GROUP, linewidth=0.6, alpha=0.4)
     dots = axes.scatter(x, y, c=epoch, s=10, cmap="viridis", zorder=2)
     axes.figure.colorbar(dots, ax=axes, label="epoch")
     axes.set(title="path of the run", xlabel="train loss", xscale="log", yscale="log")
@@ -87,7 +87,7 @@ def _elrs(axes: Axes, series: Mapping[str, Series], validation_name: str) -> Non
 
 
 def _esses(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
-    _quantity(axes, series, "ess", "effective step size η̃g̃ [rad]")
+    _quantity(axes, series, "ess", "effective step size η̃g̃ (tan of the angle)")
 
 
 def _quantity(axes: Axes, series: Mapping[str, Series], quantity: str, title: str) -> None:

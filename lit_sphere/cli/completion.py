@@ -1,0 +1,44 @@
+"""Shell completion of subcommands and options."""
+
+import argparse
+import inspect
+from collections.abc import Iterable, Mapping
+
+import shtab
+
+from lit_sphere.data import CIFAR10
+from lit_sphere.modules import SIConvNet, SphereModule
+
+
+def completion_script(shell: str, options: Mapping[str, Iterable[str]]) -> str:
+    """Write a completion script.
+
+    jsonargparse's own script follows all classes that a Trainer could take, and does not come to an end.
+
+    Args:
+        shell: bash, zsh or tcsh.
+        options: Options of each subcommand.
+
+    Returns:
+        The script.
+    """
+    parser = argparse.ArgumentParser("lit-sphere")
+    commands = parser.add_subparsers()
+    for name, strings in options.items():
+        command = commands.add_parser(name, add_help=False, help=name)  # without help it is left out
+        for option in sorted({*strings, *_class_options()}):
+            command.add_argument(option)
+    script: str = shtab.complete(parser, shell)
+    return script
+
+
+def _class_options() -> set[str]:
+    """Options of the shipped models and data, which are no options of the parser but of their classes."""
+    classes = {"model": (SIConvNet, SphereModule), "data": (CIFAR10,)}
+    return {
+        f"--{key}.{name}"
+        for key, members in classes.items()
+        for member in members
+        for name in inspect.signature(member).parameters
+        if name not in ("training", "network", "num_classes", "in_channels", "input_shape")
+    }

@@ -1,0 +1,80 @@
+"""Norms accurate enough to live on a sphere, without host synchronisation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# On a CPU torch adds up float32 squares in float32: a ResNet-18 convolution of 2.4 million elements is off by
+# 4e-5 as a whole, by 2e-7 in blocks of this size. (float64 accumulation takes thirty times as long.)
+_BLOCK = 2**16
+
+
+def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Squared Frobenius norm of each tensor.
+
+    Args:
+        tensors: At least one floating-point tensor, all on one device.
+
+    Returns:
+        float64 tensor of shape (len(tensors),) on their device. Relative error about 2e-7 for float32.
+    """
+    blocks, owners = _blocks(tensors)
+    squares = _norms(blocks).double().square()
+    if len(blocks) == len(tensors):
+        return squares
+    index = torch.tensor(owners, device=squares.device)
+    return squares.new_zeros(len(tensors)).index_add_(0, index, squares)
+
+
+def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Norm of all tensors together, as of one vector.
+
+    Args:
+        tensors: At least one floating-point tensor, all on one device.
+
+    Returns:
+        float64 scalar tensor on their device. Relative error about 2e-7 for float32.
+    """
+    norm: Tensor = torch.linalg.vector_norm(_norms(_blocks(tensors)[0]), dtype=torch.float64)
+    return norm
+
+
+def row_squared_norms(tensor: Tensor) -> Tensor:
+    """Squared norm of each row along the first dimension (each filter).
+
+    Args:
+        tensor: Shape (rows, ...), at least two dimensions.
+
+    Returns:
+        float64 tensor of shape (rows,).
+    """
+    dims = tuple(range(1, tensor.ndim))
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=dims)
+    return norms.double().square()
+
+
+@torch.no_grad()
+def _norms(blocks: list[Tensor]) -> Tensor:
+    # Norms of half-precision tensors would be rounded to half precision.
+    dtype = torch.float32 if any(b.dtype in (torch.float16, torch.bfloat16) for b in blocks) else None
+    return torch.stack(torch._foreach_norm(blocks, 2, dtype=dtype))
+
+
+@torch.no_grad()
+def _blocks(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """Split large tensors on a CPU, where sums are not blocked; give each block's tensor by its index."""
+    blocks: list[Tensor] = []
+    owners: list[int] = []
+    for i, t in enumerate(tensors):
+        parts = [t] if t.numel() <= _BLOCK or t.device.type != "cpu" else list(_flat(t).split(_BLOCK))
+        blocks += parts
+        owners += [i] * len(parts)
+    return blocks, owners
+
+
+def _flat(t: Tensor) -> Tensor:
+    """All elements in one dimension, in any order, without a copy where the memory is dense."""
+    if t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last):
+        t = t.permute(0, 2, 3, 1)
+    return t.reshape(-1)

@@ -1,0 +1,103 @@
+"""What every test gets: one thread, a look for leaks, and the command line in-process."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+_WATCHED = ("WANDB_MODE", "LIT_SPHERE_RUN", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK")
+_WATCHED_PREFIXES = ("PL_", "MASTER_")
+# By seed_everything, in every run of Lightning: taken back without complaint.
+_LIGHTNING_SETS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+_TOOLS_MAKE = ("__pycache__", "build", "dist")
+
+
+class Result(NamedTuple):
+    """What one command line came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+LitSphere = Callable[..., Result]
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name in _WATCHED or name.startswith(_WATCHED_PREFIXES)}
+
+
+def _tree() -> set[str]:
+    folders = (REPOSITORY, REPOSITORY / "tests", REPOSITORY / "lit_sphere")
+    names = {str(path.relative_to(REPOSITORY)) for folder in folders for path in folder.iterdir()}
+    return {name for name in names if not Path(name).name.startswith(".") and Path(name).name not in _TOOLS_MAKE}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    # Two tests that each take all cores slow each other down by far more than two.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    environment, dtype, tree = _environment(), torch.get_default_dtype(), _tree()
+    yield
+    for name in _LIGHTNING_SETS:
+        os.environ.pop(name, None)
+        if name in environment:
+            os.environ[name] = environment[name]
+    leaked = []
+    if _environment() != environment:
+        leaked.append(f"environment variables: {environment} became {_environment()}")
+        for name in _environment().keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+    if torch.get_default_dtype() != dtype:
+        leaked.append(f"the default dtype: {dtype} became {torch.get_default_dtype()}")
+        torch.set_default_dtype(dtype)
+    if dist.is_available() and dist.is_initialized():
+        leaked.append("a process group")
+        dist.destroy_process_group()
+    if _tree() - tree:
+        leaked.append(f"files in the repository: {', '.join(sorted(_tree() - tree))}")
+    if leaked:
+        pytest.fail("this test leaks " + "; ".join(leaked))
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def lit_sphere(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> LitSphere:
+    """Run ``lit-sphere ARGS`` in this process."""
+    from lit_sphere.cli import main
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    def call(*args: str) -> Result:
+        capsys.readouterr()
+        # Lightning writes to the standard error of the time when it was imported, or to pytest's log.
+        log, handler = logging.getLogger("lightning.pytorch"), logging.StreamHandler(sys.stderr)
+        log.addHandler(handler)
+        status = 0
+        try:
+            main(list(args))
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        finally:
+            log.removeHandler(handler)
+        out, err = capsys.readouterr()
+        return Result(status, out, err)
+
+    return call

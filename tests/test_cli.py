@@ -1,0 +1,416 @@
+"""The command line does its main job: every flag, every shipped config, from an empty folder."""
+
+import csv
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import torch
+import yaml
+from conftest import LitSphere
+
+from lit_sphere import __version__
+from lit_sphere.cli.config_names import find_config, shipped_configs
+
+TINY = ("fit", "--trainer.max_epochs", "2", "--data.train_size", "256", "--wandb", "disabled")
+
+
+def checkpoint(folder: Path | str) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(Path(folder) / "checkpoints" / "last.ckpt", weights_only=True)
+    return loaded
+
+
+def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    first, second = a["state_dict"], b["state_dict"]
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def config(folder: Path | str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((Path(folder) / "config.yaml").read_text())
+    return loaded
+
+
+def metrics(folder: Path | str) -> list[dict[str, float]]:
+    with (Path(folder) / "metrics.csv").open(newline="") as file:
+        return [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def column(folder: Path | str, key: str) -> list[float]:
+    return [row[key] for row in metrics(folder) if key in row]
+
+
+def wandb_records(path: Path) -> list[Any]:
+    """Read a .wandb file: a 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    data, at, part, records = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        part += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = Record()
+            record.ParseFromString(part)
+            records.append(record)
+            part = b""
+    return records
+
+
+# --- the main job ----------------------------------------------------------------------------------------
+
+
+def test_fit_leaves_everything_in_one_folder(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    result = lit_sphere(*TINY, "--wandb", "offline", "--run", "a")
+    assert result.status == 0, result.err
+    assert [path.name for path in empty_folder.iterdir()] == ["a"], "files outside the run's folder"
+    names = {path.name for path in Path("a").iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoints", "curves.png", "wandb"} <= names
+    assert checkpoint("a")["global_step"] == 4
+    picture = matplotlib.image.imread("a/curves.png")
+    assert picture.shape[0] > 300
+    assert picture.shape[1] > 300
+    assert picture[..., :3].std() > 0.02, "nothing is drawn"
+    for word in (
+        "SIConvNet on Digits",
+        "train loss",
+        "test error",
+        "sharpness",
+        "ELR",
+        "ρ",
+        "drift",
+        "run folder",
+    ):
+        assert word in result.out
+    assert len(column("a", "train/loss")) == len(column("a", "val/error")) == 2
+    for file in Path("a/wandb").glob("offline-run-*/*.wandb"):
+        history = [record for record in wandb_records(file) if record.HasField("history")]
+        logged = [
+            {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+            for record in history
+        ]
+        assert [row["train/loss"] for row in logged if "train/loss" in row] == pytest.approx(column("a", "train/loss"))
+        assert [row["elr/total"] for row in logged if "elr/total" in row] == pytest.approx([1e-3, 1e-3])
+        axes = {
+            (r.metric.glob_name or r.metric.name): r.metric.step_metric
+            for r in wandb_records(file)
+            if r.HasField("metric")
+        }
+        assert {"train/*": "epoch", "val/*": "epoch", "elr/*": "epoch"}.items() <= axes.items()
+        assert "epoch" in axes
+        break
+    else:
+        pytest.fail("no W&B run")
+
+
+def test_default_folder_is_named_after_the_config(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    assert lit_sphere(*TINY, "--trainer.max_epochs", "1").status == 0
+    folders = list(Path("runs").iterdir())
+    assert len(folders) == 1
+    assert folders[0].name.startswith("elr-")
+    assert "LIT_SPHERE_RUN" not in os.environ
+
+
+def test_config_yaml_repeats_the_run_bit_for_bit(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    assert lit_sphere(*TINY, "--run", "a", "--data.augment", "true", "--seed_everything", "3").status == 0
+    assert lit_sphere("fit", "--config", "a/config.yaml", "--run", "b").status == 0
+    assert same_weights(checkpoint("a"), checkpoint("b"))
+    assert metrics("a") == metrics("b")
+    assert lit_sphere("fit", "--config", "a/config.yaml", "--run", "c", "--seed_everything", "4").status == 0
+    assert not same_weights(checkpoint("a"), checkpoint("c")), "the comparison sees no difference at all"
+
+
+def test_two_runs_in_one_process_are_two_wandb_runs(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    # The first fails, and must close its run all the same.
+    for arguments in (["--model.elr", "null"], [], []):
+        lit_sphere(
+            *TINY,
+            "--trainer.max_epochs",
+            "1",
+            "--wandb",
+            "offline",
+            "--run",
+            f"r{len(os.listdir())}",
+            *arguments,
+        )
+    files = [list(folder.glob("wandb/offline-run-*/*.wandb")) for folder in sorted(empty_folder.iterdir())]
+    assert [len(found) for found in files] == [1, 1, 1]
+    assert len({found[0].name for found in files}) == 3
+
+
+# --- shipped configs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_config(name: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
+    shown = lit_sphere("fit", "--config", name, "--print_config")
+    assert shown.status == 0, shown.err
+    parsed = yaml.safe_load(shown.out)
+    shipped = yaml.safe_load(Path(find_config(name)).read_text())
+    for key, value in shipped["model"].get("init_args", {}).items():
+        assert parsed["model"]["init_args"][key] == value
+    data = parsed["data"]["class_path"].rpartition(".")[2]
+    few = ["--trainer.max_epochs", "1", "--wandb", "disabled", "--run", "r", "--data.train_size", "64"]
+    few += [
+        "--data.batch_size",
+        "16",
+        "--trainer.limit_train_batches",
+        "2",
+        "--trainer.limit_val_batches",
+        "1",
+    ]
+    few += ["--data.eval_batch_size", "16"]
+    if data == "Digits":
+        result = lit_sphere("fit", "--config", name, *few)
+        assert result.status == 0, result.err
+        assert column("r", "train/loss")
+        return
+    # Made, and then refused for want of data only.
+    result = lit_sphere("fit", "--config", name, *few, "--data.root", "nowhere")
+    assert result.status == 1
+    assert "no CIFAR" in result.err
+    root = os.environ.get("LIT_SPHERE_CIFAR10")
+    if root and data == "CIFAR10":
+        root = str(Path(__file__).resolve().parent.parent / root)
+        result = lit_sphere("fit", "--config", name, *few, "--data.root", root)
+        assert result.status == 0, result.err
+        assert column("r", "train/loss")
+
+
+@pytest.mark.parametrize("name", ["elr.yaml", "elr"])
+def test_config_by_name_from_anywhere_and_a_path_wins(name: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
+    shown = yaml.safe_load(lit_sphere("fit", "--config", name, "--print_config").out)
+    assert shown["model"]["init_args"]["elr"] == 1e-3
+    Path(name).write_text("model: {class_path: SIConvNet, init_args: {elr: 0.25}}\n")
+    shown = yaml.safe_load(lit_sphere("fit", "--config", name, "--print_config").out)
+    assert shown["model"]["init_args"]["elr"] == 0.25
+    # A file that nobody named is not taken.
+    shown = yaml.safe_load(lit_sphere("fit", "--print_config").out)
+    assert shown["model"]["init_args"]["elr"] == 1e-3
+
+
+def test_later_configs_and_flags_win(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    Path("mine.yaml").write_text("model: {class_path: SIConvNet, init_args: {elr: 0.25}}\n")
+
+    def elr(*args: str) -> float:
+        return float(yaml.safe_load(lit_sphere("fit", *args, "--print_config").out)["model"]["init_args"]["elr"])
+
+    assert elr("--config", "elr.yaml", "--config=mine.yaml") == 0.25
+    assert elr("--config", "mine.yaml", "--config", "elr.yaml") == 1e-3
+    assert elr("--config", "mine.yaml", "--model.elr", "0.5") == 0.5
+    assert elr("--config", "mine.yaml", "--model.elr", "0.5", "--model.elr=0.125") == 0.125
+
+
+# --- one flag changes one thing --------------------------------------------------------------------------
+
+
+def _weight(folder: str, name: str) -> torch.Tensor:
+    tensor: torch.Tensor = checkpoint(folder)["state_dict"][name]
+    return tensor
+
+
+_ONE_FLAG: dict[str, tuple[str, Callable[[], bool]]] = {
+    "resnet": ("--model SIResNet18 --model.width 4", lambda: len(_weight("r", "network.stem.weight")) == 4),
+    "width": ("--model.width 4", lambda: len(_weight("r", "network.convs.0.weight")) == 4),
+    "elr": ("--model.elr 5e-3", lambda: column("r", "elr/total") == pytest.approx([5e-3, 5e-3])),
+    "train_size": ("--data.train_size 384", lambda: checkpoint("r")["global_step"] == 6),
+    "epochs": ("--trainer.max_epochs 1", lambda: len(column("r", "train/loss")) == 1),
+    "bf16": (
+        "--trainer.precision bf16-mixed",
+        lambda: (
+            _weight("r", "network.convs.0.weight").dtype == torch.float32
+            and column("r", "norm/total")[1] == pytest.approx(column("plain", "norm/total")[0], rel=1e-6)
+            and column("r", "train/loss") != column("plain", "train/loss")
+        ),
+    ),
+    "mse": ("--model.loss mse", lambda: column("r", "train/loss")[0] != column("plain", "train/loss")[0]),
+    "spheres": (
+        "--model.spheres filter --monitor.granularity filter",
+        # Each of the 120 filters is a group; their spread is logged, and each keeps its norm.
+        lambda: (
+            column("r", "norm/min") == pytest.approx([column("r", "norm/min")[0]] * 2, rel=1e-6)
+            and column("r", "elr/max") == pytest.approx([1e-3, 1e-3], rel=1e-5)
+        ),
+    ),
+    "per_step": ("--monitor.per step", lambda: len(column("r", "elr/total")) == 4),
+    "whole_space": (
+        "--model.elr null --model.optimizer SGD --model.optimizer.lr 0.1 --model.optimizer.weight_decay 0.01",
+        lambda: (
+            checkpoint("r")["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.01
+            and column("r", "norm/total")[0] != column("r", "norm/total")[1]
+        ),
+    ),
+    "keep_all": (
+        "--checkpoint.keep_all true",
+        lambda: len(list(Path("r/checkpoints").glob("epoch*.ckpt"))) == 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _ONE_FLAG)
+def test_one_flag_changes_one_thing(name: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
+    flags, holds = _ONE_FLAG[name]
+    if "plain" in holds.__code__.co_consts or name in ("bf16", "mse"):
+        assert lit_sphere(*TINY, "--run", "plain").status == 0
+    result = lit_sphere(*TINY, "--run", "r", *flags.split())
+    assert result.status == 0, result.err
+    assert holds()
+    plain = yaml.safe_load(lit_sphere(*TINY, "--print_config").out)
+    typed = flags.split()[::2]
+    for section in ("trainer", "monitor", "checkpoint"):
+        for key, value in config("r")[section].items():
+            if f"--{section}.{key}" not in typed:
+                assert value == plain[section][key], f"{section}.{key} changed too"
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------
+
+
+def test_last_checkpoint_is_written_while_training(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    """Else a killed run would leave nothing; a run that fails in its second epoch has that of the first."""
+    result = lit_sphere(*TINY, "--run", "a", "--trainer.max_epochs", "3", "--trainer.callbacks", "cli_networks.Break")
+    assert result.status == 1
+    assert "epoch 1, step 3" in result.err
+    assert "network.convs.0.weight" in result.err
+    assert "a/checkpoints/last.ckpt" in result.err
+    saved = checkpoint("a")
+    assert saved["global_step"] == 2
+    assert Path("a/curves.png").exists()
+    assert len(column("a", "train/loss")) == 1
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+
+
+def test_the_end_is_saved_between_two_intervals_too(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    assert lit_sphere(*TINY, "--run", "a", "--trainer.max_epochs", "3", "--checkpoint.every_n_epochs", "2").status == 0
+    assert checkpoint("a")["global_step"] == 6
+    assert lit_sphere(*TINY, "--run", "b", "--checkpoint.every_n_steps", "3").status == 0
+    assert checkpoint("b")["global_step"] == 4
+
+
+@pytest.mark.parametrize(("command", "key"), [("test", "test/error"), ("validate", "val/error")])
+def test_evaluate_with_a_checkpoint_alone(command: str, key: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
+    assert lit_sphere(*TINY, "--run", "a", "--model.width", "4").status == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("a").rglob("*")}
+    result = lit_sphere(command, "--ckpt_path", "a/checkpoints/last.ckpt")
+    assert result.status == 0, result.err
+    line = next(line for line in result.out.splitlines() if key in line)
+    assert float(line.split("│")[2]) == pytest.approx(column("a", "val/error")[-1], abs=1e-6)
+    assert {path: path.stat().st_mtime_ns for path in Path("a").rglob("*")} == before
+    # Without the run's config.yaml the checkpoint's own hyperparameters make the model.
+    shutil.copy("a/checkpoints/last.ckpt", "alone.ckpt")
+    alone = lit_sphere(command, "--ckpt_path", "alone.ckpt", "--data.train_size", "256")
+    assert alone.status == 0, alone.err
+    assert line in alone.out
+
+
+def test_resume_in_a_new_folder_and_in_place_equals_one_run(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    assert lit_sphere(*TINY, "--run", "whole", "--trainer.max_epochs", "3").status == 0
+    assert lit_sphere(*TINY, "--run", "a", "--trainer.max_epochs", "1").status == 0
+    first = checkpoint("a")
+    resume = ("fit", "--ckpt_path", "a/checkpoints/last.ckpt", "--trainer.max_epochs", "3")
+    result = lit_sphere(*resume, "--run", "b")
+    assert result.status == 0, result.err
+    assert same_weights(checkpoint("b"), checkpoint("whole"))
+    assert same_weights(checkpoint("a"), first), "the first run's checkpoint was touched"
+    result = lit_sphere(*resume, "--run", "a")
+    assert result.status == 0, result.err
+    assert same_weights(checkpoint("a"), checkpoint("whole"))
+    for key in ("step", "train/loss", "val/error", "elr/total", "effective_grad_norm/total"):
+        assert column("a", key) == column("whole", key)
+
+
+def test_a_failed_resume_in_place_loses_no_history(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    assert lit_sphere(*TINY, "--run", "a", "--trainer.max_epochs", "1").status == 0
+    first = column("a", "train/loss")
+    resume = ("fit", "--ckpt_path", "a/checkpoints/last.ckpt", "--trainer.max_epochs", "2", "--run", "a")
+    assert lit_sphere(*resume, "--model.elr", "null").status == 1
+    result = lit_sphere(*resume)
+    assert result.status == 0, result.err
+    assert column("a", "train/loss")[:1] == first
+    assert len(column("a", "train/loss")) == 2
+
+
+def test_what_is_typed_wins_over_the_checkpoint(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    assert lit_sphere(*TINY, "--run", "a", "--trainer.max_epochs", "1", "--model.elr", "2e-3").status == 0
+    resume = ("fit", "--ckpt_path", "a/checkpoints/last.ckpt", "--trainer.max_epochs", "2")
+    result = lit_sphere(*resume, "--run", "b", "--model.elr", "0.25")
+    assert result.status == 0, result.err
+    assert column("b", "elr/total") == pytest.approx([0.25])
+    assert config("b")["model"]["init_args"]["elr"] == 0.25
+    assert "elr: 0.002 in the checkpoint, 0.25 from now on" in result.err
+    # Unless typed, the checkpoint's stays.
+    result = lit_sphere(*resume, "--run", "c")
+    assert column("c", "elr/total") == pytest.approx([2e-3])
+    assert "from now on" not in result.err
+
+
+def test_optimizer_option_typed_on_resume_wins(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    sgd = ("--model.elr", "null", "--model.optimizer", "SGD", "--model.optimizer.lr")
+    assert lit_sphere(*TINY, "--run", "a", "--trainer.max_epochs", "1", *sgd, "0.1").status == 0
+    resume = ("fit", "--ckpt_path", "a/checkpoints/last.ckpt", "--trainer.max_epochs", "2")
+    result = lit_sphere(*resume, "--run", "b", "--model.optimizer.lr", "0.025")
+    assert result.status == 0, result.err
+    assert checkpoint("b")["optimizer_states"][0]["param_groups"][0]["lr"] == 0.025
+    assert "lr: 0.1 in the checkpoint, 0.025 from now on" in result.err
+
+
+# --- help ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_main_help_does_not_import_lightning(argument: str, empty_folder: Path) -> None:
+    code = (
+        "import sys; from lit_sphere.cli import main; main(sys.argv[1:]); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'jsonargparse')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{argument} imports torch or Lightning: {done.stderr}"
+    wanted = ["fit", "validate", "test", *shipped_configs()] if argument == "--help" else [__version__]
+    assert all(word in done.stdout for word in wanted)
+
+
+def test_help_names_every_option(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    text = lit_sphere("fit", "--help").out
+    for option in (
+        "--config",
+        "--model",
+        "--data",
+        "--run",
+        "--wandb",
+        "--monitor.granularity",
+        "--trainer.max_epochs",
+    ):
+        assert option in text
+    assert "lightning.pytorch.demos" not in text, "the help lists classes that nobody asked for"
+    model = lit_sphere("fit", "--model.help", "SIConvNet").out
+    assert "--model.elr" in model
+    assert "dimensionless" in model
+    assert "--data.root" in lit_sphere("fit", "--data.help", "CIFAR10").out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(shell: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
+    result = lit_sphere("--print_shtab", shell)
+    assert result.status == 0, result.err
+    for word in (
+        "fit",
+        "validate",
+        "--trainer.max_epochs",
+        "--ckpt_path",
+        "--model.elr",
+        "--data.train_size",
+    ):
+        assert (word.lstrip("-") if shell == "tcsh" else word) in result.out
+    if shell == "bash":
+        done = subprocess.run(["bash", "-n"], input=result.out, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr

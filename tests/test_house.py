@@ -1,0 +1,110 @@
+"""Imports only go down the house of DESIGN.md."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+# From the roof to the ground; those on one floor do not know each other.
+_FLOORS = [
+    {"cli"},
+    {"callbacks"},
+    {"report", "sweep"},
+    {"analysis"},
+    {"modules"},
+    {"effective"},
+    {"groups"},
+    {"optim", "networks", "data", "theory", "configs", "_null_space", "_probe"},
+]
+_FLOOR = {name: floor for floor, names in enumerate(_FLOORS) for name in names}
+_GROUND = len(_FLOORS) - 1
+_FILES = sorted((REPOSITORY / "lit_sphere").glob("*.py"))
+for _part in ("analysis", "cli", "data", "networks", "optim", "report", "theory"):
+    _FILES += sorted((REPOSITORY / "lit_sphere" / _part).glob("*.py"))
+_FILES += sorted((REPOSITORY / "callbacks").glob("*.py"))
+
+
+def _part_of(path: Path) -> str:
+    relative = path.relative_to(REPOSITORY).with_suffix("").parts
+    return relative[1] if relative[0] == "lit_sphere" else relative[0]
+
+
+def _imports(path: Path) -> set[str]:
+    """Full names of what a file imports, those inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                here = list(path.relative_to(REPOSITORY).with_suffix("").parts)
+                module = ".".join([*here[: len(here) - node.level], *([module] if module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _parts_imported(path: Path) -> set[str]:
+    parts = {name.split(".")[1] for name in _imports(path) if name.startswith("lit_sphere.")}
+    return {part for part in parts if not part.startswith("__")}
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_imports_go_down(path: Path) -> None:
+    part = _part_of(path)
+    if part in ("__init__", "__main__"):
+        return
+    assert part in _FLOOR, f"{part} has no floor: give it one in DESIGN.md and here"
+    for other in _parts_imported(path) - {part}:
+        assert _FLOOR[other] > _FLOOR[part] or {part, other} <= {"_probe", "_null_space"}, (
+            f"{path.name} ({part}) imports {other}, which does not stand below it"
+        )
+    if part == "callbacks":
+        assert "modules" not in _parts_imported(path)
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_only_upper_floors_and_data_know_lightning(path: Path) -> None:
+    part = _part_of(path)
+    knows = any(name.split(".")[0] in ("lightning", "pytorch_lightning", "torchmetrics") for name in _imports(path))
+    if part not in ("cli", "callbacks", "modules", "data", "__main__"):
+        assert not knows, f"{path.name} imports Lightning"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "callbacks").glob("*.py")), ids=lambda path: path.name)
+def test_callbacks_import_absolutely(path: Path) -> None:
+    """The folder is lit_sphere.callbacks when installed and callbacks in the checkout."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    assert all(node.level == 0 for node in nodes)
+    assert not any(name.split(".")[0] == "callbacks" for name in _imports(path))
+
+
+def test_the_scan_sees_imports() -> None:
+    files = {path.name: _parts_imported(path) for path in _FILES if path.name in ("modules.py", "sphere_cli.py")}
+    assert {"groups", "networks", "optim"} <= files["modules.py"]
+    assert {"callbacks", "data", "modules", "cli"} <= files["sphere_cli.py"]
+    assert any("lightning.pytorch.Callback" in _imports(path) for path in _FILES)
+    assert len(_FILES) > 25
+
+
+def test_warnings_are_errors_and_xfail_is_strict(pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.getini("xfail_strict") is True
+    assert "error" in pytestconfig.getini("filterwarnings")
+    options = pytestconfig.getini("addopts")
+    assert "--strict-markers" in options
+    assert "--strict-config" in options
+
+
+def test_warnings_really_are_errors() -> None:
+    import warnings
+
+    with pytest.raises(UserWarning, match="loud"):
+        warnings.warn("loud", UserWarning, stacklevel=1)
+
+
+def test_tests_have_unique_names_and_are_no_package() -> None:
+    folder = REPOSITORY / "tests"
+    names = [path.name for path in folder.rglob("*.py")]
+    assert len(names) == len(set(names))
+    assert "__init__.py" not in names
