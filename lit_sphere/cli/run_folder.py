@@ -115,7 +115,6 @@ class RecordRun(Callback):
         if not trainer.is_global_zero:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "config.yaml").write_text(self._config)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.define_metric("epoch")
@@ -125,6 +124,11 @@ class RecordRun(Callback):
                 for row in self._history:
                     logger.log_metrics({**row}, step=int(row["step"]))
                 logger.save()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write config.yaml: not before model and data were found sound, over that of a run that goes on here."""
+        if trainer.is_global_zero:
+            (self._folder / "config.yaml").write_text(self._config)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the W&B run: a second fit in this process is another one."""
