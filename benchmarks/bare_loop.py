@@ -53,7 +53,7 @@ class BareLoop:
             self.optimizer.zero_grad()
             logits = self.network(images)
             loss = F.cross_entropy(logits, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
             loss_sum += loss.detach() * len(labels)
             wrong += (logits.detach().argmax(1) != labels).sum()

@@ -65,7 +65,7 @@ def _step(
     optimizer.zero_grad()
     logits = network(pixels)
     loss = F.cross_entropy(logits, labels)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     quantities: dict[str, Any] = {
         "loss": loss.item(),
         "correct": (logits.argmax(1) == labels).sum().item(),

@@ -48,7 +48,7 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _backward(network: nn.Module, batch: Tensor, labels: Tensor) -> None:
-    F.cross_entropy(network(batch), labels).backward()  # type: ignore[no-untyped-call]
+    F.cross_entropy(network(batch), labels).backward()
 
 
 def _warm(name: str, network: nn.Module, batch: Tensor, labels: Tensor, settings: Settings) -> Comparison:

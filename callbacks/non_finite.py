@@ -27,8 +27,6 @@ class StopOnNonFinite(Callback):
     Args:
         every_n_steps: Steps between two looks on an accelerator.
 
-    While training it raises :class:`NonFinite`.
-
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[StopOnNonFinite()], logger=False)

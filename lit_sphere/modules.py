@@ -71,7 +71,7 @@ class SphereModule(LightningModule):
             self.save_hyperparameters(logger=False, ignore=_unsaved("network", "optimizer"))
         self.automatic_optimization = False
         # Faster convolutions on CPUs and tensor cores; images come in this layout too.
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         self.elr, self.lr, self.spheres = elr, lr, spheres
         self.loss, self.num_classes = loss, num_classes
         self.example_input_array = torch.zeros(2, *input_shape)
@@ -114,6 +114,7 @@ class SphereModule(LightningModule):
             self.network.compile()
 
     def _find_sphere(self) -> None:
+        assert isinstance(self.example_input_array, Tensor)
         groups = find_groups(self.network, self.example_input_array)
         self._sphere_names = [name for group in groups for name in group.names]
         trainable = [name for name, p in self.network.named_parameters() if p.requires_grad]

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.slow
 def test_an_effective_learning_rate_has_its_regime(
     elr: str, regime: str, tmp_path: Path, lit_sphere: Callable[..., Any]
 ) -> None:
-    result = lit_sphere("fit", "--config", "elr.yaml", "--model.elr", elr, "--run", str(tmp_path), "--wandb", "disabled")
+    result = lit_sphere(
+        "fit", "--config", "elr.yaml", "--model.elr", elr, "--run", str(tmp_path), "--wandb", "disabled"
+    )
     series = read_metrics(tmp_path / "metrics.csv")
     losses, errors = series["train/loss"].values, series["val/error"].values
     assert len(losses) == len(errors) == 100

@@ -89,10 +89,8 @@ def test_a_step_at_another_radius_turns_by_the_same_angle(seed: int, factor: flo
 def test_one_sphere_per_parameter_group_and_plain_sgd_beside_them() -> None:
     first, second, plain = parameters(0), parameters(1, 3.0), parameters(2)
     before = copy.deepcopy(plain)
-    optimizer = SphereSGD(
-        [{"params": first}, {"params": second, "elr": 0.5}, {"params": plain, "elr": None, "lr": 0.1}],
-        elr=0.01,
-    )
+    groups: list[dict[str, Any]] = [{"params": first}, {"params": second, "elr": 0.5}]
+    optimizer = SphereSGD([*groups, {"params": plain, "elr": None, "lr": 0.1}], elr=0.01)
     radii = norm(first), norm(second)
     for params in (first, second, plain):
         set_gradients(params, 5)

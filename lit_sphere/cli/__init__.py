@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args[0].startswith("-") and args[0] not in _SUBCOMMANDS:
             known = ", ".join(_SUBCOMMANDS)
             raise CommandLineError(f"unknown command {args[0]!r}; there are {known}")
+        if args[0].partition("=")[0] == "--print_shtab":
+            from lit_sphere.cli.completion import print_completion
+
+            print_completion((args[0].partition("=")[2] or " ".join(args[1:])).strip())
+            return
         # Lightning takes seconds to import: not before it is needed.
         from lit_sphere.cli.sphere_cli import run
 

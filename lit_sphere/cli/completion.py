@@ -5,9 +5,43 @@ import inspect
 from collections.abc import Iterable, Mapping
 
 import shtab
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
+from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.sphere_cli import SphereCLI
 from lit_sphere.data import CIFAR10
 from lit_sphere.modules import SIConvNet, SphereModule
+
+SHELLS = ("bash", "zsh", "tcsh")
+
+
+class _Found(Exception):
+    def __init__(self, options: dict[str, list[str]]) -> None:
+        self.options = options
+
+
+class _OptionsOnly(SphereCLI):
+    """Stops once the parsers are made; LightningCLI makes and uses them in one go."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        raise _Found(self.option_names())
+
+
+def print_completion(shell: str) -> None:
+    """Print the completion script of ``lit-sphere``.
+
+    Args:
+        shell: One of :data:`SHELLS`.
+
+    Raises:
+        CommandLineError: If it is another one.
+    """
+    if shell not in SHELLS:
+        raise CommandLineError(f"--print_shtab {shell}: must be {', '.join(SHELLS[:-1])} or {SHELLS[-1]}")
+    try:
+        _OptionsOnly(["fit"])
+    except _Found as found:
+        print(completion_script(shell, found.options))
 
 
 def completion_script(shell: str, options: Mapping[str, Iterable[str]]) -> str:

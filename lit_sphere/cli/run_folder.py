@@ -36,8 +36,8 @@ def run_folder(asked: str | None, name: str, ckpt_path: str | None, is_first_ran
     """
     if asked is None and not is_first_rank and _SHARED_NAME in os.environ:
         return Path(os.environ[_SHARED_NAME])
-    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
-    folder = Path(asked or Path("runs") / f"{name}-{job or time.strftime('%Y%m%d-%H%M%S')}")
+    job = os.environ.get("SLURM_JOB_ID") or time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(asked or Path("runs") / f"{name}-{job}")
     if is_first_rank:
         os.environ[_SHARED_NAME] = str(folder)
         in_place = ckpt_path is not None and folder.resolve() in Path(ckpt_path).resolve().parents

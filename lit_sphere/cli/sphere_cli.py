@@ -42,7 +42,7 @@ _TRAINER_DEFAULTS = {
     # The data modules give each rank its share themselves, so that a resumed run repeats it.
     "use_distributed_sampler": False,
 }
-_DESCRIPTIONS = {
+DESCRIPTIONS = {
     "fit": "Train a network and leave config.yaml, metrics.csv, checkpoints, curves.png and a W&B run in one folder. "
     "Options of the model, the data and the callbacks are listed by --model.help CLASS, --data.help CLASS and "
     "--trainer.callbacks.help CLASS; classes go by their short names.",
@@ -66,7 +66,7 @@ class SphereCLI(LightningCLI):
         quiet: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
         commands = {
             name: {**quiet, "usage": f"lit-sphere {name} [--config NAME] [options]", "description": what}
-            for name, what in _DESCRIPTIONS.items()
+            for name, what in DESCRIPTIONS.items()
         }
         super().__init__(
             save_config_callback=None,
@@ -118,6 +118,18 @@ class SphereCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         for name in ("num_classes", "in_channels"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def option_names(self) -> dict[str, list[str]]:
+        """List the options of each subcommand's parser.
+
+        Returns:
+            Option strings, such as ``--trainer.max_epochs``, by subcommand.
+        """
+        parsers = {name: self._parser(name) for name in DESCRIPTIONS}
+        return {
+            name: [option for action in parser._actions for option in action.option_strings if option[:2] == "--"]
+            for name, parser in parsers.items()
+        }
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; without Lightning's warning that arguments were given from Python."""
@@ -205,12 +217,9 @@ def run(args: list[str]) -> None:
         args: Command line, the subcommand first.
     """
     _quiet_lightning()
-    if args[0].partition("=")[0] == "--print_shtab":
-        _print_completion((args[0].partition("=")[2] or " ".join(args[1:])).strip())
-        return
     args = replace_config_names(args)
     asks_for_help = {"-h", "--help"} & set(args) or any(".help" in arg for arg in args)
-    if args[0] in _DESCRIPTIONS and not asks_for_help:
+    if args[0] in DESCRIPTIONS and not asks_for_help:
         has_config = any(arg.partition("=")[0] in ("--config", "-c") for arg in args)
         base = base_config(checkpoint_of(args), has_config)
         args[1:1] = ["--config", base] if base else []
@@ -218,34 +227,6 @@ def run(args: list[str]) -> None:
         SphereCLI(args)
     finally:
         forget_run_folder()
-
-
-def _print_completion(shell: str) -> None:
-    if shell not in ("bash", "zsh", "tcsh"):
-        raise CommandLineError(f"--print_shtab {shell}: must be bash, zsh or tcsh")
-    from lit_sphere.cli.completion import completion_script
-
-    try:
-        _OptionsOnly(["fit"])
-    except _Options as found:
-        print(completion_script(shell, found.options))
-
-
-class _Options(Exception):
-    def __init__(self, options: dict[str, list[str]]) -> None:
-        self.options = options
-
-
-class _OptionsOnly(SphereCLI):
-    """Stops once the parsers are there."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        raise _Options(
-            {
-                name: [s for action in self._parser(name)._actions for s in action.option_strings if s[:2] == "--"]
-                for name in _DESCRIPTIONS
-            }
-        )
 
 
 def _quiet_lightning() -> None:
