@@ -1,5 +1,6 @@
 """A table of final numbers and a picture of the curves at the end of a run."""
 
+import math
 import time
 from pathlib import Path
 
@@ -100,15 +101,14 @@ class RunSummary(Callback):
 
 
 def _sphere_lines(trainer: Trainer) -> list[tuple[str, float | None, str, str]]:
-    """Radius of each joint sphere, and how far its point is from it."""
-    lines: list[tuple[str, float | None, str, str]] = []
-    for optimizer in trainer.optimizers:
-        if isinstance(optimizer, SphereSGD):
-            for group in optimizer.param_groups:
-                if "radius" in group:
-                    drift = abs(joint_norm(group["params"]).item() / group["radius"] - 1)
-                    lines.append(("ρ", group["radius"], "{:.5g}", f"relative drift {drift:.0e}"))
-    return lines
+    """Radius of the joint sphere, or of several together, and how far the points are from them."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups if "radius" in group]
+    if not groups:
+        return []
+    drift = max(abs(joint_norm(group["params"]).item() / group["radius"] - 1) for group in groups)
+    radius = math.hypot(*(group["radius"] for group in groups))
+    several = f" ({len(groups)} spheres)" if len(groups) > 1 else ""
+    return [("ρ", radius, "{:.5g}", f"relative drift {drift:.0e}{several}")]
 
 
 def _regime(trainer: Trainer, series: dict[str, Series]) -> RegimeVerdict | None:

@@ -18,9 +18,9 @@ from torchmetrics import Metric
 from lit_sphere.groups import find_groups
 from lit_sphere.networks import ConvNet, ResNet18
 from lit_sphere.optim import SphereSGD
-from lit_sphere.optim.sphere_sgd import Spheres
 
 Loss = Literal["cross_entropy", "mse"]
+Spheres = Literal["joint", "group", "filter"]
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 
 
@@ -37,8 +37,9 @@ class SphereModule(LightningModule):
     Args:
         network: Maps a batch of inputs to logits (N, num_classes).
         elr: Effective learning rate η̃ > 0 of the sphere (dimensionless). None: train in the whole space.
-        spheres: ``joint``: one sphere for all scale-invariant parameters (the papers' setting).
-            ``filter``: one for each filter.
+        spheres: ``joint``: one sphere for all scale-invariant parameters (the papers' setting). ``group``: one
+            for each scale-invariant group; ``filter``: one for each filter, where filters are scale-invariant.
+            All have the same ``elr``.
         lr: Learning rate of plain SGD for trainable parameters that are not scale-invariant. None: such
             parameters are refused when ``elr`` is set.
         optimizer: Optimizer of the whole space when ``elr`` is not set, e.g. ``torch.optim.SGD`` with
@@ -77,7 +78,7 @@ class SphereModule(LightningModule):
         self.example_input_array = torch.zeros(2, *input_shape)
         self._optimizer = optimizer
         self._compile = compile
-        self._sphere_names: list[str] = []
+        self._sphere_names: list[list[str]] = []  # parameters of each sphere
         self._changed: dict[str, tuple[Any, Any]] = {}
         self._metrics_epoch = -1  # Lightning does not always end an epoch whose last batch was saved
         self.train_metrics = _LossAndError()
@@ -97,7 +98,8 @@ class SphereModule(LightningModule):
 
         Raises:
             ValueError: If neither ``elr`` nor ``optimizer`` is given, if trainable parameters are not
-                scale-invariant and ``lr`` is not given, or if the strategy shards parameters.
+                scale-invariant and ``lr`` is not given, if ``spheres`` asks for filters that are not
+                scale-invariant, or if the strategy shards parameters.
         """
         if stage != "fit":
             return
@@ -115,10 +117,18 @@ class SphereModule(LightningModule):
 
     def _find_sphere(self) -> None:
         assert isinstance(self.example_input_array, Tensor)
-        groups = find_groups(self.network, self.example_input_array)
-        self._sphere_names = [name for group in groups for name in group.names]
+        groups = find_groups(self.network, self.example_input_array, "filter" if self.spheres == "filter" else "tensor")
+        if self.spheres == "filter":
+            whole = [group for group in groups if len(group.names) > 1 or group.rows is None]
+            if whole:
+                raise ValueError(
+                    f"spheres filter: {whole[0].name} is scale-invariant only as a whole, no filter by itself; take "
+                    "--model.spheres group or joint"
+                )
+        names = list(dict.fromkeys(name for group in groups for name in group.names))
+        self._sphere_names = [list(group.names) for group in groups] if self.spheres == "group" else [names]
         trainable = [name for name, p in self.network.named_parameters() if p.requires_grad]
-        others = sorted(set(trainable) - set(self._sphere_names))
+        others = sorted(set(trainable) - set(names))
         if others and self.lr is None:
             shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
             raise ValueError(
@@ -132,8 +142,10 @@ class SphereModule(LightningModule):
         if self.elr is None:
             assert self._optimizer is not None
             return self._optimizer(trainable.values())
-        sphere = [trainable.pop(name) for name in self._sphere_names]
-        groups: list[dict[str, Any]] = [{"params": sphere, "elr": self.elr, "spheres": self.spheres}]
+        kind = "filter" if self.spheres == "filter" else "joint"
+        groups: list[dict[str, Any]] = [
+            {"params": [trainable.pop(name) for name in names], "spheres": kind} for names in self._sphere_names
+        ]
         if trainable:
             groups.append({"params": list(trainable.values()), "elr": None, "lr": self.lr})
         return SphereSGD(groups, elr=self.elr)

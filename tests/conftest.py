@@ -14,8 +14,8 @@ import torch.distributed as dist
 REPOSITORY = Path(__file__).resolve().parent.parent
 _WATCHED = ("WANDB_MODE", "LIT_SPHERE_RUN", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK")
 _WATCHED_PREFIXES = ("PL_", "MASTER_")
-# By seed_everything, in every run of Lightning: taken back without complaint.
-_LIGHTNING_SETS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+# By every run of Lightning (seed_everything, two processes): taken back without complaint.
+_LIGHTNING_SETS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "MASTER_PORT")
 _TOOLS_MAKE = ("__pycache__", "build", "dist")
 
 

@@ -1,8 +1,6 @@
 """Two gloo processes on a CPU: one point on one sphere, one gradient, one log."""
 
 import math
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,6 @@ from lit_sphere.modules import SIConvNet, SphereModule
 from lit_sphere.networks.frozen_head import freeze_head
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
-
-
-@pytest.fixture(autouse=True)
-def forget_the_port() -> Iterator[None]:
-    """Lightning leaves the port of its processes in the environment, where the next ones would take it."""
-    yield
-    os.environ.pop("MASTER_PORT", None)
 
 
 def layer_norm_mlp() -> nn.Sequential:

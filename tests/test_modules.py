@@ -102,6 +102,21 @@ def test_the_whole_network_lies_on_one_sphere_or_beside_it() -> None:
     assert norm == pytest.approx(sphere["radius"], rel=1e-6)
 
 
+def test_one_sphere_for_each_group() -> None:
+    module = SIResNet18(width=2, in_channels=1, elr=1e-2, spheres="group")
+    optimizer = fit(module).optimizers[0]
+    assert sorted(len(group["params"]) for group in optimizer.param_groups) == 8 * [1] + 4 * [3]
+    for group in optimizer.param_groups:
+        norm = math.sqrt(sum(float(p.detach().double().pow(2).sum()) for p in group["params"]))
+        assert group["elr"] == 1e-2
+        assert norm == pytest.approx(group["radius"], rel=1e-6)
+
+
+def test_filters_that_are_scale_invariant_only_together_get_no_spheres() -> None:
+    with pytest.raises(ValueError, match=r"spheres filter: stem\.weight\+2\[0\] is scale-invariant only as a whole"):
+        fit(SIResNet18(width=2, in_channels=1, elr=1e-2, spheres="filter"))
+
+
 def test_load_from_checkpoint_needs_no_argument(tmp_path: Path) -> None:
     module = SIConvNet(width=4, in_channels=1, head_norm=5.0, elr=1e-2, loss="mse")
     trainer = fit(module, enable_checkpointing=True, default_root_dir=tmp_path)
