@@ -60,7 +60,7 @@ class RunProgressBar(ProgressBar):
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         text = self._text(trainer, trainer.current_epoch, epochs)
         if self._bar is not None:
-            self._bar.set_description_str(text)
+            self._bar.set_description_str(text, refresh=False)  # the next step redraws it, if it is time
         elif trainer.current_epoch and self._is_due(trainer.current_epoch, epochs):
             self._printed = time.monotonic()
             print(text, file=sys.stderr)

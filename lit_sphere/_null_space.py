@@ -19,7 +19,7 @@ def minimal_groups(euler: Tensor, scales: Tensor, tolerance: float = 1e-9) -> li
 
     Row r, column i of ``euler`` holds ⟨∂f_r/∂w_i, w_i⟩. A null vector v is a symmetry: f does not change
     when every w_i is multiplied by c^v_i. Only symmetries with exponents 0 and 1 are groups that are
-    scale-invariant together (SCIENCE §1); of mixed sign are, for instance, two linear maps with a ReLU in
+    scale-invariant together; of mixed sign are, for instance, two linear maps with a ReLU in
     between, one scaled up and the other down. Both kinds mix in a basis of the null space, so all
     symmetries with non-negative exponents and least support are enumerated (the extreme rays of a cone).
 

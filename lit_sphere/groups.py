@@ -59,7 +59,7 @@ def find_groups(
     seed: int = 0,
     progress: bool | None = None,
 ) -> list[Group]:
-    """Find the scale-invariant groups of any model by Euler's identity ⟨∇f, θ⟩ = 0 (SCIENCE §1, TR §2).
+    """Find the scale-invariant groups of any model by Euler's identity ⟨∇f, θ⟩ = 0 (TR §2).
 
     For random functions f of the model's outputs on random inputs, ⟨∂f/∂w_i, w_i⟩ vanishes for a tensor
     that is scale-invariant by itself; where several are only together, the sum over them vanishes, which is

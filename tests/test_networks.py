@@ -18,7 +18,7 @@ def radius(network: torch.nn.Module) -> float:
 @pytest.mark.parametrize(
     ("network", "width", "parameters", "rho"),
     [
-        # SCIENCE §2; PyTorch's default initialisation gives each filter the squared norm 1/3 on average.
+        # TR §4; PyTorch's default initialisation gives each filter the squared norm 1/3 on average.
         (ConvNet, 32, 387_936, 12.65),
         (ConvNet, 64, 1_550_016, 17.9),
         (ResNet18, 32, 2_790_240, 28.3),
@@ -94,3 +94,23 @@ def test_conv_net_takes_digits_and_cifar_sizes(size: int) -> None:
 def test_a_head_norm_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="head_norm must be positive"):
         ConvNet(width=2, scale_invariant=True, head_norm=0.0)
+
+
+def test_pooling_before_relu_changes_neither_values_nor_gradients() -> None:
+    torch.manual_seed(0)
+    net = ConvNet(width=4, scale_invariant=True)
+    x = torch.randn(16, 3, 32, 32)
+    logits = net(x)
+    logits.square().sum().backward()
+    fast = [p.grad for p in trainable(net)]
+    net.zero_grad()
+    features = x
+    for depth, (conv, norm) in enumerate(zip(net.convs, net.norms, strict=True)):
+        features = norm(conv(features)).relu()  # the papers' order
+        features = torch.nn.functional.max_pool2d(features, 2) if depth > 0 else features
+    slow = net.head(features.amax((2, 3)))
+    assert torch.equal(slow, logits)
+    slow.square().sum().backward()
+    for p, grad in zip(trainable(net), fast, strict=True):
+        assert grad is not None
+        torch.testing.assert_close(p.grad, grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())

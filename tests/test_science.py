@@ -1,4 +1,4 @@
-"""The three regimes on digits, by the shipped config (SCIENCE §7)."""
+"""The three regimes on digits, by the shipped config (TR fig. 1 at laptop size)."""
 
 from collections.abc import Callable
 from pathlib import Path

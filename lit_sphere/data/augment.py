@@ -80,4 +80,6 @@ class Augmentation:
         Returns:
             Changed images.
         """
-        return shift_and_flip(pixels, shifts.to(pixels.device), flips.to(pixels.device), self.pad)
+        device = pixels.device
+        shifts, flips = shifts.to(device, non_blocking=True), flips.to(device, non_blocking=True)
+        return shift_and_flip(pixels, shifts, flips, self.pad)
