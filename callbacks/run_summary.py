@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_sphere.analysis import RegimeVerdict, name_regime
@@ -16,8 +16,8 @@ from lit_sphere.report import Series, draw_curves, read_metrics
 class RunSummary(Callback):
     """Monitor: prints the final numbers of a fit and draws ``curves.png`` from the run's ``metrics.csv``.
 
-    The figure needs a ``CSVLogger`` among the trainer's loggers, beside whose file it is put. It is drawn
-    for interrupted and failed runs too.
+    The figure needs a ``CSVLogger`` among the trainer's loggers, beside whose file it is put; W&B gets it too.
+    It is drawn for interrupted and failed runs as well.
 
     Args:
         folder: Folder to name as the run's, and to draw the figure in; that of the ``CSVLogger`` if not given.
@@ -25,7 +25,7 @@ class RunSummary(Callback):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> from lightning.pytorch.loggers import CSVLogger, WandbLogger
         >>> trainer = Trainer(callbacks=[RunSummary()], logger=CSVLogger("logs"))
     """
 
@@ -62,7 +62,11 @@ class RunSummary(Callback):
         series = read_metrics(metrics)
         if any(key in series for key in ("train/loss", "val/loss", "elr/total", "effective_grad_norm/total")):
             figure = draw_curves(series, self._name(trainer, pl_module), _validation_name(trainer))
-            figure.savefig(Path(self.folder or loggers[0].log_dir) / "curves.png", dpi=130)
+            path = Path(self.folder or loggers[0].log_dir) / "curves.png"
+            figure.savefig(path, dpi=130)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image("curves", [str(path)])
         return series
 
     def _name(self, trainer: Trainer, pl_module: LightningModule) -> str:

@@ -1,0 +1,73 @@
+"""What README shows: every command and the Python block run, the table is the one that is printed."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, LitSphere
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.partition(" #")[0].removeprefix("lit-sphere ").strip()
+    for kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.splitlines()
+    if line.startswith("lit-sphere ")
+]
+_SMALL = ["--trainer.max_epochs", "1", "--wandb", "disabled"]
+
+
+def test_there_are_commands_to_test() -> None:
+    assert len(COMMANDS) > 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
+    args = [*shlex.split(command), *_SMALL]
+    if "DIR" in args:
+        root = os.environ.get("LIT_SPHERE_CIFAR10")
+        args[args.index("DIR")] = str(REPOSITORY / root) if root else "nowhere"
+        result = lit_sphere(*args, "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
+        if not root:
+            assert result.status == 1
+            assert "no CIFAR-10 under 'nowhere'" in result.err
+            return
+    elif "ddp" in args:  # Lightning starts its second process by this process's own command line
+        small = [sys.executable, "-m", "lit_sphere", *args, "--data.train_size", "256"]
+        done = subprocess.run(small, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "run folder" in done.stdout
+        assert len(list((empty_folder / "runs").iterdir())) == 1, "both ranks share one folder"
+        return
+    else:
+        result = lit_sphere(*args, *([] if "--data.train_size" in args else ["--data.train_size", "256"]))
+    assert result.status == 0, result.err
+    (run,) = (empty_folder / "runs").iterdir()
+    assert (run / "curves.png").exists()
+
+
+def test_python_block(empty_folder: Path) -> None:
+    (block,) = [block for kind, block in BLOCKS if kind == "python"]
+    namespace: dict[str, object] = {}
+    exec(block.replace("Trainer(", "Trainer(logger=False, enable_checkpointing=False, "), namespace)
+    groups = namespace["groups"]
+    assert isinstance(groups, list)
+    assert len(groups) == 31
+
+
+def test_the_table_shown_is_the_one_printed(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    (shown,) = [block for kind, block in BLOCKS if "run folder" in block]
+    printed = lit_sphere("fit", "--config", "elr.yaml", *_SMALL).out
+    names = [[line[:15].strip() for line in text.splitlines() if line.startswith("  ")] for text in (shown, printed)]
+    assert names[0] == names[1]
+    assert len(names[0]) == 8
+
+
+def test_every_shipped_config_is_named() -> None:
+    for path in (REPOSITORY / "configs").rglob("*.yaml"):
+        assert f"`{path.relative_to(REPOSITORY / 'configs').as_posix()}`" in README
