@@ -30,7 +30,8 @@ class EffectiveLearningRateMonitor(Callback):
     | ``effective_grad_norm/…`` | effective gradient norm g̃ = ρg |
     | ``norm/…`` | norm ρ |
 
-    ``elr`` and ``ess`` are logged for optimizers whose steps follow the gradient: ``SphereSGD`` and
+    Gradients are seen before Lightning clips them; ``ess`` is left out where it does. ``elr`` and ``ess`` are logged
+    for optimizers whose steps follow the gradient: ``SphereSGD`` and
     ``torch.optim.SGD`` without momentum. With more than 64 groups, ``…/min``, ``…/median`` and ``…/max`` over
     the groups take the place of the single groups. Other callbacks find the totals in ``trainer.callback_metrics``.
 
@@ -85,6 +86,11 @@ class EffectiveLearningRateMonitor(Callback):
             self._find(trainer, pl_module, batch[0] if isinstance(batch, (tuple, list)) else batch)
 
     def _find(self, trainer: Trainer, pl_module: LightningModule, example_input: Any) -> None:
+        if not isinstance(example_input, (Tensor, tuple)):
+            raise ValueError(
+                f"EffectiveLearningRateMonitor cannot tell the network's input from a {type(example_input).__name__}: "
+                f"set self.example_input_array in {type(pl_module).__name__}"
+            )
         groups = find_groups(pl_module, example_input, self.granularity)
         for optimizer in trainer.optimizers:
             trained = {p for group in optimizer.param_groups for p in group["params"]}
@@ -101,7 +107,10 @@ class EffectiveLearningRateMonitor(Callback):
         self._optimizer = optimizer
         self._names = _short_names(mine)
         quantities = EffectiveQuantities(mine, optimizer)
-        self._logged = quantities.quantities
+        self._logged: tuple[str, ...] = quantities.quantities
+        if trainer.gradient_clip_val and "ess" in self._logged:
+            self._logged = self._logged[:-1]
+            rank_zero_warn("EffectiveLearningRateMonitor logs no step sizes: Lightning clips the gradients only later")
         self._means = StepMeans(quantities)
         self._means.load_state(self._restored)
         self._restored = {}
@@ -133,7 +142,9 @@ class EffectiveLearningRateMonitor(Callback):
         if self.per == "epoch":
             self._log(trainer, mean, trainer.global_step - 1)
         # Callbacks get the totals: to pass each group through Lightning's bookkeeping costs more than to measure it.
-        totals = {f"{quantity}/total": value for quantity, value in zip(self._logged, mean[:, 0].tolist(), strict=True)}
+        totals = {
+            f"{quantity}/total": value for quantity, value in zip(self._logged, mean[:, 0].tolist(), strict=False)
+        }
         pl_module.log_dict(totals, logger=False, sync_dist=True, batch_size=1)
 
     def _log(self, trainer: Trainer, measured: Tensor, step: int) -> None:
@@ -144,7 +155,7 @@ class EffectiveLearningRateMonitor(Callback):
             single = measured[:, 1:]
             spread = [single.amin(1), single.median(1).values, single.amax(1)]
             measured = torch.stack([measured[:, 0], *spread], 1)
-        for quantity, row in zip(self._logged, measured.tolist(), strict=True):
+        for quantity, row in zip(self._logged, measured.tolist(), strict=False):
             metrics.update({f"{quantity}/{name}": value for name, value in zip(names, row, strict=True)})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)

@@ -28,8 +28,9 @@ class Interrupted(Exception):
 class GracefulStop(Checkpoint):
     """Control: on SIGINT or SIGTERM finishes the batch, saves ``interrupted.ckpt`` and raises :class:`Interrupted`.
 
-    A second signal ends the process at once. With several processes the ranks agree every
-    ``every_n_steps`` steps, so that a signal to any one of them stops all.
+    A second signal ends the process at once. With several processes the ranks agree every ``every_n_steps``
+    steps, so that a signal to any one of them stops all. Lightning counts this as a checkpoint callback (it
+    must run after all others): give the trainer a ``ModelCheckpoint`` beside it if you want one.
 
     Args:
         dirpath: Folder of the checkpoint; the trainer's ``default_root_dir`` if not given.
@@ -68,8 +69,9 @@ class GracefulStop(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop here, where weights and counters agree; after the last batch when the epoch has been logged."""
-        alone = trainer.world_size == 1
-        if not trainer.is_last_batch and (alone or (batch_idx + 1) % self.every_n_steps == 0):
+        # Accumulated gradients are in no checkpoint; several processes agree only now and then.
+        every = trainer.accumulate_grad_batches * (1 if trainer.world_size == 1 else self.every_n_steps)
+        if not trainer.is_last_batch and (batch_idx + 1) % every == 0:
             self._stop_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -34,8 +34,13 @@ class StopOnNonFinite(Callback):
 
     def __init__(self, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
-        self._first_bad: dict[str, Tensor] = {}
-        self._tensors: dict[str, list[str]] = {}
+        self._first_bad: dict[tuple[int, ...], Tensor] = {}
+        self._tensors: dict[tuple[int, ...], list[str]] = {}
+        self._step = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the step that this batch belongs to."""
+        self._step = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn the parameters' names."""
@@ -48,7 +53,7 @@ class StopOnNonFinite(Callback):
             return
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if params:
-            key = f"gradients of optimizer {id(optimizer)}"
+            key = tuple(map(id, params))  # not all parameters need have gradients at all steps
             self._tensors[key] = [f"the gradient of {self._name.get(p, 'a parameter')}" for p in params]
             self._see(trainer, key, squared_norms([p.grad for p in params if p.grad is not None]))
 
@@ -58,8 +63,8 @@ class StopOnNonFinite(Callback):
         """Check the loss."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
-            self._tensors["loss"] = ["the loss"]
-            self._see(trainer, "loss", loss.detach().reshape(1))
+            self._tensors[()] = ["the loss"]
+            self._see(trainer, (), loss.detach().reshape(1))
         if (batch_idx + 1) % self.every_n_steps == 0:
             self._look(trainer)
 
@@ -74,14 +79,14 @@ class StopOnNonFinite(Callback):
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
                 self._stop(trainer, trainer.global_step - 1, f"after the step {name}")
 
-    def _see(self, trainer: Trainer, key: str, values: Tensor) -> None:
+    def _see(self, trainer: Trainer, key: tuple[int, ...], values: Tensor) -> None:
         bad = ~values.isfinite()
         if bad.device.type == "cpu" and not bad.any():
             return
         first = self._first_bad.get(key)
         if first is None:
             first = torch.full(bad.shape, -1, device=bad.device)
-        self._first_bad[key] = torch.where((first < 0) & bad, trainer.global_step, first)
+        self._first_bad[key] = torch.where((first < 0) & bad, self._step, first)
         if bad.device.type == "cpu":
             self._look(trainer)
 

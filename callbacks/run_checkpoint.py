@@ -48,6 +48,11 @@ class RunCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_steps,
         )
 
+    @property
+    def state_key(self) -> str:
+        """The same for all intervals: a resumed run may save more or less often."""
+        return "RunCheckpoint"
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the run where it falls between two checkpoints."""
         if self.dirpath is not None and self._last_global_step_saved != trainer.global_step:

@@ -80,7 +80,7 @@ class RunProgressBar(ProgressBar):
     ) -> None:
         """Move the bar; it is redrawn ten times a second at most."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the final numbers and leave the bar standing."""

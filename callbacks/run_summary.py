@@ -44,11 +44,14 @@ class RunSummary(Callback):
         self._print(trainer, pl_module, series or {})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Draw what there is."""
+        """Draw what there is; the picture of a run that failed never hides why it failed."""
         if self._started:
-            for logger in trainer.loggers:
-                logger.save()
-            self._draw(trainer, pl_module)
+            try:
+                for logger in trainer.loggers:
+                    logger.save()
+                self._draw(trainer, pl_module)
+            except Exception as error:
+                rank_zero_warn(f"RunSummary could not draw the curves: {error}")
 
     @rank_zero_only
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Series]:
@@ -123,7 +126,8 @@ def _regime(trainer: Trainer, series: dict[str, Series]) -> RegimeVerdict | None
     on_sphere = any(isinstance(optimizer, SphereSGD) for optimizer in trainer.optimizers)
     if not on_sphere or num_classes is None or not {"train/loss", "train/error"} <= series.keys():
         return None
-    return name_regime(series["train/loss"].values, series["train/error"].values, num_classes)
+    losses, errors = series["train/loss"], series["train/error"]
+    return name_regime(losses.values, errors.values, num_classes, first_epoch=int(losses.epochs[0]))
 
 
 def _percent(fraction: float | None) -> float | None:

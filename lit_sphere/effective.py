@@ -4,6 +4,7 @@ Notation of TR §3: ρ = ‖θ‖, g = ‖∇‖, effective learning rate (ELR) 
 g̃ = ρg, effective step size (ESS) η̃g̃ = ηg/ρ, the tangent of the angle by which a step turns θ.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.optim import SGD, Optimizer
 
 from lit_sphere.groups import Group
 from lit_sphere.optim import SphereSGD, row_squared_norms, squared_norms
+from lit_sphere.theory import total_elr, total_ess
 
 QUANTITIES = ("norm", "effective_grad_norm", "elr", "ess")
 """What is measured, in the order of the rows of :meth:`EffectiveQuantities.measure`."""
@@ -58,7 +60,7 @@ class EffectiveQuantities:
                 if p not in index:
                     index[p] = len(self._params)
                     self._params.append(p)
-                    self._owners.append([-1] * (len(p) if by_row else 1))
+                    self._owners.append([-1] * (len(p) if by_row and p.ndim else 1))
                 owners = self._owners[index[p]]
                 rows = range(*(group.rows or slice(None)).indices(len(owners)))
                 owners[rows.start : rows.stop] = [i] * len(rows)
@@ -82,15 +84,17 @@ class EffectiveQuantities:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
         if not self._by_row:
             return squared_norms([*self._params, *grads])
-        rows = [row_squared_norms(t) if t.ndim > 1 else t.double().square() for t in (*self._params, *grads)]
+        tensors = (*self._params, *grads)
+        rows = [row_squared_norms(t) if t.ndim > 1 else t.double().square().reshape(-1) for t in tensors]
         return torch.cat(rows)
 
     @torch.no_grad()
-    def evaluate(self, observed: Tensor) -> Tensor:
-        """Work out the quantities, for the learning rates that the optimizer has now.
+    def evaluate(self, observed: Tensor, rates: Tensor | None) -> Tensor:
+        """Work out the quantities.
 
         Args:
             observed: What :meth:`observe` gave at one or more steps, shape (..., 2 · atoms).
+            rates: What :meth:`learning_rates` gave at these steps.
 
         Returns:
             float64 tensor of shape (..., len(quantities), 1 + groups): the total first, then each group. The
@@ -99,20 +103,20 @@ class EffectiveQuantities:
         rho2, g2 = observed.unflatten(-1, (2, -1)).unbind(-2)
         if self._kept is not None:
             rho2, g2 = rho2[..., self._kept], g2[..., self._kept]
-        # All four are additive over atoms, also where atoms have learning rates of their own:
+        # All four are additive over the atoms of a group, also where atoms have learning rates of their own:
         # ρ², g², 1/η̃ = Σ ρ_a²/η_a (TR eq. (3)) and (η̃g̃)²/η̃ = Σ η_a g_a² (TR eq. (4)).
-        atoms = [rho2, g2]
-        if len(self.quantities) == len(QUANTITIES):
-            rates = self._learning_rates()
-            atoms += [rho2 / rates, rates * g2]
+        atoms = [rho2, g2] if rates is None else [rho2, g2, rho2 / rates, rates * g2]
         stacked = torch.stack(atoms, -2)
-        sums = stacked.new_zeros(*stacked.shape[:-1], 1 + self._count).index_add_(-1, self._owner + 1, stacked)
-        sums[..., 0] = sums[..., 1:].sum(-1)
-        squares = sums.unbind(-2)
-        measured = [squares[0].sqrt(), (squares[0] * squares[1]).sqrt()]
-        if len(squares) > 2:
-            elr = squares[2].reciprocal()
-            measured += [elr, (elr * squares[3]).sqrt()]
+        sums = stacked.new_zeros(*stacked.shape[:-1], self._count).index_add_(-1, self._owner, stacked).unbind(-2)
+        rho2, g2 = (torch.cat([s.sum(-1, keepdim=True), s], -1) for s in sums[:2])
+        measured = [rho2.sqrt(), (rho2 * g2).sqrt()]
+        if rates is not None:
+            elr = sums[2].reciprocal()
+            ess = (elr * sums[3]).sqrt()
+            measured += [
+                torch.cat([total_elr(elr).unsqueeze(-1), elr], -1),
+                torch.cat([total_ess(elr, ess).unsqueeze(-1), ess], -1),
+            ]
         return torch.stack(measured, -2)
 
     def measure(self) -> Tensor:
@@ -121,18 +125,17 @@ class EffectiveQuantities:
         Returns:
             :meth:`evaluate` of :meth:`observe`, shape (len(quantities), 1 + groups).
         """
-        return self.evaluate(self.observe())
+        return self.evaluate(self.observe(), self.learning_rates())
 
-    def rates_changed(self) -> bool:
-        """Whether the optimizer's learning rates are others than at the last evaluation."""
-        return self._rates is not None and self._rates[0] != self._rate_key()
+    def learning_rates(self) -> Tensor | None:
+        """Give the learning rate η of each atom; the same object until an option of the optimizer changes.
 
-    def _rate_key(self) -> tuple[float, ...]:
-        return tuple(_rate(self._optimizer.param_groups[i]) for i in self._group_of)
-
-    def _learning_rates(self) -> Tensor:
-        """Learning rate η of each atom; made anew only when an option of the optimizer has changed."""
-        key = self._rate_key()
+        Returns:
+            float64 tensor of shape (atoms,); None where η/ρ² is no effective learning rate.
+        """
+        if len(self.quantities) < len(QUANTITIES):
+            return None
+        key = tuple(_rate(self._optimizer.param_groups[i]) for i in self._group_of)
         if self._rates is None or self._rates[0] != key:
             rates = []
             for p, i, owners, rate in zip(self._params, self._group_of, self._owners, key, strict=True):
@@ -161,14 +164,17 @@ class StepMeans:
     def __init__(self, quantities: EffectiveQuantities) -> None:
         self._quantities = quantities
         self._observed: list[Tensor] = []
+        self._rates: Tensor | None = None  # at the observed steps
         self._evaluated: list[Tensor] = []
         self._sum: Tensor | None = None
         self._steps = 0
 
     def add(self) -> None:
         """Observe the present step."""
-        if self._quantities.rates_changed():
+        rates = self._quantities.learning_rates()
+        if rates is not self._rates:
             self._evaluate()
+            self._rates = rates
         self._observed.append(self._quantities.observe())
         self._steps += 1
         if self._steps % self._CHUNK == 0:
@@ -215,7 +221,7 @@ class StepMeans:
 
     def _evaluate(self) -> None:
         if self._observed:
-            self._evaluated.append(self._quantities.evaluate(torch.stack(self._observed)))
+            self._evaluated.append(self._quantities.evaluate(torch.stack(self._observed), self._rates))
             self._observed = []
 
     def _add_up(self) -> None:
@@ -237,4 +243,5 @@ def _rate(group: dict[str, Any]) -> float:
     """η of a parameter group; for spheres of filters the common η/ρ_i²."""
     if group.get("elr") is not None:
         return float(group["elr"] * group.get("radius", 1.0) ** 2)
-    return float(group["lr"] / (1 - group["lr"] * group.get("weight_decay", 0.0)))  # SP Table 1, SGD + L2
+    kept = 1 - float(group["lr"]) * group.get("weight_decay", 0.0)
+    return float(group["lr"]) / kept if kept > 0 else math.inf  # SP Table 1, SGD + L2

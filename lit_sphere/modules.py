@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from lit_sphere.groups import find_groups
+from lit_sphere.groups import Group, find_groups
 from lit_sphere.networks import ConvNet, ResNet18
 from lit_sphere.optim import SphereSGD
 
@@ -51,7 +51,7 @@ class SphereModule(LightningModule):
 
     Raises:
         ValueError: If both ``elr`` and ``optimizer`` are given, if ``elr`` or ``lr`` is not
-            positive and finite, or ``loss`` unknown.
+            positive and finite, or ``loss`` or ``spheres`` unknown.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SphereModule(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        _check_training_options(elr, lr, optimizer, loss)
+        _check_training_options(elr, lr, spheres, optimizer, loss)
         if type(self) is SphereModule:
             self.save_hyperparameters(logger=False, ignore=_unsaved("network", "optimizer"))
         self.automatic_optimization = False
@@ -119,7 +119,7 @@ class SphereModule(LightningModule):
         assert isinstance(self.example_input_array, Tensor)
         groups = find_groups(self.network, self.example_input_array, "filter" if self.spheres == "filter" else "tensor")
         if self.spheres == "filter":
-            whole = [group for group in groups if len(group.names) > 1 or group.rows is None]
+            whole = [group for group in groups if sum(_filters(group, p) for p in group.parameters) > 1]
             if whole:
                 raise ValueError(
                     f"spheres filter: {whole[0].name} is scale-invariant only as a whole, no filter by itself; take "
@@ -137,11 +137,20 @@ class SphereModule(LightningModule):
             )
 
     def configure_optimizers(self) -> Optimizer:
-        """Make one optimizer: a sphere and, with ``lr``, plain SGD for the rest; or the one asked for."""
+        """Make one optimizer: a sphere and, with ``lr``, plain SGD for the rest; or the one asked for.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            RuntimeError: If ``setup("fit")`` has not been called.
+        """
         trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         if self.elr is None:
             assert self._optimizer is not None
             return self._optimizer(trainable.values())
+        if not self._sphere_names:
+            raise RuntimeError("configure_optimizers was called before setup('fit'), which finds the sphere")
         kind = "filter" if self.spheres == "filter" else "joint"
         groups: list[dict[str, Any]] = [
             {"params": [trainable.pop(name) for name in names], "spheres": kind} for names in self._sphere_names
@@ -329,8 +338,13 @@ class SIResNet18(SphereModule):
         self.save_hyperparameters(logger=False, ignore=_unsaved("optimizer"))
 
 
+def _filters(group: Group, parameter: nn.Parameter) -> int:
+    """Number of a parameter's filters (rows) in a group."""
+    return len(parameter) if group.rows is None else group.rows.stop - group.rows.start
+
+
 def _check_training_options(
-    elr: float | None, lr: float | None, optimizer: OptimizerCallable | None, loss: str
+    elr: float | None, lr: float | None, spheres: str, optimizer: OptimizerCallable | None, loss: str
 ) -> None:
     for name, value in (("elr", elr), ("lr", lr)):
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -340,8 +354,9 @@ def _check_training_options(
             "both elr and optimizer are given: elr trains on the sphere by SphereSGD; set --model.elr null to "
             "train in the whole space"
         )
-    if loss not in get_args(Loss):
-        raise ValueError(f"loss (--model.loss) must be one of {', '.join(get_args(Loss))}, got {loss!r}")
+    for name, choice, known in (("loss", loss, get_args(Loss)), ("spheres", spheres, get_args(Spheres))):
+        if choice not in known:
+            raise ValueError(f"{name} (--model.{name}) must be one of {', '.join(known)}, got {choice!r}")
 
 
 def _unsaved(*names: str) -> list[str]:

@@ -199,6 +199,25 @@ def test_weights_that_are_not_finite_are_not_saved(arguments: str, empty_folder:
     assert not Path("r/checkpoints/last.ckpt").exists()
 
 
+def test_a_late_failure_keeps_its_message_beside_wandb(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    result = lit_sphere(
+        "fit",
+        *RUN,
+        "--wandb",
+        "offline",
+        "--trainer.callbacks",
+        "cli_networks.Break",
+        "--checkpoint.every_n_epochs",
+        "1",
+    )
+    assert result.status == 1
+    ours = [line for line in result.err.splitlines() if line.startswith("lit-sphere:")]
+    assert len(ours) == 1
+    assert "epoch 1, step 3" in ours[0]
+    assert "r/checkpoints/last.ckpt" in ours[0]
+    assert Path("r/curves.png").exists()
+
+
 def test_full_disk_while_training_keeps_what_there_was(empty_folder: Path) -> None:
     """A limit on the size of a file stands for a full disk: metrics.csv grows until it is reached."""
     limit = 150_000

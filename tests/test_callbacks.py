@@ -1,6 +1,8 @@
 """Each callback alone, in modules that are not ours."""
 
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
     GracefulStop,
+    Interrupted,
     NonFinite,
     RunCheckpoint,
     RunProgressBar,
@@ -140,6 +143,39 @@ def test_elr_monitor_sees_accumulated_gradients_once() -> None:
     assert len(expect.steps) == 4
 
 
+def test_elr_monitor_takes_each_step_with_its_own_learning_rate(tmp_path: Path) -> None:
+    class Scheduled(Foreign):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    expect = Expect()
+    fit(Scheduled(), EffectiveLearningRateMonitor(), expect, folder=tmp_path)
+    series = read_metrics(tmp_path / "metrics.csv")
+    for epoch in (0, 1):
+        steps = torch.stack(expect.steps[4 * epoch : 4 * epoch + 4])
+        assert steps[0, 2, 0] > 6 * steps[3, 2, 0], "the learning rate must have changed"
+        for row, quantity in ((2, "elr"), (3, "ess")):
+            assert series[f"{quantity}/total"].values[epoch] == pytest.approx(steps[:, row, 0].mean().item())
+
+
+def test_elr_monitor_leaves_out_step_sizes_that_clipping_changes() -> None:
+    with pytest.warns(UserWarning, match="Lightning clips the gradients only later"):
+        metrics = fit(Foreign(), EffectiveLearningRateMonitor(), gradient_clip_val=0.01).callback_metrics
+    assert {"elr/total", "effective_grad_norm/total", "norm/total"} <= metrics.keys()
+    assert "ess/total" not in metrics
+
+
+def test_elr_monitor_asks_for_an_example_where_a_batch_is_no_input() -> None:
+    class Dictionaries(Foreign):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return {"x": batch[0], "y": batch[1]}
+
+    with pytest.raises(ValueError, match=r"from a dict: set self\.example_input_array in Dictionaries"):
+        fit(Dictionaries(), EffectiveLearningRateMonitor())
+
+
 def test_elr_monitor_logs_what_is_defined_for_adam() -> None:
     with pytest.warns(UserWarning, match="no effective learning rate of AdamW"):
         metrics = fit(Foreign("adam"), EffectiveLearningRateMonitor()).callback_metrics
@@ -209,19 +245,17 @@ def test_what_an_accelerator_remembers_names_the_first_bad_step() -> None:
         global_step, current_epoch, checkpoint_callbacks = 0, 3, ()
 
     trainer: Any = FakeTrainer()
-    callback._tensors["gradients"] = ["the gradient of a", "the gradient of b"]
+    callback._tensors[1, 2] = ["the gradient of a", "the gradient of b"]
     for step, values in enumerate([[1.0, 2.0], [1.0, math.nan], [math.inf, 1.0]]):
         trainer.global_step = step
         bad = ~torch.tensor(values).isfinite()
-        first = callback._first_bad.get("gradients", torch.full((2,), -1))
-        callback._first_bad["gradients"] = torch.where((first < 0) & bad, step, first)
+        first = callback._first_bad.get((1, 2), torch.full((2,), -1))
+        callback._first_bad[1, 2] = torch.where((first < 0) & bad, step, first)
     with pytest.raises(NonFinite, match="epoch 3, step 1: the gradient of b is NaN"):
         callback._look(trainer)
 
 
 def test_graceful_stop_gives_the_signals_back() -> None:
-    import signal
-
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     fit(Foreign(), GracefulStop())
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -232,6 +266,19 @@ def test_progress_prints_lines_where_there_is_no_terminal(capsys: pytest.Capture
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
     assert [line.split()[1] for line in lines] == [f"{i}/20" for i in range(2, 20, 2)]
     assert all("loss 0." in line or "loss 1." in line for line in lines)
+
+
+def test_a_signal_waits_for_accumulated_gradients(tmp_path: Path) -> None:
+    class Kill(Callback):
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            if batch_idx == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="after 1 steps"):
+        fit(Foreign(), Kill(), GracefulStop(tmp_path), accumulate_grad_batches=2)
+    assert torch.load(tmp_path / "interrupted.ckpt", weights_only=True)["global_step"] == 1
 
 
 def test_summary_prints_the_table_and_draws_the_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -327,6 +327,10 @@ def test_resume_in_a_new_folder_and_in_place_equals_one_run(empty_folder: Path, 
     assert same_weights(checkpoint("a"), checkpoint("whole"))
     for key in ("step", "train/loss", "val/error", "elr/total", "effective_grad_norm/total"):
         assert column("a", key) == column("whole", key)
+    # Repeated from its start, the run passes the checkpoint by itself; what it was before is kept beside it.
+    assert len(list(Path("a").glob("config-before-step-*.yaml"))) == 1
+    assert lit_sphere("fit", "--config", "a/config.yaml", "--run", "again").status == 0
+    assert same_weights(checkpoint("again"), checkpoint("whole"))
 
 
 def test_a_failed_resume_in_place_loses_no_history(empty_folder: Path, lit_sphere: LitSphere) -> None:

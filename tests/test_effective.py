@@ -182,3 +182,21 @@ def test_a_group_that_the_optimizer_does_not_train_is_refused() -> None:
         EffectiveQuantities(groups, torch.optim.SGD(list(net.convs[0].parameters()), lr=0.1))
     with pytest.raises(ValueError, match="no group"):
         EffectiveQuantities([], torch.optim.SGD(net.parameters(), lr=0.1))
+
+
+def test_scalars_and_biases_are_rows_of_one() -> None:
+    scalar, bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor([3.0, 4.0]))
+    scalar.grad, bias.grad = torch.tensor(1.0), torch.tensor([0.0, 2.0])
+    groups = [Group("s", (scalar,)), Group("b[0]", (bias,), slice(0, 1)), Group("b[1]", (bias,), slice(1, 2))]
+    norm, grad, _, _ = EffectiveQuantities(groups, torch.optim.SGD([scalar, bias], lr=0.1)).measure()
+    assert norm[1:].tolist() == [2, 3, 4]
+    assert grad[1:].tolist() == [2, 0, 8]
+
+
+def test_weight_decay_that_forgets_the_weights_has_no_finite_effective_learning_rate() -> None:
+    _, groups = exact_conv_net()
+    params = [p for group in groups for p in group.parameters]
+    for decay in (2.0, 3.0):
+        assert (
+            EffectiveQuantities(groups, torch.optim.SGD(params, lr=0.5, weight_decay=decay)).measure()[2, 0] == math.inf
+        )

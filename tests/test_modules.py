@@ -117,6 +117,22 @@ def test_filters_that_are_scale_invariant_only_together_get_no_spheres() -> None
         fit(SIResNet18(width=2, in_channels=1, elr=1e-2, spheres="filter"))
 
 
+def test_rows_that_are_normalised_in_blocks_get_no_spheres_of_their_own() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False), nn.GroupNorm(2, 8, affine=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(8, 10).requires_grad_(False),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"spheres filter: 0\.weight\[0:4\] is scale-invariant only as a whole"):
+        fit(SphereModule(network, elr=1e-2, spheres="filter", input_shape=(1, 8, 8)))
+
+
+def test_spheres_cannot_change_when_a_run_is_resumed(tmp_path: Path) -> None:
+    fit(si_conv_net(elr=1e-2)).save_checkpoint(tmp_path / "a.ckpt")
+    for spheres, message in (("filter", "joint there, filter here"), ("group", "joint there, 4 groups here")):
+        with pytest.raises(ValueError, match=message):
+            fit(si_conv_net(elr=1e-2, spheres=spheres), 2, tmp_path / "a.ckpt")
+
+
 def test_load_from_checkpoint_needs_no_argument(tmp_path: Path) -> None:
     module = SIConvNet(width=4, in_channels=1, head_norm=5.0, elr=1e-2, loss="mse")
     trainer = fit(module, enable_checkpointing=True, default_root_dir=tmp_path)
@@ -157,6 +173,7 @@ def test_an_elr_changed_during_the_run_survives_a_resume_with_the_same_options(t
         ({"elr": 0.0}, "elr .* must be positive and finite, got 0.0"),
         ({"elr": math.nan}, "elr .* must be positive"),
         ({"elr": 0.1, "optimizer": SGD}, "both elr and optimizer"),
+        ({"elr": 0.1, "spheres": "tensor"}, "spheres .* must be one of joint, group, filter"),
         ({"elr": 0.1, "loss": "hinge"}, "loss .* must be one of cross_entropy, mse"),
     ],
 )

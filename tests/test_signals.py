@@ -57,12 +57,14 @@ def _goes_on_like_one_run(path: str, lit_sphere: LitSphere) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status", "wandb"), [(signal.SIGINT, 130, "offline"), (signal.SIGTERM, 143, "disabled")]
+)
 def test_a_signal_leaves_a_checkpoint(
-    signum: signal.Signals, status: int, empty_folder: Path, lit_sphere: LitSphere
+    signum: signal.Signals, status: int, wandb: str, empty_folder: Path, lit_sphere: LitSphere
 ) -> None:
-    process = _start("a")
-    time.sleep(0.1)  # into an epoch
+    process = _start("a", "--wandb", wandb)
+    time.sleep(0.3)  # into an epoch
     process.send_signal(signum)
     err = process.communicate(timeout=30)[1]
     assert process.returncode == status, err

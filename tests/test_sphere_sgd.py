@@ -248,6 +248,20 @@ def test_shards_of_fsdp1_are_refused() -> None:
         SphereSGD(params, elr=0.1)
 
 
+def test_a_bad_elr_set_later_is_refused_at_the_step() -> None:
+    params = parameters(0)
+    optimizer = SphereSGD(params, elr=0.1)
+    set_gradients(params, 1)
+    optimizer.param_groups[0]["elr"] = -1.0
+    with pytest.raises(ValueError, match=r"elr must be positive, but was set to -1\.0"):
+        optimizer.step()
+
+
+def test_unknown_options_of_a_group_are_refused() -> None:
+    with pytest.raises(ValueError, match="has no option elrr"):
+        SphereSGD([{"params": parameters(0), "elrr": 0.1}], elr=0.2)
+
+
 def test_a_refused_group_is_not_left_behind() -> None:
     optimizer = SphereSGD(parameters(0), elr=0.1)
     with pytest.raises(ValueError, match="elr must be positive"):

@@ -31,7 +31,9 @@ class RegimeVerdict:
     since: int | None = None
 
 
-def name_regime(losses: Sequence[float], errors: Sequence[float], num_classes: int) -> RegimeVerdict:
+def name_regime(
+    losses: Sequence[float], errors: Sequence[float], num_classes: int, first_epoch: int = 0
+) -> RegimeVerdict:
     """Name the regime of a run at a fixed effective learning rate.
 
     The papers give no algorithm. This rule looks at the last quarter of the run, at least ten epochs of it:
@@ -46,6 +48,7 @@ def name_regime(losses: Sequence[float], errors: Sequence[float], num_classes: i
         losses: Train cross-entropy of each epoch, batch statistics (train mode).
         errors: Train error of each epoch as a fraction, of the same length.
         num_classes: Number of classes, at least 2.
+        first_epoch: Number of the epoch that the curves begin with.
 
     Returns:
         The verdict.
@@ -72,28 +75,33 @@ def name_regime(losses: Sequence[float], errors: Sequence[float], num_classes: i
     window = max(10, epochs // 4)
     since = _holds_since([loss < CONVERGED_LOSS for loss in losses])
     if since <= epochs - window:
+        since += first_epoch
         return RegimeVerdict("convergence", f"train loss below {CONVERGED_LOSS:g} since epoch {since}", since)
     chance = 1 - 1 / num_classes
     if fmean(errors[-window:]) > _CHANCE * chance:
-        since = _holds_since([fmean(errors[i : i + window]) > _CHANCE * chance for i in range(epochs - window + 1)])
+        at_chance = [fmean(errors[i : i + window]) > _CHANCE * chance for i in range(epochs - window + 1)]
+        since = _holds_since(at_chance) + first_epoch
         return RegimeVerdict("divergence", f"train error at chance ({chance:.0%}) since epoch {since}", since)
-    return _equilibrium([math.log(max(loss, 1e-300)) for loss in losses], window)
+    low = sum(loss < CONVERGED_LOSS for loss in losses[-window:])
+    if low:
+        return RegimeVerdict(
+            "undecided", f"train loss below {CONVERGED_LOSS:g} in {low} of the last {window} epochs only"
+        )
+    return _equilibrium([math.log(max(loss, 1e-300)) for loss in losses], window, first_epoch)
 
 
-def _equilibrium(logs: Sequence[float], window: int) -> RegimeVerdict:
+def _equilibrium(logs: Sequence[float], window: int, first_epoch: int) -> RegimeVerdict:
     before, last = logs[-2 * window : -window], logs[-window:]
     change = fmean(last) - fmean(before)
     noise = math.hypot(stdev(before), stdev(last)) / math.sqrt(window)
-    if math.exp(min(last)) < CONVERGED_LOSS or abs(change) > max(_STEADY, 2 * noise):
+    bound = max(_STEADY, 2 * noise)
+    if abs(change) > bound:
         trend = "falls" if change < 0 else "rises"
         return RegimeVerdict("undecided", f"the train loss still {trend} ({math.expm1(change):+.0%} in a quarter)")
-    steady = [
-        abs(fmean(logs[i : i + window]) - fmean(last)) <= max(_STEADY, 2 * noise) for i in range(len(logs) - window + 1)
-    ]
-    since = _holds_since(steady)
-    return RegimeVerdict(
-        "chaotic equilibrium", f"train loss steady at {math.exp(fmean(last)):.2g} since epoch {since}", since
-    )
+    steady = [abs(fmean(logs[i : i + window]) - fmean(last)) <= bound for i in range(len(logs) - window + 1)]
+    since = _holds_since(steady) + first_epoch
+    level = math.exp(fmean(last))
+    return RegimeVerdict("chaotic equilibrium", f"train loss steady at {level:.2g} since epoch {since}", since)
 
 
 def _holds_since(condition: Sequence[bool]) -> int:

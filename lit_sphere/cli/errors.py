@@ -1,6 +1,7 @@
 """What a user sees of an error: one line, and an exit status."""
 
 import errno
+import os
 import re
 import sys
 
@@ -33,7 +34,9 @@ def exit_status(error: BaseException) -> int | None:
     if "lit_sphere.callbacks" in modules:
         callbacks = modules["lit_sphere.callbacks"]
         if isinstance(error, callbacks.Interrupted):
-            return _say(f"{error}", 128 + error.signum)
+            # All ranks agree to stop: one of them says so.
+            first = os.environ.get("LOCAL_RANK", "0") == "0"
+            return _say(str(error), 128 + error.signum) if first else 128 + error.signum
         if isinstance(error, callbacks.NonFinite):
             return _say(str(error), 1)
     lightning_errors = modules.get("lightning.fabric.utilities.exceptions")

@@ -40,13 +40,17 @@ def run_folder(asked: str | None, name: str, ckpt_path: str | None, is_first_ran
     folder = Path(asked or Path("runs") / f"{name}-{job}")
     if is_first_rank:
         os.environ[_SHARED_NAME] = str(folder)
-        in_place = ckpt_path is not None and folder.resolve() in Path(ckpt_path).resolve().parents
-        if not in_place and (folder / "metrics.csv").exists() | (folder / "checkpoints").exists():
+        if not goes_on_in(folder, ckpt_path) and (folder / "metrics.csv").exists() | (folder / "checkpoints").exists():
             raise CommandLineError(
                 f"the run folder {folder} exists already: choose another --run, or go on with that run by "
                 f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'} --run {folder}"
             )
     return folder
+
+
+def goes_on_in(folder: Path, ckpt_path: str | None) -> bool:
+    """Whether a run resumed from this checkpoint goes on in place: the checkpoint lies in its folder."""
+    return ckpt_path is not None and folder.resolve() in Path(ckpt_path).resolve().parents
 
 
 def forget_run_folder() -> None:
@@ -126,9 +130,13 @@ class RecordRun(Callback):
                 logger.save()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write config.yaml: not before model and data were found sound, over that of a run that goes on here."""
-        if trainer.is_global_zero:
-            (self._folder / "config.yaml").write_text(self._config)
+        """Write config.yaml, not before model and data were found sound; that of a run that goes on is kept."""
+        path = self._folder / "config.yaml"
+        if not trainer.is_global_zero:
+            return
+        if path.exists() and path.read_text() != self._config:
+            path.rename(self._folder / f"config-before-step-{trainer.global_step}.yaml")
+        path.write_text(self._config)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the W&B run: a second fit in this process is another one."""

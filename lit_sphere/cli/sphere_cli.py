@@ -27,6 +27,7 @@ from lit_sphere.cli.run_folder import (
     RecordRun,
     WandbMode,
     forget_run_folder,
+    goes_on_in,
     make_loggers,
     run_folder,
     take_history,
@@ -167,12 +168,10 @@ class SphereCLI(LightningCLI):
         trainer = self.config_init[str(self.subcommand)].trainer
         callbacks: list[Callback] = [RunProgressBar()] if trainer.enable_progress_bar is not False else []
         if self.subcommand == "fit":
-            callbacks += self._record(kwargs)
-            callbacks += [
-                StopOnNonFinite(),
-                RunSummary(self.folder),
-                GracefulStop(self.folder / "checkpoints"),
-            ]
+            record = self._record(kwargs)
+            # RecordRun ends the W&B run: after RunSummary has sent it the picture.
+            callbacks += [StopOnNonFinite(), RunSummary(self.folder), *record]
+            callbacks += [GracefulStop(self.folder / "checkpoints")]
         else:
             kwargs["logger"] = False
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
@@ -181,6 +180,8 @@ class SphereCLI(LightningCLI):
     def _record(self, kwargs: dict[str, Any]) -> list[Callback]:
         config = self.config[str(self.subcommand)].clone()
         config.run = config.checkpoint.dirpath = None
+        if self._is_in_place():
+            config.ckpt_path = None  # the run repeated from its start passes the checkpoint by itself
         text = self._parser(self.subcommand).dump(config, skip_none=False)
         asked = config.trainer.logger
         if asked in (None, True):
@@ -189,6 +190,10 @@ class SphereCLI(LightningCLI):
         if self.checkpoint is not None and _is_first_rank():
             history = take_history(self.folder, self.checkpoint["global_step"])
         return [RecordRun(self.folder, text, history)] if asked is not False else []
+
+    def _is_in_place(self) -> bool:
+        ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")
+        return goes_on_in(self.folder, ckpt_path)
 
 
 def _is_first_rank() -> bool:
@@ -244,6 +249,9 @@ def _quiet_lightning() -> None:
     )
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     # The folder is ours: config.yaml and checkpoints stand in it before the CSV logger opens.
+    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
+        lambda record: not record.getMessage().startswith("`weights_only` was not set")
+    )
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="You called `self.log.* but have no logger")  # --trainer.logger false

@@ -25,6 +25,9 @@ class ConvNet(nn.Module):
         head_norm: Frobenius norm of the frozen head's weight. Unused in the practical version.
         eps: Added to the variance by the batch norms. It breaks scale invariance slightly; identities
             are exact in float64 with 1e-30.
+
+    Raises:
+        ValueError: If ``width`` is less than 1, or ``head_norm`` not positive.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class ConvNet(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
         channels = [in_channels, width, 2 * width, 4 * width, 8 * width]
         self.convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, 3, padding=1, bias=False) for c_in, c_out in pairwise(channels)

@@ -47,6 +47,9 @@ class ResNet18(nn.Module):
         head_norm: Frobenius norm of the frozen head's weight. Unused in the practical version.
         eps: Added to the variance by the batch norms. It breaks scale invariance slightly; identities
             are exact in float64 with 1e-30.
+
+    Raises:
+        ValueError: If ``width`` is less than 1, or ``head_norm`` not positive.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class ResNet18(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
         affine = not scale_invariant
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         stages: list[nn.Module] = []

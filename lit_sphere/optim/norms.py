@@ -50,15 +50,18 @@ def row_squared_norms(tensor: Tensor) -> Tensor:
         float64 tensor of shape (rows,).
     """
     dims = tuple(range(1, tensor.ndim))
-    norms: Tensor = torch.linalg.vector_norm(tensor, dim=dims)
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=dims, dtype=_wide([tensor]))
     return norms.double().square()
 
 
 @torch.no_grad()
 def _norms(blocks: list[Tensor]) -> Tensor:
-    # Norms of half-precision tensors would be rounded to half precision.
-    dtype = torch.float32 if any(b.dtype in (torch.float16, torch.bfloat16) for b in blocks) else None
-    return torch.stack(torch._foreach_norm(blocks, 2, dtype=dtype))
+    return torch.stack(torch._foreach_norm(blocks, 2, dtype=_wide(blocks)))
+
+
+def _wide(tensors: Sequence[Tensor]) -> torch.dtype | None:
+    """float32 for half precision, in which norms would be rounded; None, the tensors' own type, otherwise."""
+    return torch.float32 if any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors) else None
 
 
 @torch.no_grad()

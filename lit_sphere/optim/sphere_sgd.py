@@ -109,10 +109,16 @@ class SphereSGD(Optimizer):
             state_dict: Of a SphereSGD with groups of the same sizes.
 
         Raises:
-            ValueError: If it is another optimizer's.
+            ValueError: If it is another optimizer's, or has other spheres.
         """
         if not all("elr" in group for group in state_dict["param_groups"]):
             raise ValueError("SphereSGD: the state to load belongs to another optimizer (no 'elr' in its groups)")
+        saved, own = ([g.get("spheres") for g in groups] for groups in (state_dict["param_groups"], self.param_groups))
+        if saved != own:
+            raise ValueError(
+                f"SphereSGD: the spheres of the state to load are others: {_spheres(saved)} there, {_spheres(own)} "
+                "here; a run goes on with the spheres that it began with"
+            )
         super().load_state_dict(state_dict)
 
     @overload
@@ -130,6 +136,9 @@ class SphereSGD(Optimizer):
 
         Returns:
             What the closure returned, or None.
+
+        Raises:
+            ValueError: If an ``elr`` was set to a value that is not positive.
         """
         loss = None
         if closure is not None:
@@ -142,6 +151,8 @@ class SphereSGD(Optimizer):
                 continue
             if group["elr"] is None:
                 torch._foreach_add_(params, grads, alpha=-group["lr"])
+            elif not group["elr"] > 0:
+                raise ValueError(f"SphereSGD: elr must be positive, but was set to {group['elr']}")
             elif group["spheres"] == "joint":
                 torch._foreach_add_(params, grads, alpha=-group["elr"] * group["radius"] ** 2)
                 scale = group["radius"] / joint_norm(group["params"])
@@ -154,12 +165,19 @@ class SphereSGD(Optimizer):
         return loss
 
 
+def _spheres(kinds: list[str | None]) -> str:
+    return kinds[0] or "none" if len(kinds) == 1 else f"{len(kinds)} groups"
+
+
 def _row_norms(params: list[Tensor]) -> list[Tensor]:
     """Norm of each row along the first dimension, shaped (rows, 1, …) to multiply the tensor with."""
     return [torch.linalg.vector_norm(p, dim=tuple(range(1, p.ndim)), keepdim=True) for p in params]
 
 
 def _check(group: dict[str, Any]) -> None:
+    unknown = group.keys() - {"params", "param_names", "name", "elr", "spheres", "lr", "weight_decay", "momentum"}
+    if unknown:
+        raise ValueError(f"SphereSGD: a parameter group has no option {', '.join(sorted(unknown))}")
     rate = "lr" if group["elr"] is None else "elr"
     value = group[rate]
     if value is None:

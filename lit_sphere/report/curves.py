@@ -92,9 +92,11 @@ def _esses(axes: Axes, series: Mapping[str, Series], validation_name: str) -> No
 
 def _quantity(axes: Axes, series: Mapping[str, Series], quantity: str, title: str) -> None:
     groups = [key for key in series if key.startswith(f"{quantity}/") and not key.endswith("/total")]
+    shown = f" (the first {_MOST_GROUPS} of {len(groups)})" if len(groups) > _MOST_GROUPS else ""
+    name = f"single groups{shown}"
     for i, key in enumerate(groups[:_MOST_GROUPS]):
         # One legend entry for all groups: which is which stands in metrics.csv and W&B.
-        _line(axes, series, key, "single groups" if i == 0 else "_", _GROUP, width=0.7)
+        _line(axes, series, key, name if i == 0 else "_", _GROUP, width=0.7)
     _line(axes, series, f"{quantity}/total", "total", _TRAIN)
     axes.set(title=title, xlabel="epoch", yscale="log")
     axes.legend(frameon=False)
