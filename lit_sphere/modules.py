@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -286,17 +286,19 @@ class _LossAndError(Metric):
             setattr(self, name, state[name].to(self.device))
 
 
-class SIConvNet(SphereModule):
-    """The papers' scale-invariant ConvNet (see :class:`~lit_sphere.networks.ConvNet`), frozen head.
+class _SIModule(SphereModule):
+    """A scale-invariant network of the papers with flat options.
 
     Args:
-        width: Channels of the first convolution; 32 in the papers, 8 for digits.
+        width: Channels of the first convolution; 32 or 64 in the papers, 8 for digits.
         num_classes: Classes; taken from the data on the command line.
         in_channels: Channels of the images; taken from the data on the command line.
         head_norm: Frobenius norm of the frozen head.
         eps: Added to the variance by the batch norms.
         **training: Options of :class:`SphereModule`: ``elr``, ``spheres``, ``optimizer``, ``loss``, ``compile``.
     """
+
+    network_class: ClassVar[type[ConvNet] | type[ResNet18]]
 
     def __init__(
         self,
@@ -307,35 +309,21 @@ class SIConvNet(SphereModule):
         eps: float = 1e-5,
         **training: Any,
     ) -> None:
-        network = ConvNet(width, num_classes, in_channels, True, head_norm, eps)
+        network = self.network_class(width, num_classes, in_channels, True, head_norm, eps)
         super().__init__(network, num_classes=num_classes, input_shape=(in_channels, 32, 32), **training)
         self.save_hyperparameters(logger=False, ignore=_unsaved("optimizer"))
 
 
-class SIResNet18(SphereModule):
-    """The papers' scale-invariant ResNet-18 (see :class:`~lit_sphere.networks.ResNet18`), frozen head.
+class SIConvNet(_SIModule):
+    """The papers' scale-invariant ConvNet (see :class:`~lit_sphere.networks.ConvNet`), frozen head."""
 
-    Args:
-        width: Channels of the stem; 32 or 64 in the papers.
-        num_classes: Classes; taken from the data on the command line.
-        in_channels: Channels of the images; taken from the data on the command line.
-        head_norm: Frobenius norm of the frozen head.
-        eps: Added to the variance by the batch norms.
-        **training: Options of :class:`SphereModule`: ``elr``, ``spheres``, ``optimizer``, ``loss``, ``compile``.
-    """
+    network_class = ConvNet
 
-    def __init__(
-        self,
-        width: int = 32,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        head_norm: float = 10.0,
-        eps: float = 1e-5,
-        **training: Any,
-    ) -> None:
-        network = ResNet18(width, num_classes, in_channels, True, head_norm, eps)
-        super().__init__(network, num_classes=num_classes, input_shape=(in_channels, 32, 32), **training)
-        self.save_hyperparameters(logger=False, ignore=_unsaved("optimizer"))
+
+class SIResNet18(_SIModule):
+    """The papers' scale-invariant ResNet-18 (see :class:`~lit_sphere.networks.ResNet18`), frozen head."""
+
+    network_class = ResNet18
 
 
 def _filters(group: Group, parameter: nn.Parameter) -> int:
