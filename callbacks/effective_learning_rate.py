@@ -109,7 +109,7 @@ class EffectiveLearningRateMonitor(Callback):
         quantities = EffectiveQuantities(mine, optimizer)
         self._logged: tuple[str, ...] = quantities.quantities
         if trainer.gradient_clip_val and "ess" in self._logged:
-            self._logged = self._logged[:-1]
+            self._logged = self._logged[:-1]  # the last row is measured and not logged
             rank_zero_warn("EffectiveLearningRateMonitor logs no step sizes: Lightning clips the gradients only later")
         self._means = StepMeans(quantities)
         self._means.load_state(self._restored)
