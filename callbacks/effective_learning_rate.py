@@ -8,8 +8,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_sphere.callbacks._module_groups import groups_of, short_names
 from lit_sphere.effective import EffectiveQuantities, StepMeans
-from lit_sphere.groups import Group, find_groups
+from lit_sphere.groups import Group
 
 _MOST_CURVES = 64
 
@@ -77,21 +78,16 @@ class EffectiveLearningRateMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training, if the module says what its input looks like."""
         self._means = None
-        if pl_module.example_input_array is not None:
-            self._find(trainer, pl_module, pl_module.example_input_array)
+        self._find(trainer, groups_of(self, pl_module, granularity=self.granularity))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find the groups from the inputs of the first batch otherwise."""
         if self._means is None:
-            self._find(trainer, pl_module, batch[0] if isinstance(batch, (tuple, list)) else batch)
+            self._find(trainer, groups_of(self, pl_module, batch, self.granularity))
 
-    def _find(self, trainer: Trainer, pl_module: LightningModule, example_input: Any) -> None:
-        if not isinstance(example_input, (Tensor, tuple)):
-            raise ValueError(
-                f"EffectiveLearningRateMonitor cannot tell the network's input from a {type(example_input).__name__}: "
-                f"set self.example_input_array in {type(pl_module).__name__}"
-            )
-        groups = find_groups(pl_module, example_input, self.granularity)
+    def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
+        if groups is None:
+            return
         for optimizer in trainer.optimizers:
             trained = {p for group in optimizer.param_groups for p in group["params"]}
             mine = [group for group in groups if trained.issuperset(group.parameters)]
@@ -105,7 +101,7 @@ class EffectiveLearningRateMonitor(Callback):
                 f"{len(groups) - len(mine)} are trained elsewhere"
             )
         self._optimizer = optimizer
-        self._names = _short_names(mine)
+        self._names = short_names(mine)
         quantities = EffectiveQuantities(mine, optimizer)
         self._logged: tuple[str, ...] = quantities.quantities
         if trainer.gradient_clip_val and "ess" in self._logged:
@@ -169,10 +165,3 @@ class EffectiveLearningRateMonitor(Callback):
         """Restore what :meth:`state_dict` gave, once the groups are found."""
         self._restored = state_dict["means"]
         self._epoch, self._steps = state_dict["epoch"], state_dict["steps"]
-
-
-def _short_names(groups: list[Group]) -> list[str]:
-    """Group names without the attribute of the LightningModule that holds the network, if one holds all."""
-    holders = {group.name.split(".")[0] for group in groups}
-    nested = all(group.name.count(".") > 1 for group in groups)
-    return [group.name.partition(".")[2] if nested and len(holders) == 1 else group.name for group in groups]

@@ -5,10 +5,11 @@ import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_sphere.analysis import RegimeVerdict, name_regime
+from lit_sphere.callbacks._pictures import save_picture
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import Series, draw_curves, read_metrics
 
@@ -65,11 +66,7 @@ class RunSummary(Callback):
         series = read_metrics(metrics)
         if any(key in series for key in ("train/loss", "val/loss", "elr/total", "effective_grad_norm/total")):
             figure = draw_curves(series, self._name(trainer, pl_module), _validation_name(trainer))
-            path = Path(self.folder or loggers[0].log_dir) / "curves.png"
-            figure.savefig(path, dpi=130)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image("curves", [str(path)])
+            save_picture(trainer, Path(self.folder or loggers[0].log_dir), "curves", figure)
         return series
 
     def _name(self, trainer: Trainer, pl_module: LightningModule) -> str:

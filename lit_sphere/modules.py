@@ -173,7 +173,7 @@ class SphereModule(LightningModule):
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
         logits, labels = self(batch[0]), batch[1]
-        loss = self._loss(logits, labels)
+        loss = self.criterion(logits, labels)
         self.manual_backward(loss)
         optimizer.step()
         if self._metrics_epoch != self.current_epoch:
@@ -192,9 +192,18 @@ class SphereModule(LightningModule):
 
     def _evaluate(self, metrics: "_LossAndError", batch: tuple[Tensor, Tensor]) -> None:
         logits, labels = self(batch[0]), batch[1]
-        metrics.update(self._loss(logits, labels), logits, labels)
+        metrics.update(self.criterion(logits, labels), logits, labels)
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Give the loss of a batch; callbacks that evaluate the network elsewhere look for it under this name.
+
+        Args:
+            logits: Outputs of the network, shape (N, num_classes).
+            labels: Classes, shape (N,).
+
+        Returns:
+            The mean loss over the batch, a scalar.
+        """
         if self.loss == "cross_entropy":
             return F.cross_entropy(logits, labels)
         return F.mse_loss(logits, F.one_hot(labels, self.num_classes).to(logits.dtype))

@@ -64,7 +64,7 @@ def test_training_lowers_the_loss_and_logs_the_public_keys(make: Callable[[], Sp
 def test_train_metrics_are_the_means_over_samples() -> None:
     module = si_conv_net(elr=1e-2)
     losses, wrong, count = 0.0, 0, 0
-    original = module._loss
+    original = module.criterion
 
     def spy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         nonlocal losses, wrong, count
@@ -75,7 +75,7 @@ def test_train_metrics_are_the_means_over_samples() -> None:
             count += len(labels)
         return loss
 
-    module._loss = spy  # type: ignore[method-assign]
+    module.criterion = spy  # type: ignore[method-assign]
     torch.manual_seed(0)
     trainer = fit(module)
     assert count == 256
@@ -87,7 +87,7 @@ def test_mse_is_the_mean_over_samples_and_classes() -> None:
     module = si_conv_net(elr=1e-2, loss="mse")
     logits, labels = torch.randn(5, 10), torch.tensor([0, 3, 9, 3, 1])
     expected = sum(((logits[i] - F.one_hot(labels[i], 10)) ** 2).sum() for i in range(5)) / 50
-    torch.testing.assert_close(module._loss(logits, labels), expected)
+    torch.testing.assert_close(module.criterion(logits, labels), expected)
 
 
 def test_the_whole_network_lies_on_one_sphere_or_beside_it() -> None:

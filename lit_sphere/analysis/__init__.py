@@ -1,5 +1,6 @@
-"""What the curves of a run say: plain functions, without Lightning."""
+"""What the curves and the weights of a run say: plain functions, without Lightning."""
 
+from lit_sphere.analysis.evaluation import LossAndError, loss_and_error
 from lit_sphere.analysis.regimes import RegimeVerdict, name_regime
 
-__all__ = ["RegimeVerdict", "name_regime"]
+__all__ = ["LossAndError", "RegimeVerdict", "loss_and_error", "name_regime"]

@@ -16,7 +16,11 @@ WandbMode = Literal["offline", "online", "disabled"]
 
 # Ranks that Lightning starts run this program again: they must come to the same folder.
 _SHARED_NAME = "LIT_SPHERE_RUN"
-_SECTIONS = ("train", "val", "test", "elr", "ess", "effective_grad_norm", "norm")
+_SECTIONS = (
+    *("train", "val", "test", "train_pass"),
+    *("elr", "ess", "effective_grad_norm", "norm", "angle", "sharpness"),
+    *("barrier", "similarity", "ensemble", "switch"),
+)
 
 
 def run_folder(asked: str | None, name: str, ckpt_path: str | None, is_first_rank: bool) -> Path:
@@ -122,8 +126,8 @@ class RecordRun(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.define_metric("epoch")
-                for section in _SECTIONS:
-                    logger.experiment.define_metric(f"{section}/*", step_metric="epoch")
+                for key in ("regime", *(f"{section}/*" for section in _SECTIONS)):
+                    logger.experiment.define_metric(key, step_metric="epoch")
             elif isinstance(logger, CSVLogger):
                 for row in self._history:
                     logger.log_metrics({**row}, step=int(row["step"]))

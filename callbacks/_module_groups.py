@@ -1,0 +1,66 @@
+"""The scale-invariant groups of a LightningModule, found once for all callbacks that ask."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor
+
+from lit_sphere.groups import Granularity, Group, find_groups
+
+# The search takes seconds on a large network, and several callbacks ask for the same.
+_found: WeakKeyDictionary[LightningModule, dict[str, list[Group]]] = WeakKeyDictionary()
+
+
+def groups_of(
+    asks: Callback, pl_module: LightningModule, batch: Any = None, granularity: Granularity = "tensor"
+) -> list[Group] | None:
+    """Find the groups in a module's ``forward``, from its ``example_input_array`` or else from a batch.
+
+    Args:
+        asks: The callback, to be named in errors.
+        pl_module: The module.
+        batch: A batch whose first element, or which itself, is the input of the module.
+        granularity: As of :func:`~lit_sphere.groups.find_groups`.
+
+    Returns:
+        The groups; None where the module does not say what its input looks like and no batch is given:
+        ask again with the first batch.
+
+    Raises:
+        ValueError: If the input cannot be told, or no group is found; the callback is named.
+    """
+    found = _found.setdefault(pl_module, {})
+    trainable = [p for p in pl_module.parameters() if p.requires_grad]
+    if granularity in found and {p for g in found[granularity] for p in g.parameters} <= set(trainable):
+        return found[granularity]
+    example = pl_module.example_input_array
+    if example is None:
+        if batch is None:
+            return None
+        example = batch[0] if isinstance(batch, (tuple, list)) else batch
+    name = type(asks).__name__
+    if not isinstance(example, (Tensor, tuple)):
+        raise ValueError(
+            f"{name} cannot tell the network's input from a {type(example).__name__}: "
+            f"set self.example_input_array in {type(pl_module).__name__}"
+        )
+    try:
+        found[granularity] = find_groups(pl_module, example, granularity)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return found[granularity]
+
+
+def short_names(groups: list[Group]) -> list[str]:
+    """Shorten group names by the attribute of the LightningModule that holds the network, if one holds all.
+
+    Args:
+        groups: Groups of one module.
+
+    Returns:
+        A name for each.
+    """
+    holders = {group.name.split(".")[0] for group in groups}
+    nested = all(group.name.count(".") > 1 for group in groups)
+    return [group.name.partition(".")[2] if nested and len(holders) == 1 else group.name for group in groups]
