@@ -1,6 +1,7 @@
 """Optimizers on the sphere, as plain ``torch.optim`` classes."""
 
-from lit_sphere.optim.norms import joint_norm, row_squared_norms, squared_norms
+from lit_sphere.optim.adagrad_g import AdaGradG, adagrad_g_like_sgd
+from lit_sphere.optim.norms import block_norms, block_owners, joint_norm, row_squared_norms, squared_norms
 from lit_sphere.optim.sphere_sgd import SphereSGD
 
-__all__ = ["SphereSGD", "joint_norm", "row_squared_norms", "squared_norms"]
+__all__ = ["AdaGradG", "SphereSGD", "adagrad_g_like_sgd", "joint_norm", "row_squared_norms", "squared_norms"]

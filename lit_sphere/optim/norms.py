@@ -40,6 +40,30 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
     return norm
 
 
+def block_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Norms of the tensors' blocks, for those who put off the rest of the work.
+
+    Args:
+        tensors: At least one floating-point tensor, all on one device.
+
+    Returns:
+        Tensor of shape (blocks,) on their device; :func:`block_owners` says which tensor each belongs to.
+    """
+    return _norms(_blocks(tensors)[0])
+
+
+def block_owners(tensors: Sequence[Tensor]) -> list[int]:
+    """Tell which tensor each block of :func:`block_norms` belongs to.
+
+    Args:
+        tensors: As there.
+
+    Returns:
+        Index of the tensor of each block, in ascending order.
+    """
+    return _blocks(tensors)[1]
+
+
 def row_squared_norms(tensor: Tensor) -> Tensor:
     """Squared norm of each row along the first dimension (each filter).
 

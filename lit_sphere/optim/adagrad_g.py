@@ -1,0 +1,153 @@
+"""AdaGradG: AdaGrad with one accumulator for each scale-invariant group, on the group's sphere (SP §4)."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from lit_sphere.optim.norms import joint_norm
+
+Per = Literal["filter", "tensor", "joint"]
+
+
+class AdaGradG(Optimizer):
+    """AdaGrad without momentum and with one accumulator v for each group, on the sphere (SP §4).
+
+    On the unit sphere: x̂ = x − η∇L/√v; x ← x̂/‖x̂‖; v ← βv + ‖∇L‖². Here a group keeps the norm ρ that it has at
+    construction (batch norm's eps would notice another), and gradients are those of the unit sphere, ρ∇L. To second
+    order in the learning rate it takes the same steps as SGD with L2 regularisation, if its options are those of
+    :func:`adagrad_g_like_sgd`: what L2 regularisation does to scale-invariant weights is to forget old gradients.
+
+    Args:
+        params: Scale-invariant parameters, or parameter groups with options of their own.
+        lr: Learning rate η > 0.
+        beta: Decay β in (0, 1] of the accumulator; 1 is AdaGrad's.
+        accumulator: v₀/ρ⁴ > 0; on the unit sphere simply the accumulator's first value v₀.
+        per: What one accumulator and one sphere belong to: ``filter``: each row of each tensor along its first
+            dimension; ``tensor``: each tensor; ``joint``: all tensors of a parameter group together (tensors that
+            are scale-invariant only jointly).
+
+    Raises:
+        ValueError: If an option is out of its range, a norm is zero or not finite, or ``filter`` meets a tensor of
+            one dimension.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+        >>> optimizer = AdaGradG([weight], **adagrad_g_like_sgd(lr=0.01, weight_decay=0.1))
+        >>> weight.grad = torch.tensor([[8.0, -6.0]], dtype=torch.float64)
+        >>> optimizer.step()
+        >>> direction = weight.detach() / 5
+        >>> sgd = torch.tensor([[3.0, 4.0]]) * (1 - 0.01 * 0.1) - 0.01 * weight.grad
+        >>> bool((direction - sgd / sgd.norm()).norm() < 1e-6)
+        True
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float, beta: float = 1.0, accumulator: float = 1.0, per: Per = "filter"
+    ) -> None:
+        super().__init__(params, {"lr": lr, "beta": beta, "accumulator": accumulator, "per": per})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; its norms are taken now.
+
+        Args:
+            param_group: ``params`` and any of the options of the constructor.
+
+        Raises:
+            ValueError: As the constructor; the group is not added then.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check(group)
+            radii = _norms([p.detach() for p in group["params"]], group["per"])
+            if not all(bool((radius.isfinite() & (radius > 0)).all()) for radius in radii):
+                raise ValueError("AdaGradG: the norm of a group must be positive and finite")
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        for p, radius in zip(group["params"], radii, strict=True):
+            self.state[p] = {"radius": radius, "accumulator": group["accumulator"] * radius**4}
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step.
+
+        Args:
+            closure: Evaluates the loss and the gradients again; called first.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            # notation of SP §4: x̂ = x − η∇L(u)ρ/√v on the sphere of radius ρ, ∇L(u) = ρ∇L(x)
+            grads = [p.grad for p in params]
+            radii = [self.state[p]["radius"] for p in params]
+            accumulators = [self.state[p]["accumulator"] for p in params]
+            effective = torch._foreach_mul(_norms(grads, group["per"]), radii)
+            rates = torch._foreach_mul(radii, radii)
+            torch._foreach_div_(rates, torch._foreach_sqrt(accumulators))
+            torch._foreach_add_(params, torch._foreach_mul(grads, rates), alpha=-group["lr"])
+            torch._foreach_mul_(params, torch._foreach_div(radii, _norms(params, group["per"])))
+            torch._foreach_mul_(accumulators, group["beta"])
+            torch._foreach_add_(accumulators, torch._foreach_mul(effective, effective))
+        return loss
+
+
+def adagrad_g_like_sgd(lr: float, weight_decay: float) -> dict[str, float]:
+    """Give the options of :class:`AdaGradG` that equal SGD with L2 regularisation to second order in η (SP §4).
+
+    β = (1 − ηλ)⁴, step (2β)^-½, v₀ = r₀⁴/(2η²β^½) from the same start of norm r₀.
+
+    Args:
+        lr: η > 0 of SGD without momentum.
+        weight_decay: λ ≥ 0 of SGD, with ηλ < 1.
+
+    Returns:
+        ``lr``, ``beta`` and ``accumulator`` for :class:`AdaGradG`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    if not (math.isfinite(lr) and lr > 0 and weight_decay >= 0 and lr * weight_decay < 1):
+        raise ValueError(f"needs lr > 0, weight_decay >= 0 and lr * weight_decay < 1, got {lr} and {weight_decay}")
+    beta = (1 - lr * weight_decay) ** 4
+    return {"lr": (2 * beta) ** -0.5, "beta": beta, "accumulator": 1 / (2 * lr**2 * beta**0.5)}
+
+
+def _norms(tensors: Sequence[Tensor], per: Per) -> list[Tensor]:
+    """Norms of the cells, one tensor each that broadcasts to the given one."""
+    if per == "joint":
+        norm = joint_norm(tensors)
+        return [norm.to(t.dtype) for t in tensors]
+    dims = [tuple(range(1 if per == "filter" else 0, t.ndim)) for t in tensors]
+    return [torch.linalg.vector_norm(t, dim=dim, keepdim=True) for t, dim in zip(tensors, dims, strict=True)]
+
+
+def _check(group: dict[str, Any]) -> None:
+    for name, most in (("lr", math.inf), ("beta", 1.0), ("accumulator", math.inf)):
+        value = group[name]
+        if not (math.isfinite(value) and 0 < value <= most):
+            bound = "positive and finite" if most == math.inf else f"in (0, {most:g}]"
+            raise ValueError(f"AdaGradG: {name} must be {bound}, got {value}")
+    if group["per"] not in get_args(Per):
+        raise ValueError(f"AdaGradG: per must be one of {', '.join(get_args(Per))}, got {group['per']!r}")
+    if group["per"] == "filter" and any(p.ndim < 2 for p in group["params"]):
+        raise ValueError("AdaGradG: per='filter' needs tensors of two or more dimensions")
