@@ -65,13 +65,14 @@ def least_cosine(lr: float, weight_decay: float, **other_options: float) -> floa
     start = torch.randn(6, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start /= start.norm(dim=1, keepdim=True)
     mine, other = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    optimizer = AdaGradG([mine], **{**adagrad_g_like_sgd(lr, weight_decay), **other_options})
+    options: dict[str, Any] = {**adagrad_g_like_sgd(lr, weight_decay), **other_options}
+    optimizer = AdaGradG([mine], **options)
     sgd = torch.optim.SGD([other], lr=lr, weight_decay=weight_decay)
     least = 1.0
     for step in range(1000):
         for x, opt in ((mine, optimizer), (other, sgd)):
             opt.zero_grad()
-            loss_of(x, step).backward()  # type: ignore[no-untyped-call]
+            loss_of(x, step).backward()
             opt.step()
         cosines = nn.functional.cosine_similarity(mine.detach(), other.detach(), dim=1)
         least = min(least, cosines.min().item())

@@ -1,9 +1,11 @@
 import math
+from typing import Literal
 
 import pytest
 import torch
 
-from lit_sphere.networks import ConvNet, ResNet18
+from lit_sphere.groups import find_groups
+from lit_sphere.networks import ConvNet, ResNet18, ResNet20
 from lit_sphere.optim import squared_norms
 
 
@@ -114,3 +116,37 @@ def test_pooling_before_relu_changes_neither_values_nor_gradients() -> None:
     for p, grad in zip(trainable(net), fast, strict=True):
         assert grad is not None
         torch.testing.assert_close(p.grad, grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())
+
+
+def test_resnet20_has_the_parameters_of_the_original() -> None:
+    assert sum(p.numel() for p in ResNet20().parameters()) == 269_722
+    plain = ResNet20(affine=False)
+    assert sum(p.numel() for p in plain.parameters()) == 269_722 - 2 * (7 * 16 + 6 * 32 + 6 * 64)
+    assert ResNet20(width=2, in_channels=1, num_classes=7)(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("normalisation", ["batch", "weight"])
+def test_every_convolution_of_resnet20_is_scale_invariant_by_itself(normalisation: Literal["batch", "weight"]) -> None:
+    torch.manual_seed(0)
+    net = ResNet20(width=2, scale_invariant=True, normalisation=normalisation)
+    groups = find_groups(net, torch.zeros(2, 3, 8, 8))
+    assert len(groups) == len(trainable(net)) == 19
+    assert all(len(group.parameters) == 1 for group in groups)
+    filters = find_groups(net, torch.zeros(2, 3, 8, 8), "filter")
+    assert len(filters) == sum(len(p) for p in trainable(net))
+
+
+def test_weight_normed_resnet20_keeps_the_variance_of_its_inputs() -> None:
+    torch.manual_seed(0)
+    net = ResNet20(normalisation="weight")
+    stem = net.stem(torch.randn(8, 3, 32, 32))
+    assert 1.3 < stem.var() < 2.7  # twice the input's, of which ReLU leaves half
+    assert net(torch.randn(8, 3, 32, 32)).abs().max() < 100
+    lengths = [p for name, p in net.named_parameters() if name.endswith("original0")]
+    assert len(lengths) == 19
+    assert all(p.requires_grad for p in lengths)
+
+
+def test_an_unknown_normalisation_is_refused() -> None:
+    with pytest.raises(ValueError, match="normalisation must be one of batch, weight"):
+        ResNet20(normalisation="layer")  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""The theory of weight decay along real training steps of real networks, in float64 without eps."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_sphere.groups import Group, find_groups
+from lit_sphere.networks import ConvNet, ResNet18, ResNet20
+from lit_sphere.theory import weight_decay as wd
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "ConvNet": lambda: ConvNet(4, in_channels=1, scale_invariant=True, eps=1e-30),
+    "ResNet18": lambda: ResNet18(2, in_channels=1, scale_invariant=True, eps=1e-30),
+    "ResNet20": lambda: ResNet20(4, in_channels=1, scale_invariant=True, eps=1e-30),
+    "ResNet20 with weight norm": lambda: ResNet20(4, in_channels=1, scale_invariant=True, normalisation="weight"),
+}
+
+
+def make(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return NETWORKS[name]().double()
+
+
+def batches(steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    g = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        yield torch.randn(32, 1, 8, 8, generator=g, dtype=torch.float64), torch.randint(0, 10, (32,), generator=g)
+
+
+def flat(group: Group, gradients: bool = False) -> Tensor:
+    tensors = [p.grad if gradients else p.detach() for p in group.parameters]
+    return torch.cat([t.flatten() for t in tensors if t is not None]).clone()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_norm_and_cosine_of_every_group_follow_their_recursions(name: str) -> None:
+    net, lr, decay = make(name), 0.3, 0.05
+    groups = find_groups(net, torch.zeros(2, 1, 8, 8))
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, weight_decay=decay)
+    turned = 0.0
+    for x, y in batches(20):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        before = [flat(group) for group in groups]
+        effective = [flat(g, gradients=True).norm() * old.norm() for g, old in zip(groups, before, strict=True)]
+        optimizer.step()
+        for group, old, g in zip(groups, before, effective, strict=True):
+            new = flat(group)
+            norm = wd.next_norm(old.norm(), g, lr, decay)
+            cosine = wd.step_cosine(old.norm(), g, lr, decay)
+            torch.testing.assert_close(new.norm(), norm, rtol=1e-8, atol=0)
+            torch.testing.assert_close(torch.dot(old, new) / (old.norm() * new.norm()), cosine, rtol=1e-8, atol=0)
+            turned = max(turned, 1 - cosine.item())
+    assert turned > 1e-3, "nothing turned: nothing was tested"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("factor", [0.25, 3.0])
+def test_rescaled_networks_train_through_the_same_functions(name: str, factor: float) -> None:
+    """PB Proposition 4, weights, learning rate and weight decay rescaled together."""
+    net, other = make(name), make(name)
+    trained, others = ([p for p in n.parameters() if p.requires_grad] for n in (net, other))
+    lr, decay = 0.1, 0.05
+    for p in others:
+        scaled, other_lr, other_decay = wd.rescaled(p.detach(), lr, decay, factor)
+        p.data.copy_(scaled)
+    optimizers = (
+        torch.optim.SGD(trained, lr=lr, weight_decay=decay),
+        torch.optim.SGD(others, lr=other_lr.item(), weight_decay=other_decay.item()),
+    )
+    for x, y in batches(10):
+        losses = []
+        for network, optimizer in zip((net, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-8, atol=1e-10)
+    for p, q in zip(trained, others, strict=True):
+        torch.testing.assert_close(factor * p, q, rtol=1e-7, atol=1e-8 * factor)
