@@ -1,0 +1,72 @@
+"""The toy in the plane: its step, its periods, and the recursions of weight decay on it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lit_sphere.theory import weight_decay as wd
+from lit_sphere.theory.toy_plane import mean_period, plane_curves
+
+
+@settings(deadline=None)
+@given(x=st.floats(-2, 2), y=st.floats(-2, 2), lr=st.floats(0.01, 2), product=st.floats(0, 0.5))
+def test_a_step_is_that_of_torch(x: float, y: float, lr: float, product: float) -> None:
+    assume(math.hypot(x, y) > 0.1)
+    point = torch.tensor([x, y], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([point], lr=lr, weight_decay=product / lr)
+    curves = plane_curves([product / lr], lr, (x, y), steps=3)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = point[0] ** 2 / (point[0] ** 2 + point[1] ** 2)
+        norm = point.detach().norm().item()
+        assert curves.losses[0, step].item() == pytest.approx(loss.item(), rel=1e-6, abs=1e-9)
+        assert curves.norms[0, step].item() == pytest.approx(norm, rel=1e-9)
+        assert curves.elrs[0, step].item() == pytest.approx(lr / norm**2, rel=1e-9)
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("weight_decay", "period"), [(0.03, 17), (0.1, 11), (0.2, 5)])
+def test_the_periods_of_the_reference(weight_decay: float, period: float) -> None:
+    losses = plane_curves([weight_decay], steps=400).losses[0].tolist()
+    assert mean_period(losses) == pytest.approx(period, abs=0.5)
+
+
+def test_without_decay_it_converges() -> None:
+    losses = plane_curves([0.0], steps=2000).losses[0]
+    assert losses[-1] < 1e-12
+    assert bool((losses.diff() <= 0).all())
+    assert mean_period(losses.tolist()) is None
+
+
+def test_norms_follow_the_recursion_of_weight_decay() -> None:
+    curves = plane_curves([0.03, 0.1], steps=100)
+    for run, decay in enumerate((0.03, 0.1)):
+        f, rho = curves.losses[run], curves.norms[run]
+        effective = 2 * (f * (1 - f)).sqrt()  # g̃ = |2 sin φ cos φ|
+        torch.testing.assert_close(wd.next_norm(rho, effective, 1.0, decay)[:-1], rho[1:], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("period", [3, 7, 20])
+def test_the_period_of_a_sine(period: int) -> None:
+    curve = [math.exp(math.sin(2 * math.pi * t / period + 0.3)) for t in range(200)]
+    assert mean_period(curve) == pytest.approx(period, rel=0.02)  # maxima fall on whole steps
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 0.0},
+        {"steps": 0},
+        {"start": (0.0, 0.0)},
+        {"weight_decays": []},
+        {"weight_decays": [-0.1]},
+        {"weight_decays": [1.0]},
+    ],
+)
+def test_arguments_out_of_range_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="weight decay"):
+        plane_curves(**{"weight_decays": [0.1], **options})  # type: ignore[arg-type]
