@@ -48,7 +48,7 @@ def plane_curves(
     Example:
         >>> curves = plane_curves([0.0, 0.1], steps=400)
         >>> print(f"{curves.losses[0, -1]:.1e} {mean_period(curves.losses[1].tolist()):.1f}")
-        5.6e-14 10.8
+        5.6e-14 11.2
     """
     if not (math.isfinite(lr) and lr > 0) or steps < 1 or not weight_decays or math.hypot(*start) == 0:
         raise ValueError("needs lr > 0, steps >= 1, a start other than the origin, and at least one weight decay")
@@ -67,15 +67,14 @@ def plane_curves(
 
 
 def mean_period(losses: Sequence[float]) -> float | None:
-    """Mean number of steps between two destabilisations: local maxima above a tenth of the greatest loss.
+    """Mean number of steps between two destabilisations: upward crossings of a tenth of the greatest loss.
 
     Args:
         losses: Values ≥ 0, step by step.
 
     Returns:
-        The mean over all whole periods; None where there are fewer than two maxima.
+        The mean over all whole periods; None where there are fewer than two.
     """
     level = 0.1 * max(losses)
-    inner = range(1, len(losses) - 1)
-    peaks = [t for t in inner if losses[t] > level and losses[t - 1] < losses[t] >= losses[t + 1]]
-    return (peaks[-1] - peaks[0]) / (len(peaks) - 1) if len(peaks) > 1 else None
+    ups = [t for t in range(1, len(losses)) if losses[t - 1] < level <= losses[t]]
+    return (ups[-1] - ups[0]) / (len(ups) - 1) if len(ups) > 1 else None
