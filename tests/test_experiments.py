@@ -1,0 +1,109 @@
+"""Each shipped experiment, run as its header says, shows what its header says to look for (digits, slow)."""
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from conftest import LitSphere
+
+from lit_sphere.report import Series, read_metrics
+
+pytestmark = pytest.mark.slow
+
+Fit = Callable[..., dict[str, Series]]
+
+
+@pytest.fixture
+def fit(empty_folder: Path, lit_sphere: LitSphere) -> Fit:
+    """Run a config and give its metrics."""
+
+    def run(config: str, *options: str, name: str = "run") -> dict[str, Series]:
+        result = lit_sphere("fit", "--config", config, "--run", name, "--wandb", "disabled", *options)
+        assert result.status == 0, result.err
+        return read_metrics(empty_folder / name / "metrics.csv")
+
+    return run
+
+
+def level(series: Series, start: int, stop: int) -> float:
+    """Mean over the epochs from start to stop."""
+    return fmean(value for epoch, value in zip(series.epochs, series.values, strict=True) if start <= epoch < stop)
+
+
+def path_of(csv_file: Path) -> list[float]:
+    """Train loss along a path."""
+    with csv_file.open(newline="") as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file)]
+
+
+def test_fine_tuning_down_stays_in_the_basin(fit: Fit, empty_folder: Path) -> None:
+    metrics = fit("fine_tune_down.yaml")
+    barrier = metrics["barrier/train_loss"].values[-1]
+    ends = path_of(next((empty_folder / "run").glob("barrier-*.csv")))
+    assert barrier < max(0.05, 0.1 * max(ends[0], ends[-1]))
+    assert metrics["barrier/cosine"].values[-1] > 0.95
+    assert metrics["train/loss"].values[-1] < 1e-2
+    assert (empty_folder / "run" / "barrier-switch-1-to-0200.png").exists()
+
+
+def test_fine_tuning_up_leaves_the_basin(fit: Fit) -> None:
+    metrics = fit("fine_tune_up.yaml")
+    loss = metrics["train/loss"]
+    assert metrics["barrier/train_loss"].values[-1] > 0.3
+    assert metrics["barrier/cosine"].values[-1] < 0.5
+    assert max(v for e, v in zip(loss.epochs, loss.values, strict=True) if e >= 100) > 10 * loss.values[99], "it jumps"
+    assert loss.values[-1] < loss.values[99], "and converges lower than before"
+
+
+def test_a_gentler_rise_does_not_leave_it(fit: Fit) -> None:
+    switch = "[{epoch: 100, elr: 1.0e-2}]"
+    metrics = fit("fine_tune_up.yaml", "--trainer.callbacks.init_args.switches", switch)
+    assert metrics["barrier/train_loss"].values[-1] < 0.05
+
+
+def test_a_barrier_stands_between_optima_of_different_elrs(
+    fit: Fit, empty_folder: Path, lit_sphere: LitSphere
+) -> None:
+    text = (Path(__file__).parent.parent / "configs" / "elr_optima.yaml").read_text()
+    *fits, joined = re.findall(r"^#   lit-sphere (.*)$", text, re.MULTILINE)
+    assert len(fits) == 2
+    for command in fits:
+        assert lit_sphere(*command.split(), "--wandb", "disabled").status == 0
+    result = lit_sphere(*joined.split())
+    assert result.status == 0, result.err
+    for name in ("low", "high"):
+        assert read_metrics(empty_folder / "runs" / name / "metrics.csv")["train/loss"].values[-1] < 1e-2
+    (curve,) = (empty_folder / "runs").glob("interpolate-*/interpolation.csv")
+    losses = path_of(curve)
+    assert max(losses) - max(losses[0], losses[-1]) > 0.1
+
+
+def test_paths_at_the_equilibrium_are_lower_in_the_middle(fit: Fit) -> None:
+    metrics = fit("equilibrium_path.yaml")
+    barriers, dips = metrics["barrier/train_loss"].values, metrics["barrier/train_loss_dip"].values
+    assert len(barriers) == 4
+    assert fmean(dips) > 10 * fmean(barriers)
+    assert max(metrics["barrier/cosine"].values) < 0.6
+
+
+def test_the_level_of_the_equilibrium_is_that_of_the_present_elr(fit: Fit) -> None:
+    metrics = fit("equilibrium_levels.yaml")
+    loss, sharpness = metrics["train/loss"], metrics["effective_grad_norm/total"]
+    first, second, third = (level(loss, 100 * i + 50, 100 * i + 100) for i in range(3))
+    assert second > 1.15 * first
+    assert second > 1.15 * third
+    assert third == pytest.approx(first, rel=0.15)
+    low, high, back = (level(sharpness, 100 * i + 50, 100 * i + 100) for i in range(3))
+    assert high < low
+    assert high < back
+
+
+def test_the_equilibrium_is_left_for_convergence(fit: Fit) -> None:
+    metrics = fit("equilibrium_to_convergence.yaml")
+    assert level(metrics["train/loss"], 50, 100) > 0.3
+    assert metrics["train/loss"].values[-1] < 5e-3
+    assert metrics["regime"].values[-1] == 1
+    assert 2 in metrics["regime"].values
