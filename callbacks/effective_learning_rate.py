@@ -1,18 +1,22 @@
 """Logs effective learning rates, step sizes and gradient norms of scale-invariant groups."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_sphere.callbacks._module_groups import groups_of, short_names
-from lit_sphere.effective import EffectiveQuantities, StepMeans
-from lit_sphere.groups import Group
+from lit_sphere.callbacks._equal_ess import report_equal_ess
+from lit_sphere.callbacks._pictures import run_folder_of
+from lit_sphere.callbacks._step_watch import StepWatch, Views
+from lit_sphere.effective import QUANTITIES, Source, quantile_name, quantiles_over_groups
 
 _MOST_CURVES = 64
+_QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_NAME = "EffectiveLearningRateMonitor"
 
 
 class EffectiveLearningRateMonitor(Callback):
@@ -20,148 +24,181 @@ class EffectiveLearningRateMonitor(Callback):
 
     The groups are found by Euler's identity (:func:`~lit_sphere.groups.find_groups`) in the module's
     ``forward``, from its ``example_input_array`` or else from the inputs of the first batch. Works under
-    automatic and manual optimisation, under DDP, with gradient accumulation and AMP. Quantities are measured
-    just before each optimizer step, from one pass over parameters and gradients, and wait on the device
-    until they are logged.
+    automatic and manual optimisation, under DDP, with gradient accumulation, clipping and AMP. What is measured
+    waits on the device until it is logged.
 
-    | key | quantity (TR §3) |
+    | key | quantity (TR §3; SP Theorem 2) |
     |---|---|
-    | ``elr/total``, ``elr/<group>`` | effective learning rate η̃ = η/ρ² |
-    | ``ess/…`` | effective step size η̃g̃, tangent of the angle of the step |
-    | ``effective_grad_norm/…`` | effective gradient norm g̃ = ρg |
-    | ``norm/…`` | norm ρ |
+    | ``elr/total``, ``elr/<group>`` | effective learning rate η̃, of plain SGD η/ρ² |
+    | ``ess/total``, ``ess/<group>`` | effective step size η̃g̃, tangent of the angle of the step |
+    | ``effective_grad_norm/total``, ``effective_grad_norm/<group>`` | effective gradient norm g̃ = ρg, unclipped |
+    | ``norm/total``, ``norm/<group>`` | norm ρ |
+    | ``angle/total``, ``angle/<group>`` | angle of the step in radians |
+    | ``equal_ess/slope`` | slope of the scatter at the end of fit: −1 where all groups have one ESS |
+    | ``equal_ess/spread`` | standard deviation of ln ESS over the groups: 0 where all have one |
 
-    Gradients are seen before Lightning clips them; ``ess`` is left out where it does. ``elr`` and ``ess`` are logged
-    for optimizers whose steps follow the gradient: ``SphereSGD`` and
-    ``torch.optim.SGD`` without momentum. With more than 64 groups, ``…/min``, ``…/median`` and ``…/max`` over
-    the groups take the place of the single groups. Other callbacks find the totals in ``trainer.callback_metrics``.
+    Where the numbers come from is said once, and stands in :attr:`source` and in checkpoints
+    (:class:`~lit_sphere.effective.EffectiveQuantities` has the formulas):
+
+    * ``gradients``: norms before the step, for ``SphereSGD`` and ``torch.optim.SGD`` without momentum; no copies;
+    * ``state``: the optimizer's own buffers after the step (SP Table 1), for ``torch.optim.SGD``, ``Adam`` and
+      ``AdamW`` with any of their options, with gradients clipped too;
+    * ``weights``: anything else (a third party's optimizer, a subclass with a ``step`` of its own, a gradient
+      scaler): weights before and after the step, for which one copy of them is kept. ``elr`` = ``ess`` / g̃ then.
+
+    Of several optimizers the one that trains most of the groups is watched. Other callbacks find the totals in
+    ``trainer.callback_metrics``.
 
     Args:
         granularity: ``tensor``: whole weight tensors, or the tensors that are scale-invariant jointly;
-            ``filter``: single output channels, where these are scale-invariant.
+            ``filter``: single output channels, where these are scale-invariant; ``joint``: all scale-invariant
+            parameters as one, that is ``…/total`` alone.
         per: ``epoch``: mean over the measured steps of an epoch; ``step``: each measured step.
         every_n_steps: Measure at every n-th optimizer step.
+        quantiles: Log these quantiles over the groups in place of the groups: 0 as ``…/min``, 0.5 as
+            ``…/median``, 1 as ``…/max``, others like ``…/q25``. None: the quartiles with more than 64 groups.
+        scatter_epochs: At the end of fit draw the groups' mean η̃ and g̃ over this many last epochs, with the line
+            of equal ESS: ``equal_ess.png`` and ``equal_ess.csv`` in the run's folder. 0: no picture.
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if the module has no
-            scale-invariant group.
+            scale-invariant group, or no optimizer trains one as a whole.
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[EffectiveLearningRateMonitor(per="step", every_n_steps=50)], logger=False)
+        >>> from lit_sphere.data import Digits
+        >>> from lit_sphere.modules import SIConvNet
+        >>> monitor = EffectiveLearningRateMonitor("filter", quantiles=[0, 0.5, 1])
+        >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> trainer = Trainer(max_epochs=1, callbacks=[monitor], enable_model_summary=False, **quiet)
+        >>> trainer.fit(SIConvNet(width=4, in_channels=1, elr=0.01), Digits(train_size=256))
+        >>> print(f"ELR {trainer.callback_metrics['elr/total']:.3g} from {monitor.source}")
+        ELR 0.01 from gradients
     """
 
     def __init__(
         self,
-        granularity: Literal["tensor", "filter"] = "tensor",
+        granularity: Views = "tensor",
         per: Literal["epoch", "step"] = "epoch",
         every_n_steps: int = 1,
+        quantiles: Sequence[float] | None = None,
+        scatter_epochs: int = 0,
     ) -> None:
-        if granularity not in ("tensor", "filter"):
-            raise ValueError(f"granularity must be 'tensor' or 'filter', got {granularity!r}")
-        if per not in ("epoch", "step"):
-            raise ValueError(f"per must be 'epoch' or 'step', got {per!r}")
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        _check(granularity, per, every_n_steps, quantiles, scatter_epochs)
         self.granularity, self.per, self.every_n_steps = granularity, per, every_n_steps
-        self._means: StepMeans | None = None
-        self._restored: dict[str, Any] = {}
-        self._names: list[str] = []
+        self.quantiles = None if quantiles is None else [float(q) for q in quantiles]
+        self.scatter_epochs = scatter_epochs
+        self._watch = StepWatch(self, self._take, every_n_steps, granularity)
         self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
-        self._steps = 0
+        self._last_epochs: list[Tensor] = []  # (elr and effective gradient norm, groups), for the scatter
+        self._folder: Path | None = None
 
     @property
     def state_key(self) -> str:
         """Differs between two monitors of one trainer."""
-        return self._generate_state_key(granularity=self.granularity, per=self.per, every=self.every_n_steps)
+        options = {"every": self.every_n_steps, "quantiles": self.quantiles, "scatter": self.scatter_epochs}
+        return self._generate_state_key(granularity=self.granularity, per=self.per, **options)
+
+    @property
+    def source(self) -> Source | None:
+        """Where the numbers come from: ``gradients``, ``state`` or ``weights``; None before the groups are found."""
+        return self._watch.source
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training, if the module says what its input looks like."""
-        self._means = None
-        self._find(trainer, groups_of(self, pl_module, granularity=self.granularity))
+        self._folder = run_folder_of(trainer) if self.scatter_epochs else None
+        if not self._watch.fit_start(trainer, pl_module):
+            self._epoch, self._last_epochs = -1, []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Find the groups from the inputs of the first batch otherwise."""
-        if self._means is None:
-            self._find(trainer, groups_of(self, pl_module, batch, self.granularity))
-
-    def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
-        if groups is None:
-            return
-        for optimizer in trainer.optimizers:
-            trained = {p for group in optimizer.param_groups for p in group["params"]}
-            mine = [group for group in groups if trained.issuperset(group.parameters)]
-            if mine:
-                break
-        else:
-            raise ValueError("EffectiveLearningRateMonitor: no optimizer trains a scale-invariant group as a whole")
-        if len(mine) < len(groups):
-            rank_zero_warn(
-                f"EffectiveLearningRateMonitor watches the {len(mine)} groups of {type(optimizer).__name__}; "
-                f"{len(groups) - len(mine)} are trained elsewhere"
-            )
-        self._optimizer = optimizer
-        self._names = short_names(mine)
-        quantities = EffectiveQuantities(mine, optimizer)
-        self._logged: tuple[str, ...] = quantities.quantities
-        if trainer.gradient_clip_val and "ess" in self._logged:
-            self._logged = self._logged[:-1]  # the last row is measured and not logged
-            rank_zero_warn("EffectiveLearningRateMonitor logs no step sizes: Lightning clips the gradients only later")
-        self._means = StepMeans(quantities)
-        self._means.load_state(self._restored)
-        self._restored = {}
-        if "elr" not in self._logged:
-            rank_zero_warn(
-                f"EffectiveLearningRateMonitor logs norms and effective gradient norms only: η/ρ² is no effective "
-                f"learning rate of {type(optimizer).__name__} (momentum or adaptive steps)"
-            )
+        """Find the groups from the inputs of the first batch otherwise; and again for another optimizer."""
+        self._watch.batch_start(trainer, pl_module, batch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Observe; nothing is brought to the host, but to log a single step."""
-        if self._means is None or getattr(optimizer, "optimizer", optimizer) is not self._optimizer:
-            return
-        self._steps += 1
-        if (self._steps - 1) % self.every_n_steps:
-            return
+        self._watch.before_step(trainer, optimizer)
+
+    def _take(self, trainer: Trainer) -> None:
+        means = self._watch.means
+        assert means is not None
         if self._epoch != trainer.current_epoch:
-            self._means.load_state({})
+            self._mean_of_epoch()
             self._epoch = trainer.current_epoch
-        self._means.add()
+        means.add()
         if self.per == "step":
-            self._log(trainer, self._means.last(), trainer.global_step)
+            self._log(trainer, means.last(), trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means over the epoch; where single steps are logged, to other callbacks only."""
-        mean = None if self._means is None else self._means.mean()
+        mean = self._mean_of_epoch()
         if mean is None:
             return
         if self.per == "epoch":
             self._log(trainer, mean, trainer.global_step - 1)
-        # Callbacks get the totals: to pass each group through Lightning's bookkeeping costs more than to measure it.
-        totals = {
-            f"{quantity}/total": value for quantity, value in zip(self._logged, mean[:, 0].tolist(), strict=False)
-        }
-        pl_module.log_dict(totals, logger=False, sync_dist=True, batch_size=1)
+        # All ranks have the same gradients and weights, so the same totals: there is nothing to reduce, and
+        # self.log would cost more than the measurement.
+        totals = zip(QUANTITIES, mean[:, 0].tolist(), strict=True)
+        trainer.callback_metrics.update({f"{quantity}/total": torch.tensor(value) for quantity, value in totals})
+
+    def _mean_of_epoch(self) -> Tensor | None:
+        mean = None if self._watch.means is None else self._watch.means.mean()
+        if mean is not None and self.scatter_epochs:
+            self._last_epochs = [*self._last_epochs, mean[[2, 1], 1:].cpu()][-self.scatter_epochs :]
+        return mean
 
     def _log(self, trainer: Trainer, measured: Tensor, step: int) -> None:
+        quantiles = self.quantiles
+        if quantiles is None and len(self._watch.names) > _MOST_CURVES:
+            quantiles = list(_QUARTERS)
+        names = ["total", *self._watch.names]
+        if quantiles is not None and self._watch.names:
+            names = ["total", *map(quantile_name, quantiles)]
+            measured = quantiles_over_groups(measured, quantiles)
         metrics: dict[str, float] = {"epoch": trainer.current_epoch}
-        names = ["total", *self._names]
-        if len(self._names) > _MOST_CURVES:
-            names = ["total", "min", "median", "max"]
-            single = measured[:, 1:]
-            spread = [single.amin(1), single.median(1).values, single.amax(1)]
-            measured = torch.stack([measured[:, 0], *spread], 1)
-        for quantity, row in zip(self._logged, measured.tolist(), strict=False):
-            metrics.update({f"{quantity}/{name}": value for name, value in zip(names, row, strict=True)})
+        for quantity, row in zip(QUANTITIES, measured.tolist(), strict=True):
+            metrics.update({f"{quantity}/{name}": value for name, value in zip(names, row, strict=False)})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the scatter over the last epochs."""
+        if not self._last_epochs:
+            return
+        elrs, grad_norms = torch.stack(self._last_epochs).mean(0).tolist()
+        title = f"{type(pl_module).__name__}: means over the last {len(self._last_epochs)} epochs"
+        report_equal_ess(self, trainer, self._folder, self._watch.names, elrs, grad_norms, title)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizer as it was."""
+        self._watch.detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizer as it was."""
+        self._watch.detach()
+
     def state_dict(self) -> dict[str, Any]:
         """State of an unfinished epoch, so that a resumed run continues its series."""
-        means = self._restored if self._means is None else self._means.state()
-        return {"means": means, "epoch": self._epoch, "steps": self._steps}
+        return {**self._watch.state(), "epoch": self._epoch, "last_epochs": list(self._last_epochs)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, once the groups are found."""
-        self._restored = state_dict["means"]
-        self._epoch, self._steps = state_dict["epoch"], state_dict["steps"]
+        self._watch.load_state(state_dict)
+        self._epoch, self._last_epochs = state_dict["epoch"], state_dict.get("last_epochs", [])
+
+
+def _check(
+    granularity: str, per: str, every_n_steps: int, quantiles: Sequence[float] | None, scatter_epochs: int
+) -> None:
+    if granularity not in get_args(Views):
+        raise ValueError(f"{_NAME}: granularity must be 'tensor', 'filter' or 'joint', got {granularity!r}")
+    if per not in ("epoch", "step"):
+        raise ValueError(f"{_NAME}: per must be 'epoch' or 'step', got {per!r}")
+    if every_n_steps < 1:
+        raise ValueError(f"{_NAME}: every_n_steps must be at least 1, got {every_n_steps}")
+    if quantiles is not None and not (quantiles and all(0 <= q <= 1 for q in quantiles)):
+        raise ValueError(f"{_NAME}: quantiles must be numbers in [0, 1], at least one, got {list(quantiles)}")
+    if scatter_epochs < 0 or (scatter_epochs and granularity == "joint"):
+        raise ValueError(
+            f"{_NAME}: scatter_epochs must be 0 or more, and 0 with granularity 'joint', which has no groups to "
+            f"compare; got {scatter_epochs}"
+        )

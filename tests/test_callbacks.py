@@ -160,13 +160,6 @@ def test_elr_monitor_takes_each_step_with_its_own_learning_rate(tmp_path: Path) 
             assert series[f"{quantity}/total"].values[epoch] == pytest.approx(steps[:, row, 0].mean().item())
 
 
-def test_elr_monitor_leaves_out_step_sizes_that_clipping_changes() -> None:
-    with pytest.warns(UserWarning, match="Lightning clips the gradients only later"):
-        metrics = fit(Foreign(), EffectiveLearningRateMonitor(), gradient_clip_val=0.01).callback_metrics
-    assert {"elr/total", "effective_grad_norm/total", "norm/total"} <= metrics.keys()
-    assert "ess/total" not in metrics
-
-
 def test_elr_monitor_asks_for_an_example_where_a_batch_is_no_input() -> None:
     class Dictionaries(Foreign):
         def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -174,13 +167,6 @@ def test_elr_monitor_asks_for_an_example_where_a_batch_is_no_input() -> None:
 
     with pytest.raises(ValueError, match=r"from a dict: set self\.example_input_array in Dictionaries"):
         fit(Dictionaries(), EffectiveLearningRateMonitor())
-
-
-def test_elr_monitor_logs_what_is_defined_for_adam() -> None:
-    with pytest.warns(UserWarning, match="no effective learning rate of AdamW"):
-        metrics = fit(Foreign("adam"), EffectiveLearningRateMonitor()).callback_metrics
-    assert "effective_grad_norm/total" in metrics
-    assert not any(key.startswith(("elr/", "ess/")) for key in metrics)
 
 
 def test_elr_monitor_gives_quantiles_of_many_filters(tmp_path: Path) -> None:
@@ -198,7 +184,7 @@ def test_elr_monitor_gives_quantiles_of_many_filters(tmp_path: Path) -> None:
 
     fit(Wide(), EffectiveLearningRateMonitor("filter"), folder=tmp_path)
     metrics = {key: one.values[-1] for key, one in read_metrics(tmp_path / "metrics.csv").items()}
-    assert metrics["elr/min"] < metrics["elr/median"] < metrics["elr/max"]
+    assert metrics["elr/min"] < metrics["elr/q25"] < metrics["elr/median"] < metrics["elr/q75"] < metrics["elr/max"]
     # TR eq. (3): 1/η̃ = Σ 1/η̃_i over 70 filters
     assert metrics["elr/min"] / 70 < metrics["elr/total"] < metrics["elr/max"] / 70
     assert not any("weight" in key for key in metrics)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,11 +12,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from lit_sphere.data import Digits
-from lit_sphere.effective import QUANTITIES, EffectiveQuantities
+from lit_sphere.effective import (
+    EffectiveQuantities,
+    StepMeans,
+    quantile_name,
+    quantiles_over_groups,
+    source_of,
+)
 from lit_sphere.groups import Group, find_groups
 from lit_sphere.networks import ConvNet
 from lit_sphere.optim import SphereSGD
-from lit_sphere.theory import next_elr, total_elr, total_ess
+from lit_sphere.theory import next_elr, spherical_step, total_elr, total_ess
 
 
 def assert_exact(measured: torch.Tensor, closed: torch.Tensor) -> None:
@@ -54,7 +60,7 @@ def test_identities_hold_along_a_hundred_steps_of_the_conv_net(elr: float) -> No
     moved = 0.0
     for _, (x, y) in zip(range(100), digits(), strict=False):
         gradient_step(net, optimizer, x, y)
-        norm, grad, elrs, ess = effective.measure()
+        norm, grad, elrs, ess, _ = effective.measure()
         assert_exact(elrs[0], torch.tensor(elr, dtype=torch.float64))
         assert_exact(total_elr(elrs[1:]), elrs[0])  # TR eq. (3)
         assert_exact(total_ess(elrs[1:], ess[1:]), ess[0])  # TR eq. (4)
@@ -83,7 +89,7 @@ def test_totals_follow_from_the_groups_for_any_vectors(seed: int, n: int, eta: f
     for p in params:
         p.grad = torch.randn(p.shape, generator=g, dtype=torch.float64)
     groups = [Group(str(i), (p,)) for i, p in enumerate(params)]
-    norm, grad, elr, ess = EffectiveQuantities(groups, torch.optim.SGD(params, lr=eta)).measure()
+    norm, grad, elr, ess, _ = EffectiveQuantities(groups, torch.optim.SGD(params, lr=eta)).measure()
     theta = torch.cat([p.detach() for p in params])
     gradient = torch.cat([p.grad for p in params if p.grad is not None])
     rho, size = theta.norm(), gradient.norm()
@@ -117,7 +123,7 @@ def test_the_filter_view_is_that_of_single_rows() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     x, y = next(digits())
     gradient_step(net, optimizer, x, y)
-    norm, grad, elr, ess = EffectiveQuantities(groups, optimizer).measure()
+    norm, grad, elr, ess, _ = EffectiveQuantities(groups, optimizer).measure()
     for i in (0, 7, 8, 119):
         (weight,), rows = groups[i].parameters, groups[i].rows
         assert weight.grad is not None
@@ -132,7 +138,7 @@ def test_weight_decay_enters_the_effective_learning_rate() -> None:
     optimizer = torch.optim.SGD([p for group in groups for p in group.parameters], lr=0.5, weight_decay=0.1)
     x, y = next(digits())
     gradient_step(net, optimizer, x, y)
-    norm, _, elr, ess = EffectiveQuantities(groups, optimizer).measure()
+    norm, _, elr, ess, _ = EffectiveQuantities(groups, optimizer).measure()
     assert_exact(elr, 0.5 / (norm**2 * (1 - 0.05)))
     before = [p.detach().clone() for group in groups for p in group.parameters]
     optimizer.step()
@@ -143,20 +149,236 @@ def test_weight_decay_enters_the_effective_learning_rate() -> None:
         torch.testing.assert_close(tangent, ess[i + 1], rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
-        lambda params: torch.optim.AdamW(params, lr=1e-3),
-    ],
-)
-def test_other_optimizers_have_no_such_learning_rate(
-    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
-) -> None:
+KNOWN: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "momentum": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
+    "momentum, L2": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=0.1),
+    "dampening": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, dampening=0.7, weight_decay=0.1),
+    "nesterov, L2": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "nesterov, ascent": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True, maximize=True),
+    "momentum, one by one": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, foreach=False),
+    "Adam": lambda params: torch.optim.Adam(params, lr=3e-3),
+    "Adam, L2, amsgrad": lambda params: torch.optim.Adam(params, lr=3e-3, weight_decay=0.1, amsgrad=True),
+    "AdamW": lambda params: torch.optim.AdamW(params, lr=3e-3, weight_decay=0.5),
+    "AdamW, ascent": lambda params: torch.optim.AdamW(params, lr=3e-3, maximize=True, amsgrad=True),
+    "AdamW, fused": lambda params: torch.optim.AdamW(params, lr=3e-3, fused=True, eps=1e-3),
+}
+
+
+def vectors(groups: list[Group], tensors: dict[Any, torch.Tensor]) -> list[torch.Tensor]:
+    """All groups together as one vector, then each."""
+    each = [torch.cat([tensors[p][g.rows or slice(None)].flatten() for p in g.parameters]) for g in groups]
+    return [torch.cat(each), *each]
+
+
+def tangent(x: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    along = x @ new / x.norm()
+    tan: torch.Tensor = (new - along * x / x.norm()).norm() / along
+    return tan
+
+
+def steps(
+    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    granularity: Literal["tensor", "filter"] = "tensor",
+    altered: bool = False,
+    count: int = 6,
+) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, torch.optim.Optimizer, list[Group]]]:
+    """Vectors before and after each of some training steps, and what was measured."""
     net, groups = exact_conv_net()
-    effective = EffectiveQuantities(groups, optimizer(net.parameters()))
-    assert effective.quantities == QUANTITIES[:2]
-    assert effective.measure().shape == (2, 5)
+    if granularity == "filter":
+        groups = find_groups(net, torch.zeros(2, 1, 8, 8), "filter")
+    params = [p for p in net.parameters() if p.requires_grad]
+    optimizer = make(params)
+    effective = EffectiveQuantities(groups, optimizer, altered)
+    for _, (x, y) in zip(range(count), digits(), strict=False):
+        gradient_step(net, optimizer, x, y)
+        effective.keep_gradients()
+        if altered:
+            nn.utils.clip_grad_norm_(params, 0.05)
+        before = {p: p.detach().clone() for p in params}
+        effective.keep_weights()
+        optimizer.step()
+        now = {p: p.detach().clone() for p in params}
+        yield vectors(groups, before), vectors(groups, now), effective.measure(), optimizer, groups
+
+
+def assert_close(measured: torch.Tensor, closed: list[torch.Tensor]) -> None:
+    torch.testing.assert_close(measured, torch.stack(closed), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [*((name, "tensor") for name in KNOWN), ("nesterov, L2", "filter"), ("AdamW", "filter")],
+)
+def test_steps_read_from_the_optimizers_state_are_those_of_the_weights(
+    name: str, granularity: Literal["tensor", "filter"]
+) -> None:
+    radial = 0.0
+    for before, after, measured, optimizer, groups in steps(KNOWN[name], granularity):
+        norm, _, elr, ess, angle = measured
+        assert_close(norm, [x.norm() for x in before])
+        assert_close(ess, [tangent(x, new) for x, new in zip(before, after, strict=True)])
+        assert_exact(angle, ess.arctan())
+        (options,) = optimizer.param_groups
+        eta, decay = options["lr"], options["weight_decay"] if options.get("decoupled_weight_decay") else 0.0
+        divisors = [torch.ones_like(x) for x in before]
+        if "betas" in options:
+            key = "max_exp_avg_sq" if options["amsgrad"] else "exp_avg_sq"
+            corrected = {
+                p: (s[key] / (1 - options["betas"][1] ** s["step"].item())).sqrt() + options["eps"]
+                for p, s in optimizer.state.items()
+            }
+            divisors = vectors(groups, corrected)
+        expected = []
+        for x, new, b in zip(before, after, divisors, strict=True):
+            step = spherical_step(x, ((1 - eta * decay) * x - new) * b / eta, eta, b, decay)
+            expected.append(step.elr)
+            radial = max(radial, step.radial.abs().item())
+        assert_close(elr, expected)
+    assert radial > 1e-5, "Table 1 must have had something to correct"
+
+
+def test_a_clipped_step_is_the_real_one_and_the_gradient_norm_that_of_the_loss() -> None:
+    def plain(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=0.5, weight_decay=0.1)
+
+    for before, after, (norm, grad, elr, ess, _), _, _ in steps(plain, altered=True):
+        assert_close(ess, [tangent(x, new) for x, new in zip(before, after, strict=True)])
+        assert_exact(elr, 0.5 / (norm**2 * (1 - 0.05)))
+        assert ess[0] < 0.5 * elr[0] * grad[0], "the gradients must have been clipped"
+
+
+def test_the_step_of_an_unknown_optimizer_is_measured() -> None:
+    def unknown(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.NAdam(params, lr=3e-3, weight_decay=0.5, decoupled_weight_decay=True)
+
+    for before, after, (norm, grad, elr, ess, angle), _, _ in steps(unknown, "filter"):
+        assert_close(norm, [x.norm() for x in before])
+        assert_close(ess, [tangent(x, new) for x, new in zip(before, after, strict=True)])
+        assert_exact(angle, ess.arctan())
+        assert_exact(elr * grad, ess)
+
+
+@pytest.mark.parametrize("name", ["momentum, L2", "AdamW"])
+def test_the_angle_of_all_follows_from_those_of_the_groups(name: str) -> None:
+    for before, after, measured, _, _ in steps(KNOWN[name]):
+        norm, elr, angle = measured[0], measured[2], measured[4]
+        new = torch.stack([x.norm() for x in after])
+        shares = norm * new * angle.cos()  # ⟨x, x′⟩
+        assert_exact(shares[1:].sum(), shares[0])
+        assert norm[0].item() == pytest.approx(sum(x.square().sum() for x in before[1:]).sqrt().item())  # type: ignore[union-attr]
+        if name == "momentum, L2":
+            assert_exact(total_elr(elr[1:]), elr[0])  # TR eq. (3)
+
+
+def test_tiny_steps_of_single_precision_are_read_without_rounding() -> None:
+    g = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(64, 32, generator=g))
+    gradient = torch.randn(64, 32, generator=g) * 1e-6
+    gradient -= (gradient * weight.detach()).sum() / weight.detach().square().sum() * weight.detach()
+    exact = (1e-3 * gradient.double().norm() / weight.detach().double().norm()).item()
+    optimizer = torch.optim.SGD([weight], lr=1e-3, momentum=0.9)
+    effective = EffectiveQuantities([Group("w", (weight,))], optimizer)
+    weight.grad = gradient.clone()
+    optimizer.step()
+    assert effective.measure()[3, 0].item() == pytest.approx(exact, rel=1e-5)
+    assert exact < 1e-8, "the weights themselves round to 6e-8"
+
+
+def test_parameters_without_gradient_do_not_move() -> None:
+    first, second = (nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in ([3.0, 4.0], [1.0, 0.0]))
+    groups = [Group("first", (first,)), Group("second", (second,))]
+    for make in (KNOWN["AdamW"], KNOWN["nesterov, L2"], KNOWN["momentum"]):
+        optimizer = make([first, second])
+        effective = EffectiveQuantities(groups, optimizer)
+        for _ in range(2):
+            second.grad = None
+            first.grad = torch.tensor([0.4, -0.3], dtype=torch.float64)
+            before = first.detach().clone()
+            optimizer.step()
+            measured = effective.measure()
+            assert measured[3, 2] == 0
+            assert_exact(measured[3, 1], tangent(before, first.detach()))
+            assert measured[:, 0].isfinite().all()
+
+
+class Subclass(torch.optim.SGD):
+    """A name of its own, the step of its parent."""
+
+
+class Overriding(torch.optim.SGD):
+    """Does something else in the step."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_an_optimizer_is_known_by_its_step() -> None:
+    params = [nn.Parameter(torch.ones(2))]
+    made = {
+        "gradients": [torch.optim.SGD(params, lr=0.1), SphereSGD(params, elr=0.1), Subclass(params, lr=0.1)],
+        "state": [
+            torch.optim.SGD(params, lr=0.1, momentum=0.5),
+            torch.optim.Adam(params),
+            torch.optim.AdamW(params),
+            Subclass(params, lr=torch.tensor(0.1), momentum=0.5),
+        ],
+        "weights": [Overriding(params, lr=0.1), torch.optim.RMSprop(params), torch.optim.RAdam(params)],
+    }
+    for source, optimizers in made.items():
+        assert {source_of(optimizer) for optimizer in optimizers} == {source}
+    assert [source_of(o, altered=True) for o in made["gradients"]] == ["state", "weights", "state"]
+
+
+def test_weights_must_be_kept_to_be_compared() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    effective = EffectiveQuantities([Group("w", (weight,))], torch.optim.RMSprop([weight]))
+    with pytest.raises(RuntimeError, match="were not kept"):
+        effective.measure()
+
+
+def test_different_spheres_turn_together_as_their_weights_do() -> None:
+    """Two spheres and a plain group: the angle of all together is that of the real step."""
+    g = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(4, 6, generator=g, dtype=torch.float64)) for _ in range(3)]
+    options: list[dict[str, Any]] = [{"elr": 0.3}, {"elr": 0.05, "spheres": "filter"}, {"elr": None, "lr": 0.2}]
+    optimizer = SphereSGD([{"params": [p], **one} for p, one in zip(params, options, strict=True)], elr=0.1)
+    # Scale-invariant row by row: each row's gradient is orthogonal to it.
+    for p in params:
+        rows = torch.randn(4, 6, generator=g, dtype=torch.float64)
+        x = p.detach()
+        p.grad = rows - (rows * x).sum(1, keepdim=True) / x.square().sum(1, keepdim=True) * x
+    groups = [Group(str(i), (p,)) for i, p in enumerate(params)]
+    before = vectors(groups, {p: p.detach().clone() for p in params})
+    ess = EffectiveQuantities(groups, optimizer).measure()[3]
+    optimizer.step()
+    after = vectors(groups, {p: p.detach() for p in params})
+    assert_exact(ess, torch.stack([tangent(x, new) for x, new in zip(before, after, strict=True)]))
+
+
+def test_states_of_other_groups_are_passed_over() -> None:
+    net, groups = exact_conv_net()
+    optimizer = SphereSGD([p for group in groups for p in group.parameters], elr=1e-3)
+    x, y = next(digits())
+    gradient_step(net, optimizer, x, y)
+    means = StepMeans(EffectiveQuantities(groups, optimizer))
+    means.add()
+    fewer = StepMeans(EffectiveQuantities(groups[:2], optimizer))
+    fewer.load_state(means.state())
+    assert fewer.mean() is None
+    same = StepMeans(EffectiveQuantities(groups, optimizer))
+    same.load_state(means.state())
+    mean, own = same.mean(), means.mean()
+    assert mean is not None
+    assert own is not None
+    assert torch.equal(mean, own)
+
+
+def test_quantiles_are_values_of_groups_by_name() -> None:
+    measured = torch.tensor([[9.0, 4.0, 1.0, 3.0, 2.0, 5.0], [9.0, 1.0, 1.0, 1.0, 1.0, math.inf]])
+    spread = quantiles_over_groups(measured, [0, 0.25, 0.5, 1])
+    assert spread.tolist() == [[9, 1, 2, 3, 5], [9, 1, 1, 1, math.inf]]
+    names = [quantile_name(q) for q in (0, 0.05, 0.25, 0.5, 0.999, 1)]
+    assert names == ["min", "q05", "q25", "median", "q99.9", "max"]
 
 
 def test_a_changed_learning_rate_is_seen() -> None:
@@ -172,7 +394,7 @@ def test_missing_gradients_count_as_zero() -> None:
     _, groups = exact_conv_net()
     optimizer = SphereSGD([p for group in groups for p in group.parameters], elr=1e-3)
     measured = EffectiveQuantities(groups, optimizer).measure()
-    assert (measured[[1, 3]] == 0).all()
+    assert (measured[[1, 3, 4]] == 0).all()
     assert (measured[[0, 2]] > 0).all()
 
 
@@ -188,7 +410,7 @@ def test_scalars_and_biases_are_rows_of_one() -> None:
     scalar, bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor([3.0, 4.0]))
     scalar.grad, bias.grad = torch.tensor(1.0), torch.tensor([0.0, 2.0])
     groups = [Group("s", (scalar,)), Group("b[0]", (bias,), slice(0, 1)), Group("b[1]", (bias,), slice(1, 2))]
-    norm, grad, _, _ = EffectiveQuantities(groups, torch.optim.SGD([scalar, bias], lr=0.1)).measure()
+    norm, grad, _, _, _ = EffectiveQuantities(groups, torch.optim.SGD([scalar, bias], lr=0.1)).measure()
     assert norm[1:].tolist() == [2, 3, 4]
     assert grad[1:].tolist() == [2, 0, 8]
 

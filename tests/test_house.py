@@ -20,7 +20,7 @@ _FLOORS = [
 _FLOOR = {name: floor for floor, names in enumerate(_FLOORS) for name in names}
 _GROUND = len(_FLOORS) - 1
 _FILES = sorted((REPOSITORY / "lit_sphere").glob("*.py"))
-for _part in ("analysis", "cli", "data", "networks", "optim", "report", "theory"):
+for _part in ("analysis", "cli", "data", "effective", "modules", "networks", "optim", "report", "theory"):
     _FILES += sorted((REPOSITORY / "lit_sphere" / _part).glob("*.py"))
 _FILES += sorted((REPOSITORY / "callbacks").glob("*.py"))
 
@@ -81,8 +81,8 @@ def test_callbacks_import_absolutely(path: Path) -> None:
 
 
 def test_the_scan_sees_imports() -> None:
-    files = {path.name: _parts_imported(path) for path in _FILES if path.name in ("modules.py", "sphere_cli.py")}
-    assert {"groups", "networks", "optim"} <= files["modules.py"]
+    files = {path.name: _parts_imported(path) for path in _FILES if path.name in ("sphere_module.py", "sphere_cli.py")}
+    assert {"modules", "optim"} <= files["sphere_module.py"]
     assert {"callbacks", "data", "modules", "cli"} <= files["sphere_cli.py"]
     assert any("lightning.pytorch.Callback" in _imports(path) for path in _FILES)
     assert len(_FILES) > 25

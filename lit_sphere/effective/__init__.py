@@ -1,0 +1,23 @@
+"""Effective learning rate, effective step size and effective gradient norm of groups of parameters.
+
+Notation of TR §3: ρ = ‖θ‖, g = ‖∇‖, effective learning rate (ELR) η̃ = η/ρ², effective gradient norm
+g̃ = ρg, effective step size (ESS) η̃g̃ = ηg/ρ, the tangent of the angle by which a step turns θ. For optimizers
+with momentum, weight decay or adaptive steps ELR and ESS are those of SP Theorem 2.
+"""
+
+from lit_sphere.effective.atoms import Atoms
+from lit_sphere.effective.quantities import QUANTITIES, EffectiveQuantities
+from lit_sphere.effective.sources import Source, source_of
+from lit_sphere.effective.spread import quantile_name, quantiles_over_groups
+from lit_sphere.effective.step_means import StepMeans
+
+__all__ = [
+    "QUANTITIES",
+    "Atoms",
+    "EffectiveQuantities",
+    "Source",
+    "StepMeans",
+    "quantile_name",
+    "quantiles_over_groups",
+    "source_of",
+]

@@ -1,0 +1,120 @@
+"""Groups of parameters cut into atoms: the parts over which sums are taken, each in one group."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lit_sphere.groups import Group
+from lit_sphere.optim import block_norms, block_owners
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Atoms:
+    """Rows of tensors where a group consists of rows, whole tensors (for norms, blocks of them) otherwise.
+
+    Args:
+        groups: Groups as :func:`~lit_sphere.groups.find_groups` gives them, disjoint, at least one.
+        by_row: Cut all tensors into rows, even if all groups are of whole tensors.
+
+    Attributes:
+        params: The tensors of the groups, each once.
+        by_row: Whether atoms are rows.
+        groups: Number of groups.
+    """
+
+    def __init__(self, groups: Sequence[Group], by_row: bool = False) -> None:
+        self.by_row = by_row or any(group.rows is not None for group in groups)
+        self.groups = len(groups)
+        self.params: list[Tensor] = []
+        owners: list[list[int]] = []  # per parameter, the group of each of its rows, or its own
+        index: dict[Tensor, int] = {}
+        for i, group in enumerate(groups):
+            for p in group.parameters:
+                if p not in index:
+                    index[p] = len(self.params)
+                    self.params.append(p)
+                    owners.append([-1] * (len(p) if self.by_row and p.ndim else 1))
+                mine = owners[index[p]]
+                rows = range(*(group.rows or slice(None)).indices(len(mine)))
+                mine[rows.start : rows.stop] = [i] * len(rows)
+        device = self.params[0].device
+        self._counts = [len(own) for own in owners]
+        parts = [(n, i) for n, own in enumerate(owners) for i in own]
+        self._param_of = torch.tensor([n for n, _ in parts], device=device)
+        self._owner = torch.tensor([i for _, i in parts], device=device)
+        # Norms come in blocks of tensors, so that their sums can wait.
+        blocks = [] if self.by_row else block_owners(self.params)
+        blocked = torch.tensor(blocks, dtype=torch.long, device=device)
+        self._block_param_of = self._param_of if self.by_row else blocked
+        self._block_owner = self._owner if self.by_row else self._owner[blocked]
+        self.sizes = torch.tensor(
+            [p.numel() / len(own) for p, own in zip(self.params, owners, strict=True) for _ in own],
+            dtype=torch.float64,
+            device=device,
+        )
+
+    def norms(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Give the norms of the atoms (of blocks of them, if they are whole tensors) of one or more lists.
+
+        Args:
+            tensors: Tensors shaped as ``params``, once or several times.
+
+        Returns:
+            Shape (lists · atoms,), in the tensors' own precision.
+        """
+        if not self.by_row:
+            return block_norms(tensors)
+        wide = _wide(tensors)
+        return torch.cat(
+            [torch.linalg.vector_norm(t.flatten(1), dim=1) if t.ndim > 1 else t.abs().reshape(-1) for t in wide]
+        )
+
+    def products(self, these: Sequence[Tensor], those: Sequence[Tensor]) -> Tensor:
+        """Give the inner products of the atoms of two lists.
+
+        Args:
+            these: Tensors shaped as ``params``.
+            those: As ``these``.
+
+        Returns:
+            float64 tensor of shape (atoms,).
+        """
+        # Sums of products, unlike norms, do not care in which order the elements lie in memory.
+        products = torch._foreach_mul(_wide(these), _wide(those))
+        if not self.by_row:
+            return torch.stack([t.sum() for t in products]).double()
+        return torch.cat([t.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else t.reshape(-1) for t in products]).double()
+
+    def per_atom(self, values: Sequence[float | Tensor], blocks: bool) -> Tensor:
+        """Spread values of the tensors over their atoms.
+
+        Args:
+            values: A number, or where atoms are rows a tensor of shape (rows, ...), for each of ``params``.
+            blocks: Over the blocks of :meth:`norms`.
+
+        Returns:
+            float64 tensor of shape (atoms,).
+        """
+        param_of = self._block_param_of if blocks else self._param_of
+        device = param_of.device
+        if any(isinstance(value, Tensor) for value in values):
+            spread = [torch.as_tensor(v, dtype=torch.float64, device=device) for v in values]
+            return torch.cat([v.reshape(-1).expand(n) for v, n in zip(spread, self._counts, strict=True)])
+        return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)[param_of]
+
+    def owner(self, blocks: bool) -> Tensor:
+        """Tell the group of each atom.
+
+        Args:
+            blocks: Of the blocks of :meth:`norms`.
+
+        Returns:
+            Shape (atoms,), −1 for rows in no group.
+        """
+        return self._block_owner if blocks else self._owner
+
+
+def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.float() if t.dtype in _HALF else t for t in tensors]

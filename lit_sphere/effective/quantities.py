@@ -1,0 +1,290 @@
+"""What an optimizer step does to groups of parameters, from sums over them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_sphere.effective.atoms import Atoms
+from lit_sphere.effective.sources import Step, rate_of, source_of, step_taken
+from lit_sphere.groups import Group
+from lit_sphere.theory import elr_from_products
+
+QUANTITIES = ("norm", "effective_grad_norm", "elr", "ess", "angle")
+"""What is measured, in the order of the rows of :meth:`EffectiveQuantities.measure`."""
+
+
+class EffectiveQuantities:
+    """Measures the effective quantities of scale-invariant groups at an optimizer step.
+
+    One or a few passes over parameters and gradients, without host synchronisation; everything that does not
+    change between steps is prepared here. Where the numbers come from depends on the optimizer
+    (:func:`~lit_sphere.effective.source_of`); with x and x′ the weights before and after the step,
+
+    * ``gradients`` (``SphereSGD``; ``SGD`` without momentum): from the norms of weights and gradients before the step,
+      η̃ = η/ρ², and η/(ρ²(1 − ηλ)) with weight decay (SP Table 1);
+    * ``state`` (``SGD`` with momentum or clipping, ``Adam``, ``AdamW``): from the optimizer's buffers after it, by SP
+      Theorem 2. η is the optimizer's learning rate, and a what it multiplies: SGD's momentum buffer (a sum over
+      gradients, unless there is dampening), Adam's bias-corrected mean; b is Adam's √v̂ + ε;
+    * ``weights`` (anything else): from a copy of the weights taken before the step. ``ess`` is the tangent of
+      the angle between x and x′, and ``elr`` = ``ess`` / ``effective_grad_norm``: the effective learning
+      rate of the SGD that would turn the weights as far.
+
+    In all three ``ess`` is the tangent of the angle of the step, η^e‖c⊥‖ in SP, of each group and of all together;
+    infinite from a right angle on. One learning rate for all, without momentum, makes the totals those of
+    TR eqs. (3) and (4); 1/η̃ = Σ 1/η̃_i holds with momentum, too.
+
+    Args:
+        groups: Groups as :func:`~lit_sphere.groups.find_groups` gives them, disjoint, at least one.
+        optimizer: The optimizer that trains them.
+        altered: Something stands between the gradients and the step: clipping, or a gradient scaler.
+
+    Raises:
+        ValueError: If ``groups`` is empty or the optimizer does not train one of them.
+
+    Attributes:
+        source: ``gradients``, ``state`` or ``weights``.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = torch.optim.SGD([weight], lr=0.5)
+        >>> effective = EffectiveQuantities([Group("weight", (weight,))], optimizer)
+        >>> weight.grad = torch.tensor([0.8, -0.6])
+        >>> for name, (total, _) in zip(QUANTITIES, effective.measure().tolist()):
+        ...     print(f"{name} {total:.3g}")
+        norm 5
+        effective_grad_norm 5
+        elr 0.02
+        ess 0.1
+        angle 0.0997
+    """
+
+    def __init__(self, groups: Sequence[Group], optimizer: Optimizer, altered: bool = False) -> None:
+        if not groups:
+            raise ValueError("no group to measure")
+        # Indices, because a restored optimizer holds other dictionaries.
+        trained = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        for group in groups:
+            if not trained.keys() >= set(group.parameters):
+                raise ValueError(f"{type(optimizer).__name__} does not train the group {group.name}")
+        self.source = source_of(optimizer, altered)
+        self._optimizer = optimizer
+        spheres = [group.get("spheres") for group in optimizer.param_groups]
+        self._atoms = atoms = Atoms(groups, by_row="filter" in spheres)
+        self._group_of = [trained[p] for p in atoms.params]
+        self._used = sorted(set(self._group_of))
+        self._blocks = self.source == "gradients"
+        owner = atoms.owner(self._blocks)
+        self._kept = None if bool((owner >= 0).all()) else (owner >= 0).nonzero().squeeze(1)
+        self._owner = owner if self._kept is None else owner[self._kept]
+        self._sphere_of, self._projected = self._spheres()
+        self._options: tuple[tuple[float, float], ...] = ()
+        self._rates: Tensor | None = None
+        self._grads: Tensor | None = None
+        self._weights: list[Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of what is measured: quantities, and the total and each group."""
+        return len(QUANTITIES), 1 + self._atoms.groups
+
+    @property
+    def before(self) -> bool:
+        """Whether :meth:`observe` is due before the step; after it otherwise."""
+        return self.source == "gradients"
+
+    @torch.no_grad()
+    def keep_gradients(self) -> None:
+        """Note the norms of the present gradients: before they are clipped, or spoilt by the step."""
+        self._grads = self._products(grads := self._gradients(), grads)
+
+    @torch.no_grad()
+    def keep_weights(self) -> None:
+        """Copy the weights before the step, where they are compared with those after it."""
+        if self.source != "weights":
+            return
+        if self._weights is None:
+            self._weights = [torch.empty_like(p) for p in self._atoms.params]
+        torch._foreach_copy_(self._weights, self._atoms.params)
+
+    @torch.no_grad()
+    def observe(self) -> Tensor:
+        """Take what the quantities are worked out from, and leave the arithmetic for later.
+
+        Missing gradients count as zero. The gradient norms are those of :meth:`keep_gradients`, if it was called
+        since the last step.
+
+        Returns:
+            Tensor of shape (fields · atoms,) for :meth:`evaluate`; an atom is a tensor, or a block or row of one.
+
+        Raises:
+            RuntimeError: If weights are to be compared, and :meth:`keep_weights` was not called.
+        """
+        if self._blocks:
+            return self._atoms.norms([*self._atoms.params, *self._gradients()])
+        if self._grads is None:
+            self.keep_gradients()
+        grads, self._grads = self._grads, None
+        assert grads is not None
+        if self.source == "state":
+            return torch.cat([*self._state_sums(), grads])
+        if self._weights is None:
+            raise RuntimeError("the weights before the step were not kept")
+        x, step = self._weights, torch._foreach_sub(self._atoms.params, self._weights)
+        return torch.cat([self._products(x, x), self._products(x, step), self._products(step, step), grads])
+
+    def _state_sums(self) -> list[Tensor]:
+        """⟨x, x⟩, ⟨x, Δ⟩, ⟨Δ, Δ⟩, ⟨b, b⟩ and d of the step x′ = (1 − ηλ)x + Δ that was just taken, by atom."""
+        params = self._atoms.params
+        undone: list[_Undone] = [None] * len(params)  # type: ignore[list-item]
+        for i in self._used:
+            mine = [n for n, at in enumerate(self._group_of) if at == i]
+            step = step_taken(self._optimizer, self._optimizer.param_groups[i], [params[n] for n in mine])
+            for n, one in zip(mine, _undo(step, [params[n] for n in mine]), strict=True):
+                undone[n] = one
+        x, delta, divisors, moved = zip(*undone, strict=True)
+        sizes = self._atoms.sizes
+        if not all(moved):
+            sizes = sizes * self._atoms.per_atom([float(one) for one in moved], False)
+        squares = sizes if divisors[0] is None else self._products(divisors, divisors)
+        return [self._products(x, x), self._products(x, delta), self._products(delta, delta), squares, sizes]
+
+    def _products(self, these: Sequence[Tensor], those: Sequence[Tensor]) -> Tensor:
+        return self._atoms.products(these, those)
+
+    def _gradients(self) -> list[Tensor]:
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self._atoms.params]
+
+    @torch.no_grad()
+    def evaluate(self, observed: Tensor, rates: Tensor | None) -> Tensor:
+        """Work out the quantities.
+
+        Args:
+            observed: What :meth:`observe` gave at one or more steps, shape (..., fields · atoms).
+            rates: What :meth:`learning_rates` gave at these steps.
+
+        Returns:
+            float64 tensor of shape (..., len(QUANTITIES), 1 + groups): the total first, then each group.
+        """
+        fields = {"gradients": 2, "state": 6, "weights": 4}[self.source]
+        sums = observed.double().unflatten(-1, (fields, -1))
+        if self._kept is not None:
+            sums = sums[..., self._kept]
+        if rates is None:
+            return self._from_weights(sums)
+        eta, shrink = rates.unbind(-2)
+        return (self._from_gradients if self._blocks else self._from_state)(sums, eta, shrink)
+
+    def _from_gradients(self, norms: Tensor, eta: Tensor, shrink: Tensor) -> Tensor:
+        """Scale invariance says ⟨x, ∇⟩ = 0; nothing else is known of the inner products."""
+        x2, g2 = norms.square().unbind(-2)
+        norm2, grad2, inverse = self._sum(x2, g2, x2 * (1 + shrink) / eta)
+        step2, elr = g2 * eta.square(), elr_from_products(1.0, inverse)
+        if self._sphere_of is not None and self._projected is not None:
+            # Each sphere is projected by a factor of its own, which enters the angle of all together.
+            none = x2.new_zeros(*x2.shape[:-1], self._spheres_at_most)
+            radius2, moved2 = (none.index_add(-1, self._sphere_of, s) for s in (x2, step2))
+            radius2 = torch.where(radius2 > 0, radius2, 1.0)  # numbers that no sphere has
+            secant = (1 + moved2 / radius2).sqrt()
+            factor = -moved2 / (radius2 * secant * (1 + secant))  # 1/secant − 1, without cancellation
+            factor = torch.where(self._projected, factor[..., self._sphere_of], 0.0)
+            step2, shrink = step2 * (1 + factor).square(), shrink + factor * (1 + shrink)
+        along, across = self._turn(x2, torch.zeros_like(x2), step2, shrink)
+        return _rows(norm2, grad2, elr, along, across)
+
+    def _from_state(self, sums: Tensor, eta: Tensor, shrink: Tensor) -> Tensor:
+        x2, xd, d2, b2, size, g2 = sums.unbind(-2)
+        norm2, grad2, squares, sizes = self._sum(x2, g2, b2, size)
+        (inverse,) = self._sum((x2 * (1 + shrink) + xd) / eta)
+        elr = elr_from_products(1.0, inverse, (squares / sizes).sqrt())
+        along, across = self._turn(x2, xd, d2, shrink)
+        return _rows(norm2, grad2, elr, along, across)
+
+    def _from_weights(self, sums: Tensor) -> Tensor:
+        x2, xd, d2, g2 = sums.unbind(-2)
+        norm2, grad2 = self._sum(x2, g2)
+        along, across = self._turn(x2, xd, d2, torch.zeros_like(x2))
+        elr = across / along.clamp(min=0) / (norm2 * grad2).sqrt()
+        return _rows(norm2, grad2, elr, along, across)
+
+    def _turn(self, x2: Tensor, xd: Tensor, d2: Tensor, shrink: Tensor) -> tuple[Tensor, Tensor]:
+        """Components of x′ = (1 + shrink)x + Δ along and across x, in total and by group."""
+        norm2, radial = self._sum(x2, shrink * x2 + xd)
+        stretch = radial / norm2  # x′ = (1 + stretch)x + across
+        # ‖x′ − (1 + stretch)x‖², from small numbers only.
+        total = shrink - stretch[..., :1]
+        own = shrink - stretch[..., 1:][..., self._owner]
+        across = [dev.square() * x2 + 2 * dev * xd + d2 for dev in (total, own)]
+        across2 = torch.cat([across[0].sum(-1, keepdim=True), self._sum(across[1])[0][..., 1:]], -1)
+        return (norm2 + radial) / norm2.sqrt(), across2.clamp(min=0).sqrt()
+
+    def _sum(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Sum over all atoms, then over those of each group; shape (..., 1 + groups) each."""
+        stacked = torch.stack(values, -2)
+        groups = stacked.new_zeros(*stacked.shape[:-1], self._atoms.groups).index_add_(-1, self._owner, stacked)
+        return torch.cat([groups.sum(-1, keepdim=True), groups], -1).unbind(-2)
+
+    def measure(self) -> Tensor:
+        """Measure a step: before it where the source is ``gradients``, after it otherwise.
+
+        Returns:
+            :meth:`evaluate` of :meth:`observe`, shape (len(QUANTITIES), 1 + groups).
+        """
+        return self.evaluate(self.observe(), self.learning_rates())
+
+    def learning_rates(self) -> Tensor | None:
+        """Give η and −ηλ of each atom; the same object until an option of the optimizer changes.
+
+        Returns:
+            float64 tensor of shape (2, atoms); None where weights are compared.
+        """
+        if self.source == "weights":
+            return None
+        groups = self._optimizer.param_groups
+        options = tuple([rate_of(groups[i]) for i in self._used])
+        if self._rates is None or self._options != options:
+            by_group = dict(zip(self._used, options, strict=True))
+            rates: list[float | Tensor] = []
+            for p, i in zip(self._atoms.params, self._group_of, strict=True):
+                eta = by_group[i][0]
+                of_filters = groups[i].get("spheres") == "filter"
+                rates.append(eta * self._optimizer.state[p]["radius"].double().square() if of_filters else eta)
+            shrinks = [by_group[i][1] for i in self._group_of]
+            both = torch.stack([self._atoms.per_atom(values, self._blocks) for values in (rates, shrinks)])
+            self._options, self._rates = options, both if self._kept is None else both[:, self._kept]
+        return self._rates
+
+    def _spheres(self) -> tuple[Tensor | None, Tensor | None]:
+        """Number the sphere of each atom, and tell if it is one; nothing where at most one is involved."""
+        groups = [self._optimizer.param_groups[i] for i in self._group_of]
+        if not self._blocks or (len(self._used) == 1 and groups[0].get("spheres") != "filter"):
+            return None, None
+        numbers = self._atoms.per_atom([float(i) for i in self._group_of], True).long()
+        rows = torch.arange(len(numbers), device=numbers.device) + 1 + max(self._used)
+        of_filters = self._atoms.per_atom([float(g.get("spheres") == "filter") for g in groups], True) > 0
+        projected = self._atoms.per_atom([float(g.get("elr") is not None) for g in groups], True) > 0
+        numbers = torch.where(of_filters, rows, numbers)
+        self._spheres_at_most = len(numbers) + 1 + max(self._used)
+        return (numbers, projected) if self._kept is None else (numbers[self._kept], projected[self._kept])
+
+
+def _rows(norm2: Tensor, grad2: Tensor, elr: Tensor, along: Tensor, across: Tensor) -> Tensor:
+    """The rows of :data:`QUANTITIES`; the tangent is infinite from a right angle on."""
+    ess = across / along.clamp(min=0)
+    return torch.stack([norm2.sqrt(), (norm2 * grad2).sqrt(), elr, ess, torch.atan2(across, along)], -2)
+
+
+_Undone = tuple[Tensor, Tensor, Tensor | None, bool]
+
+
+def _undo(step: Step, params: Sequence[Tensor]) -> list[_Undone]:
+    """Give x before the step, Δ, b and whether it moved, for each parameter."""
+    delta = list(torch._foreach_mul(step.direction, -step.lr))
+    x = torch._foreach_sub(list(params), delta)
+    if step.shrink:
+        torch._foreach_div_(x, [1 + step.shrink if moved else 1.0 for moved in step.stepped])
+        # A parameter without gradient does not shrink either.
+        delta = [d if moved else v * -step.shrink for d, v, moved in zip(delta, x, step.stepped, strict=True)]
+    divisors: Sequence[Tensor | None] = step.divisor or [None] * len(x)
+    return list(zip(x, delta, divisors, step.stepped, strict=True))

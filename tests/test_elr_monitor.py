@@ -1,0 +1,445 @@
+"""EffectiveLearningRateMonitor with optimizers of all kinds: what it logs is what the weights did."""
+
+import csv
+import logging
+import math
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import torch
+import torch.distributed as dist
+from callback_fits import Memory, fit, quietly, trainer_for
+from foreign_modules import BATCHES, ForeignLayerNorm, ForeignManual, ForeignModule, ForeignResNet, cases
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from lit_sphere.analysis import equal_ess
+from lit_sphere.callbacks import EffectiveLearningRateMonitor
+from lit_sphere.callbacks._module_groups import groups_of, short_names
+from lit_sphere.data import Digits
+from lit_sphere.modules import SIConvNet
+from lit_sphere.optim import SphereSGD
+
+pytestmark = quietly
+
+
+class SignSGD(Optimizer):
+    """Somebody's own optimizer; spoils the gradients, as some do."""
+
+    def __init__(self, params: Any, lr: float = 1e-3) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.mul_(1 - 0.1 * group["lr"]).sub_(p.grad.sign_(), alpha=group["lr"])
+        return loss
+
+
+class Nested(SGD):
+    """Calls its parent's step, which has hooks of its own, and moves on."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(torch.ones_like(p), alpha=0.01)
+        return loss
+
+
+class Witness(Callback):
+    """Weights before and after each step, and the gradients before they are clipped."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []  # norm, gradient norm, and ESS: total first
+        self.names: list[str] = []
+        self._before: list[Tensor] | None = None
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self._before is None:
+            groups = groups_of(self, pl_module, None if pl_module.example_input_array is not None else self._batch)
+            assert groups is not None
+            self.groups, self.names = groups, ["total", *short_names(groups)]
+            self._before = self._vectors(lambda p: p.detach().clone())
+            self._grads = self._vectors(lambda p: torch.zeros_like(p) if p.grad is None else p.grad.clone())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._batch = batch
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self._before is None:
+            return
+        after = self._vectors(lambda p: p.detach())
+        norms = torch.stack([x.norm() for x in self._before])
+        grads = torch.stack([g.norm() for g in self._grads])
+        tangents = torch.stack([_tangent(x, new) for x, new in zip(self._before, after, strict=True)])
+        self.steps.append({"norm": norms, "effective_grad_norm": norms * grads, "ess": tangents})
+        self._before = None
+
+    def _vectors(self, take: Callable[[Any], Tensor]) -> list[Tensor]:
+        each = [torch.cat([take(p).double().flatten() for p in group.parameters]) for group in self.groups]
+        return [torch.cat(each), *each]
+
+
+def _tangent(x: Tensor, new: Tensor) -> Tensor:
+    along = x @ new / x.norm()
+    tan: Tensor = (new - along * x / x.norm()).norm() / along
+    return tan
+
+
+class WithOptimizer(ForeignLayerNorm):
+    make_optimizer: Callable[[Any], Any] = SGD
+
+    def configure_optimizers(self) -> Any:
+        return type(self).make_optimizer(self.parameters())
+
+
+def with_optimizer(make: Callable[[Any], Any]) -> LightningModule:
+    module: LightningModule = type("WithOptimizer", (WithOptimizer,), {"make_optimizer": staticmethod(make)})()
+    return module
+
+
+def watched(
+    module: LightningModule, folder: Path, monitor: EffectiveLearningRateMonitor, *more: Callback, **options: Any
+) -> tuple[Memory, Witness]:
+    memory, witness = Memory(), Witness()
+    options = {"max_epochs": 2, "logger": memory, "precision": "64-true", **options}
+    # The witness is last: it looks at the gradients as they were before any clipping, too.
+    trainer = trainer_for("layer_norm", [monitor, *more, witness], folder, **options)
+    trainer.fit(module, cases()["layer_norm"].data())
+    return memory, witness
+
+
+SOURCES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "SGD": (lambda p: SGD(p, lr=0.05, weight_decay=1e-2), "gradients"),
+    "momentum": (lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2), "state"),
+    "nesterov": (lambda p: SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-2), "state"),
+    "AdamW": (lambda p: AdamW(p, lr=1e-2, weight_decay=0.1), "state"),
+    "AdamW, amsgrad": (lambda p: AdamW(p, lr=1e-2, weight_decay=0.1, amsgrad=True), "state"),
+    "somebody's": (SignSGD, "weights"),
+    "subclass": (lambda p: Nested(p, lr=0.05), "weights"),
+    "NAdam": (lambda p: torch.optim.NAdam(p, lr=1e-2), "weights"),
+}
+
+
+@pytest.mark.parametrize("clip", [None, 1e-2])
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_step_of_a_foreign_module_is_that_of_its_weights(name: str, clip: float | None, tmp_path: Path) -> None:
+    make, source = SOURCES[name]
+    SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)  # from now on the parent's step runs hooks, too
+    monitor = EffectiveLearningRateMonitor(per="step")
+    memory, witness = watched(with_optimizer(make), tmp_path, monitor, gradient_clip_val=clip)
+    assert monitor.source == monitor.state_dict()["source"] == ("state" if clip and name == "SGD" else source)
+    assert len(witness.steps) == monitor.state_dict()["steps"] == 2 * BATCHES
+    # torch's layer norm has an eps, so that plain SGD's gradient is not quite orthogonal to the weights.
+    tolerance = 1e-4 if monitor.source == "gradients" else 1e-8
+    for step, seen in enumerate(witness.steps):
+        for quantity, values in seen.items():
+            for key, value in zip(witness.names, values.tolist(), strict=True):
+                logged = memory.logged[step, f"{quantity}/{key}"]
+                assert logged == pytest.approx(value, rel=tolerance), f"{quantity}/{key} at step {step}"
+        for key in witness.names:
+            ess, angle = (memory.logged[step, f"{quantity}/{key}"] for quantity in ("ess", "angle"))
+            assert math.tan(angle) == pytest.approx(ess, rel=1e-12)
+            if monitor.source == "weights":
+                product = memory.logged[step, f"elr/{key}"] * memory.logged[step, f"effective_grad_norm/{key}"]
+                assert product == pytest.approx(ess, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["momentum", "AdamW", "somebody's"])
+def test_every_step_of_our_module_is_that_of_its_weights(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = SIConvNet(width=4, in_channels=1, optimizer=SOURCES[name][0])
+    memory, witness = Memory(), Witness()
+    monitor = EffectiveLearningRateMonitor(per="step")
+    trainer = trainer_for("ours", [monitor, witness], tmp_path, max_epochs=1, logger=memory, precision="64-true")
+    trainer.fit(module, Digits(batch_size=64, train_size=320))
+    assert len(witness.steps) == 5
+    for step, seen in enumerate(witness.steps):
+        for key, value in zip(witness.names, seen["ess"].tolist(), strict=True):
+            assert memory.logged[step, f"ess/{key}"] == pytest.approx(value, rel=1e-8)
+
+
+def test_accumulated_gradients_and_every_third_step(tmp_path: Path) -> None:
+    monitor = EffectiveLearningRateMonitor(per="step", every_n_steps=3)
+    memory, witness = watched(
+        with_optimizer(SignSGD), tmp_path, monitor, accumulate_grad_batches=2, max_epochs=3, gradient_clip_val=0.1
+    )
+    steps = sorted(step for step, key in memory.logged if key == "ess/total")
+    assert steps == [0, 3]
+    for step in steps:  # the witness sees a step at every second batch
+        assert memory.logged[step, "ess/total"] == pytest.approx(witness.steps[step]["ess"][0].item(), rel=1e-8)
+
+
+def test_the_mean_of_an_epoch_is_that_of_its_steps(tmp_path: Path) -> None:
+    memory, witness = watched(with_optimizer(SOURCES["AdamW"][0]), tmp_path, EffectiveLearningRateMonitor())
+    for epoch in (0, 1):
+        mean = torch.stack([seen["ess"] for seen in witness.steps[BATCHES * epoch :][:BATCHES]]).mean(0)
+        for key, value in zip(witness.names, mean.tolist(), strict=True):
+            assert memory.logged[BATCHES * (epoch + 1) - 1, f"ess/{key}"] == pytest.approx(value, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SGD", None),
+        ("AdamW", "come from the own state of AdamW"),
+        ("somebody's", "SignSGD has no step that is known: .* measured from the weights before and after"),
+    ],
+)
+def test_it_says_once_where_the_numbers_come_from(
+    name: str, said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        watched(with_optimizer(SOURCES[name][0]), tmp_path, EffectiveLearningRateMonitor())
+    told = [record.message for record in caplog.records if "EffectiveLearningRateMonitor" in record.message]
+    assert len(told) == (said is not None)
+    if said is not None:
+        assert re.search(said, told[0])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_hooks_go_with_the_fit_and_with_an_exception(fails: bool, tmp_path: Path) -> None:
+    kept: list[Optimizer] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            kept[:] = trainer.optimizers
+            assert len(kept[0]._optimizer_step_post_hooks) == 1
+            if fails:
+                raise RuntimeError("over")
+
+    with pytest.raises(RuntimeError, match="over") if fails else nullcontext():
+        watched(with_optimizer(SOURCES["AdamW"][0]), tmp_path, EffectiveLearningRateMonitor(), Look())
+    assert not kept[0]._optimizer_step_post_hooks
+    assert not kept[0]._optimizer_step_pre_hooks
+
+
+def test_momentum_that_is_switched_on_is_noticed(tmp_path: Path) -> None:
+    class SwitchOn(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                trainer.optimizers[0].param_groups[0]["momentum"] = 0.9
+
+    monitor = EffectiveLearningRateMonitor(per="step")
+    memory, witness = watched(with_optimizer(SOURCES["SGD"][0]), tmp_path, monitor, SwitchOn())
+    assert monitor.source == "state"
+    for step, seen in enumerate(witness.steps):
+        assert memory.logged[step, "ess/total"] == pytest.approx(seen["ess"][0].item(), rel=1e-4)
+
+
+def test_another_optimizer_in_the_run_is_noticed(tmp_path: Path) -> None:
+    class Exchange(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                trainer.strategy.optimizers = [AdamW(pl_module.parameters(), lr=1e-2)]
+
+    monitor = EffectiveLearningRateMonitor(per="step")
+    memory, witness = watched(with_optimizer(SOURCES["momentum"][0]), tmp_path, monitor, Exchange())
+    for step, seen in enumerate(witness.steps):
+        assert memory.logged[step, "ess/total"] == pytest.approx(seen["ess"][0].item(), rel=1e-8)
+
+
+def test_steps_that_a_gradient_scaler_skips_are_none(tmp_path: Path) -> None:
+    class Real(Callback):
+        steps = 0
+
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.optimizers[0].register_step_post_hook(self.count)
+
+        def count(self, *_: Any) -> None:
+            self.steps += 1
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=1000, backoff_factor=2.0**-30)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    real, monitor = Real(), EffectiveLearningRateMonitor(per="step")
+    options = {"precision": None, "plugins": [plugin], "max_epochs": 3}
+    memory, _ = watched(with_optimizer(SOURCES["SGD"][0]), tmp_path, monitor, real, **options)
+    assert 0 < real.steps < 3 * BATCHES, "some steps must have been skipped"
+    assert monitor.source == "state"
+    assert monitor.state_dict()["steps"] == real.steps
+    logged = [value for (_, key), value in memory.logged.items() if key == "ess/total"]
+    assert len(logged) == real.steps
+    assert all(0 < value < 1 for value in logged), logged
+
+
+def test_of_two_optimizers_the_one_with_most_groups_is_watched(tmp_path: Path) -> None:
+    class Both(ForeignManual):
+        def configure_optimizers(self) -> Any:
+            groups = groups_of(EffectiveLearningRateMonitor(), self, torch.randn(2, 3, 16, 16))
+            assert groups is not None
+            (first, *others) = [p for group in groups for p in group.parameters]
+            rest = [p for p in self.parameters() if p is not first and all(p is not q for q in others)]
+            return [SGD([first, *rest], lr=0.05), AdamW(others, lr=1e-3)]
+
+    monitor = EffectiveLearningRateMonitor()
+    trainer = trainer_for("manual", [monitor], tmp_path, max_epochs=1, logger=False)
+    with pytest.warns(UserWarning, match="watches the 2 groups of AdamW; 1 are trained elsewhere"):
+        trainer.fit(Both(), cases()["manual"].data())
+    assert monitor.source == "state"
+
+
+def test_joint_is_the_totals_alone(tmp_path: Path) -> None:
+    whole, _ = watched(with_optimizer(SOURCES["AdamW"][0]), tmp_path, EffectiveLearningRateMonitor())
+    joint, _ = watched(with_optimizer(SOURCES["AdamW"][0]), tmp_path, EffectiveLearningRateMonitor("joint"))
+    keys = {key for _, key in joint.logged if "/" in key and key != "train_loss"}
+    assert keys == {f"{q}/total" for q in ("norm", "effective_grad_norm", "elr", "ess", "angle")}
+    for key, value in joint.logged.items():
+        assert whole.logged[key] == pytest.approx(value, rel=1e-12)
+
+
+def test_quantiles_take_the_place_of_groups(tmp_path: Path) -> None:
+    monitor = EffectiveLearningRateMonitor(quantiles=[0, 0.75, 1])
+    memory, _ = watched(with_optimizer(SOURCES["SGD"][0]), tmp_path, monitor)
+    assert {key for _, key in memory.logged if key.startswith("elr/")} == {
+        *("elr/total", "elr/min", "elr/q75", "elr/max")
+    }
+
+
+def test_the_scatter_goes_on_where_a_run_was_killed_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    class Die(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 2 * BATCHES:
+                trainer.save_checkpoint(tmp_path / "kill.ckpt")
+                raise KeyboardInterrupt
+
+    def monitor() -> EffectiveLearningRateMonitor:
+        return EffectiveLearningRateMonitor("filter", scatter_epochs=2)
+
+    whole, memory = fit("ours", [monitor()], tmp_path / "whole"), Memory()
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        fit("ours", [monitor(), Die()], tmp_path / "killed", memory)
+    fit("ours", [monitor()], tmp_path / "resumed", memory, ckpt_path=tmp_path / "kill.ckpt")
+    last = 3 * BATCHES - 1
+    for key in ("equal_ess/slope", "equal_ess/spread"):
+        assert memory.logged[last, key] == whole.logged[last, key]
+    written, resumed = ((tmp_path / name / "equal_ess.csv").read_text() for name in ("whole", "resumed"))
+    assert written == resumed
+    rows = list(csv.DictReader(written.splitlines()))
+    assert len(rows) == 60
+    elrs, grads = ([float(row[key]) for row in rows] for key in ("elr", "effective_grad_norm"))
+    assert equal_ess(elrs, grads).slope == whole.logged[last, "equal_ess/slope"]
+    assert matplotlib.image.imread(tmp_path / "whole" / "equal_ess.png").std() > 0.05
+
+
+def test_an_unknown_optimizer_killed_and_resumed_logs_the_same(tmp_path: Path) -> None:
+    class Die(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == BATCHES + 2:
+                trainer.save_checkpoint(tmp_path / "kill.ckpt")
+                raise KeyboardInterrupt
+
+    def run(memory: Memory, *more: Callback, ckpt_path: Path | None = None) -> None:
+        monitor = EffectiveLearningRateMonitor(every_n_steps=2)
+        trainer = trainer_for("layer_norm", [monitor, *more], tmp_path, logger=memory)
+        trainer.fit(with_optimizer(SignSGD), cases()["layer_norm"].data(), ckpt_path=ckpt_path)
+
+    whole, resumed = Memory(), Memory()
+    run(whole)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        run(resumed, Die())
+    run(resumed, ckpt_path=tmp_path / "kill.ckpt")
+    ours = {key: value for key, value in whole.logged.items() if "/" in key[1]}
+    assert ours
+    assert {key: resumed.logged[key] for key in ours} == ours
+
+
+class Keep(Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logged = {key: float(value) for key, value in trainer.callback_metrics.items() if "/total" in key}
+        torch.save(logged, self.folder / f"{trainer.world_size}-{trainer.global_rank}.pt")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
+@pytest.mark.parametrize("name", ["AdamW", "somebody's"])
+def test_two_ranks_log_what_one_logs(name: str, tmp_path: Path) -> None:
+    for devices in (1, 2):
+        trainer = trainer_for(
+            "layer_norm",
+            [EffectiveLearningRateMonitor(), Keep(tmp_path)],
+            tmp_path,
+            logger=False,
+            devices=devices,
+            strategy="ddp_fork" if devices > 1 else "auto",
+            precision="64-true",
+            max_epochs=2,
+        )
+        trainer.fit(with_optimizer(SOURCES[name][0]), cases()["layer_norm"].data())
+    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    assert first == second
+    assert first.keys() == one.keys() >= {"elr/total", "ess/total"}
+    for key, value in one.items():
+        assert first[key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_a_residual_network_with_adamw_has_its_joint_groups(tmp_path: Path) -> None:
+    memory = Memory()
+    trainer = trainer_for("resnet", [EffectiveLearningRateMonitor()], tmp_path, max_epochs=1, logger=memory)
+    trainer.fit(ForeignResNet(), cases()["resnet"].data())
+    logged = {key: value for (_, key), value in memory.logged.items()}
+    assert any("+" in key for key in logged)
+    single = [key for key in logged if key.startswith("norm/") and key != "norm/total"]
+    squares = sum(logged[key] ** 2 for key in single)
+    assert squares == pytest.approx(logged["norm/total"] ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantiles": []}, "quantiles"),
+        ({"quantiles": [0.5, 2]}, "quantiles"),
+        ({"scatter_epochs": -1}, "scatter_epochs"),
+        ({"granularity": "joint", "scatter_epochs": 5}, "no groups to compare"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"EffectiveLearningRateMonitor: .*{message}"):
+        EffectiveLearningRateMonitor(**options)
+
+
+def test_no_optimizer_for_a_whole_group_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    class Halves(ForeignModule):
+        def make_model(self) -> torch.nn.Module:
+            nn = torch.nn
+            net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten())
+            return nn.Sequential(net, nn.Linear(784, 3))
+
+        def configure_optimizers(self) -> Optimizer:
+            return SphereSGD([self.model[1].weight], elr=1e-3)  # type: ignore[index]
+
+    trainer = trainer_for("layer_norm", [EffectiveLearningRateMonitor()], tmp_path, logger=False)
+    with pytest.raises(ValueError, match="EffectiveLearningRateMonitor: no optimizer trains"):
+        trainer.fit(Halves(), cases()["layer_norm"].data())
+    assert trainer.global_step == 0
+
+
+@pytest.mark.slow
+def test_filters_settle_at_one_effective_step_size_in_the_chaotic_equilibrium(tmp_path: Path) -> None:
+    # E7 of the papers, on the digits: ELR 3e-2 is in regime 2.
+    torch.manual_seed(0)
+    memory = Memory()
+    monitor = EffectiveLearningRateMonitor("filter", scatter_epochs=20)
+    trainer = trainer_for("ours", [monitor], tmp_path, max_epochs=100, logger=memory, limit_val_batches=0)
+    trainer.fit(SIConvNet(width=8, in_channels=1, elr=3e-2), Digits())
+    last = {key: value for (_, key), value in memory.logged.items()}
+    assert -1.1 < last["equal_ess/slope"] < -0.85
+    assert last["equal_ess/spread"] < 0.15
+    assert last["elr/max"] > 3 * last["elr/min"], "the filters' ELRs must differ to lie on a line"
