@@ -133,5 +133,8 @@ def criterion_of(pl_module: LightningModule) -> Criterion:
 
 
 def _on_device(trainer: Trainer, loader: Iterable[Any]) -> Iterator[Any]:
+    """As Lightning's own loops bring batches to the module."""
     for batch in loader:
-        yield trainer.strategy.batch_to_device(batch)
+        converted = trainer.precision_plugin.convert_input(batch)
+        before = trainer.lightning_module._on_before_batch_transfer(converted)
+        yield trainer.strategy.batch_to_device(before)

@@ -1,0 +1,109 @@
+"""Snapshots of the weights between epochs, the same ones in a run that was killed and resumed."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lit_sphere.analysis import take_weights
+from lit_sphere.callbacks._fixed_weights import train_batches, val_batches
+from lit_sphere.callbacks._module_groups import groups_of
+from lit_sphere.callbacks._pictures import run_folder_of
+
+Batches = dict[str, Callable[[], Iterable[Any]]]
+
+
+class Snapshot(TypedDict):
+    """Weights of a moment of a run, as plain data.
+
+    Attributes:
+        epochs: Epochs finished.
+        step: Optimizer steps taken.
+        weights: Parameters and buffers, on the CPU.
+    """
+
+    epochs: int
+    step: int
+    weights: dict[str, Tensor]
+
+
+def snapshot(trainer: Trainer, pl_module: LightningModule, epochs: int) -> Snapshot:
+    """Copy the weights to the CPU.
+
+    Args:
+        trainer: The trainer.
+        pl_module: Its module.
+        epochs: Epochs finished.
+
+    Returns:
+        The snapshot.
+    """
+    return {"epochs": epochs, "step": trainer.global_step, "weights": take_weights(pl_module)}
+
+
+class BetweenEpochs(Callback):
+    """Base of callbacks that look at the weights after each epoch; subclasses say what they do then.
+
+    Lightning does not end an epoch again whose last batch was the last thing saved: a resumed run makes up
+    for it before its first step.
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []  # of the scale-invariant tensors in the state_dict
+        self._folder: Path | None = None
+        self._epochs = 0  # seen
+        self._begun = False
+
+    def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        """Look at the weights after this number of epochs."""
+        raise NotImplementedError
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what is scale-invariant before training, if the module says what its input looks like."""
+        self._folder = run_folder_of(trainer)
+        self._begun = False
+        self._find(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Find it from the inputs of the first batch otherwise, and make up for a missed end of an epoch."""
+        if self._begun:
+            return
+        self._begun = True
+        name = type(self).__name__
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
+            raise ValueError(
+                f"{name} evaluates batches of (inputs, labels), two tensors, but got a {type(batch).__name__}: use a "
+                f"collate_fn that makes such pairs, or leave {name} out"
+            )
+        self._find(pl_module, batch)
+        if trainer.current_epoch > self._epochs:
+            self._look(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the weights."""
+        self._look(trainer, pl_module, trainer.current_epoch + 1)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        self._epochs = epochs
+        self._after_epoch(trainer, pl_module, epochs)
+
+    def _find(self, pl_module: LightningModule, batch: Any = None) -> None:
+        groups = groups_of(self, pl_module, batch)
+        if groups is not None:
+            members = {p for group in groups for p in group.parameters}
+            state = pl_module.state_dict(keep_vars=True)
+            self._names = [name for name, p in state.items() if isinstance(p, nn.Parameter) and p in members]
+
+    def _batches(self, trainer: Trainer, pl_module: LightningModule) -> Batches:
+        """One pass over the train set and, if there is one, the validation set."""
+        passes: Batches = {"train": lambda: train_batches(self, trainer, pl_module)}
+        if val_batches(trainer) is not None:
+            passes["val"] = lambda: val_batches(trainer) or ()
+        return passes
+
+    def _send(self, trainer: Trainer, metrics: dict[str, float], epochs: int) -> None:
+        """Log; all digits of them, unlike through the module's own log."""
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": epochs - 1, **metrics}, step=trainer.global_step - 1)

@@ -1,0 +1,129 @@
+"""How alike the points of a run are: cosine similarity of snapshots, and what their ensembles gain."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lit_sphere.analysis import cosine_matrix, ensemble_errors
+from lit_sphere.callbacks._fixed_weights import add_up_ranks, untouched
+from lit_sphere.callbacks._pictures import save_picture
+from lit_sphere.callbacks._weight_snapshots import BetweenEpochs, Snapshot, snapshot
+from lit_sphere.report import PairOfSnapshots, draw_similarity, write_similarity
+
+
+class CheckpointSimilarity(BetweenEpochs):
+    """Monitor: compares snapshots of a run: cosine similarity, and the error of ensembles of two.
+
+    Snapshots are taken every few epochs. The cosine is that of the scale-invariant weights, found from the
+    module's behaviour, as one vector. Each snapshot and the one before it form an ensemble, the mean of their
+    softmax outputs on the validation set, in eval mode with the batch norm statistics that were stored with
+    them; its error is compared with the members' own. In training with weight decay minima of different periods
+    grow apart, and their ensembles gain (PB §5).
+
+    | key | quantity |
+    |---|---|
+    | ``similarity/previous`` | cosine similarity with the snapshot before |
+    | ``similarity/first`` | cosine similarity with the first snapshot |
+    | ``ensemble/error`` | error of the ensemble with the snapshot before, a fraction |
+    | ``ensemble/member_error`` | mean error of its two members |
+    | ``ensemble/gain`` | member error − ensemble error |
+
+    ``similarity.csv`` and, at the end, ``similarity.png`` lie in the run's folder: a matrix of all pairs that were
+    kept at the same time, and the errors of ensembles and members. Cost: two passes over the validation set for
+    each snapshot; ``keep`` copies of the weights in memory on the CPU, and as many in the run's checkpoints.
+
+    Args:
+        every_n_epochs: Epochs between two snapshots.
+        keep: Snapshots kept, at least 2: the first and the latest others. All of them are in the matrix; one that is
+            no longer kept is not compared with later ones.
+
+    Attributes:
+        pairs: What was measured, for each pair of snapshots.
+
+    Raises:
+        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no scale-invariant
+            group, or batches are no pairs of tensors.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lit_sphere.data import Digits
+        >>> from lit_sphere.modules import SIConvNet
+        >>> similarity = CheckpointSimilarity(every_n_epochs=1)
+        >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+        >>> trainer = Trainer(max_epochs=3, callbacks=[similarity], enable_model_summary=False, **quiet)
+        >>> trainer.fit(SIConvNet(width=4, in_channels=1, elr=1e-3), Digits(train_size=256))
+        >>> [(pair.epochs, pair.cosine > 0.9) for pair in similarity.pairs]
+        [((1, 2), True), ((1, 3), True), ((2, 3), True)]
+    """
+
+    def __init__(self, every_n_epochs: int = 10, keep: int = 20) -> None:
+        super().__init__()
+        for name, value, least in (("every_n_epochs", every_n_epochs, 1), ("keep", keep, 2)):
+            if value < least:
+                raise ValueError(f"CheckpointSimilarity: {name} must be at least {least}, got {value}")
+        self.every_n_epochs, self.keep = every_n_epochs, keep
+        self.pairs: list[PairOfSnapshots] = []
+        self._kept: list[Snapshot] = []
+
+    @property
+    def state_key(self) -> str:
+        """Differs between two callbacks of one trainer."""
+        return self._generate_state_key(every=self.every_n_epochs, keep=self.keep)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what is scale-invariant, and say if there will be nothing to compare."""
+        super().on_fit_start(trainer, pl_module)
+        epochs = trainer.max_epochs
+        if epochs and 0 < epochs < 2 * self.every_n_epochs:
+            rank_zero_warn(
+                f"CheckpointSimilarity measures nothing: there are no two snapshots {self.every_n_epochs} epochs apart "
+                f"in {epochs} epochs; lower every_n_epochs"
+            )
+
+    def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        if epochs % self.every_n_epochs:
+            return
+        self._kept.append(snapshot(trainer, pl_module, epochs))
+        if len(self._kept) > 1:
+            self._compare(trainer, pl_module, epochs)
+        if len(self._kept) > self.keep:
+            del self._kept[1]
+
+    def _compare(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        now = self._kept[-1]["weights"]
+        cosines = [cosine_matrix([each["weights"], now], self._names)[0, 1].item() for each in self._kept[:-1]]
+        pairs = [
+            PairOfSnapshots((each["epochs"], epochs), cosine) for each, cosine in zip(self._kept, cosines, strict=False)
+        ]
+        metrics = {"similarity/previous": cosines[-1], "similarity/first": cosines[0]}
+        validation = self._batches(trainer, pl_module).get("val")
+        if validation is not None:
+            with untouched(pl_module), trainer.precision_plugin.forward_context():
+                members = [each["weights"] for each in self._kept[-2:]]
+                errors = ensemble_errors(pl_module, members, validation(), add_up_ranks(trainer))
+            pairs[-1] = pairs[-1]._replace(ensemble_error=errors.ensemble, member_errors=errors.members)
+            metrics["ensemble/error"] = errors.ensemble
+            metrics |= {"ensemble/member_error": errors.member_error, "ensemble/gain": errors.gain}
+        self.pairs += pairs
+        self._send(trainer, metrics, epochs)
+        if self._folder is not None and trainer.is_global_zero:
+            write_similarity(self.pairs, self._folder / "similarity.csv")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the picture."""
+        if self.pairs and self._folder is not None and trainer.is_global_zero:
+            save_picture(trainer, self._folder, "similarity", draw_similarity(self.pairs, "snapshots of the run"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Snapshots and what was measured, as plain values."""
+        return {
+            "epochs": self._epochs,
+            "kept": [dict(each) for each in self._kept],
+            "pairs": [list(pair) for pair in self.pairs],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._epochs, self._kept = state_dict["epochs"], state_dict["kept"]
+        self.pairs = [PairOfSnapshots(*pair) for pair in state_dict["pairs"]]

@@ -1,0 +1,255 @@
+"""Loss barriers between points of a run, along the path in weight space that joins them."""
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lit_sphere.analysis import (
+    Interpolation,
+    WeightPath,
+    difference,
+    interpolate,
+    path_positions,
+    read_checkpoint,
+    tensors_of,
+)
+from lit_sphere.analysis.interpolation import Statistics
+from lit_sphere.callbacks._fixed_weights import add_up_ranks, criterion_of, untouched
+from lit_sphere.callbacks._pictures import save_picture
+from lit_sphere.callbacks._weight_snapshots import BetweenEpochs, Snapshot, snapshot
+from lit_sphere.report import draw_interpolation, write_interpolation
+
+Between = Literal["snapshots", "checkpoint", "switches"]
+
+
+class LinearInterpolationBarrier(BetweenEpochs):
+    """Monitor: measures loss and error on the path between two points of weight space, and their barrier.
+
+    The path runs between consecutive snapshots of a run (TR §5), from a checkpoint of any run of the same
+    network to the weights now, or from the weights before a switch of the learning rate (marked by
+    ``FineTuneSwitch``, or by :meth:`mark`) to the next one and to the end. The scale-invariant weights, found
+    from the module's behaviour, stay on their joint sphere: at every point they are rescaled to ρ, the norm of
+    the end points (between two norms, where these differ). A barrier is the height of the curve above its chord:
+    max over the path of (value − chord), at least 0; the dip is the depth below it.
+
+    | key | quantity |
+    |---|---|
+    | ``barrier/train_loss``, ``barrier/train_error`` | barrier on the train set, in order |
+    | ``barrier/val_loss``, ``barrier/val_error`` | the same on the validation set, where there is one |
+    | ``barrier/train_loss_dip``, ``barrier/val_loss_dip`` | depth below the chord |
+    | ``barrier/cosine`` | cosine similarity of the end points' scale-invariant weights |
+    | ``barrier/great_circle/<key>`` | all of these, with ``great_circle`` |
+
+    ``barrier-….csv`` and ``.png`` of each path lie in the run's folder, and :attr:`results` holds the curves. Cost:
+    ``points`` forward passes over both sets for each path (twice over the train set with ``reestimated``), one
+    or two copies of the weights in memory on the CPU, and one in the run's checkpoints (with ``switches``, one
+    for each since the last epoch).
+
+    Args:
+        between: ``snapshots``: consecutive ones, ``every_n_epochs`` apart; ``checkpoint``: from ``start`` to the
+            weights now; ``switches``: from each :meth:`mark` to the next and from the last to the weights now.
+            Default: ``checkpoint`` if ``start`` is given, ``snapshots`` otherwise.
+        start: A Lightning checkpoint, for ``checkpoint``.
+        every_n_epochs: Epochs between two snapshots (default 20), or between two paths to the weights now
+            (default: only at the end of ``fit``).
+        points: Number of points on the path, both ends among them.
+        great_circle: Along the great circle of the sphere, not along the segment.
+        statistics: ``batch``: batch norms take each batch's own statistics, on all sets. ``reestimated``: their
+            statistics are estimated anew on the train set at each point, and both sets seen in eval mode.
+
+    Attributes:
+        results: What was measured, by the name of the picture.
+
+    Raises:
+        ValueError: If an argument is out of range; at the start of ``fit``, if ``start`` cannot be read or is of
+            another architecture, the module has no scale-invariant group, or batches are no pairs of tensors.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lit_sphere.data import Digits
+        >>> from lit_sphere.modules import SIConvNet
+        >>> barrier = LinearInterpolationBarrier(every_n_epochs=1, points=5)
+        >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+        >>> trainer = Trainer(max_epochs=2, callbacks=[barrier], enable_model_summary=False, **quiet)
+        >>> trainer.fit(SIConvNet(width=4, in_channels=1, elr=1e-3), Digits(train_size=256))
+        >>> path = barrier.results["barrier-0001-to-0002"]
+        >>> len(path.curves["train_loss"]), path.separation.cosine > 0.9
+        (5, True)
+    """
+
+    def __init__(
+        self,
+        between: Between | None = None,
+        start: str | Path | None = None,
+        every_n_epochs: int | None = None,
+        points: int = 21,
+        great_circle: bool = False,
+        statistics: Statistics = "batch",
+    ) -> None:
+        super().__init__()
+        between = between or ("snapshots" if start is None else "checkpoint")
+        for name, value, known in (
+            ("between", between, get_args(Between)),
+            ("statistics", statistics, get_args(Statistics)),
+        ):
+            if value not in known:
+                raise ValueError(f"LinearInterpolationBarrier: {name} must be one of {known}, got {value!r}")
+        if (between == "checkpoint") != (start is not None):
+            raise ValueError(
+                f"LinearInterpolationBarrier: between {between!r} and start {start!r}: give start, the path of a "
+                "checkpoint, with 'checkpoint' and only there"
+            )
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise ValueError(f"LinearInterpolationBarrier: every_n_epochs must be at least 1, got {every_n_epochs}")
+        if between == "snapshots" and every_n_epochs is None:
+            every_n_epochs = 20
+        self.positions = path_positions(points)
+        self.between, self.start, self.every_n_epochs = between, start, every_n_epochs
+        self.points, self.great_circle, self.statistics = points, great_circle, statistics
+        self.results: dict[str, Interpolation] = {}
+        self._marks = 0
+        self._ends: list[tuple[str, Snapshot]] = []  # named starts of paths that are to be measured
+        self._measured: tuple[str, int] = ("", -1)
+
+    @property
+    def state_key(self) -> str:
+        """Differs between two callbacks of one trainer."""
+        start = None if self.start is None else str(self.start)
+        return self._generate_state_key(
+            between=self.between,
+            start=start,
+            every=self.every_n_epochs,
+            points=self.points,
+            great_circle=self.great_circle,
+            statistics=self.statistics,
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the checkpoint to start from, and find what is scale-invariant."""
+        if self.start is not None:
+            self._ends = [(Path(self.start).stem, self._read(self.start, pl_module))]
+        super().on_fit_start(trainer, pl_module)
+        epochs = trainer.max_epochs
+        if self.between == "snapshots" and epochs and 0 < epochs < 2 * (self.every_n_epochs or 1):
+            rank_zero_warn(
+                f"LinearInterpolationBarrier measures nothing: there are no two snapshots {self.every_n_epochs} epochs "
+                f"apart in {epochs} epochs; lower every_n_epochs"
+            )
+
+    def _read(self, path: str | Path, pl_module: LightningModule) -> Snapshot:
+        try:
+            checkpoint = read_checkpoint(path)
+        except ValueError as error:
+            raise ValueError(f"LinearInterpolationBarrier: start {error}") from error
+        weights = tensors_of(checkpoint["state_dict"])
+        differs = difference(weights, pl_module.state_dict())
+        if differs is not None:
+            name, there, here = differs
+            raise ValueError(
+                f"LinearInterpolationBarrier: start {path} is of another architecture: {name} is {there} there and "
+                f"{here} in {type(pl_module).__name__}; give a checkpoint of the same network"
+            )
+        return {"epochs": int(checkpoint.get("epoch", 0)), "step": int(checkpoint["global_step"]), "weights": weights}
+
+    def mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take a snapshot now, before a switch; the path from here is measured later.
+
+        All ranks must call it. A second mark at the same step is the same one.
+
+        Args:
+            trainer: The trainer, in ``fit``.
+            pl_module: Its module.
+
+        Raises:
+            ValueError: If this callback is not made with ``between="switches"``.
+        """
+        if self.between != "switches":
+            raise ValueError(f"LinearInterpolationBarrier marks switches with between='switches', not {self.between!r}")
+        if self._ends and self._ends[-1][1]["step"] == trainer.global_step:
+            return
+        self._marks += 1
+        self._ends.append((f"switch-{self._marks}", snapshot(trainer, pl_module, trainer.current_epoch)))
+
+    def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        while len(self._ends) > 1:
+            self._measure(trainer, pl_module, self._ends.pop(0), self._ends[0], epochs)
+        if self.every_n_epochs is not None and epochs % self.every_n_epochs == 0:
+            self._to_now(trainer, pl_module, epochs)
+
+    def _to_now(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        now = (f"{epochs:04d}", snapshot(trainer, pl_module, epochs))
+        if self._ends:
+            self._measure(trainer, pl_module, self._ends[-1], now, epochs)
+        if self.between == "snapshots":
+            self._ends = [now]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the path to the end, unless that is done."""
+        if self.between == "switches" and not self._ends:
+            rank_zero_warn(
+                "LinearInterpolationBarrier measured nothing: no switch was marked; add FineTuneSwitch, or call mark"
+            )
+        epochs = trainer.current_epoch
+        done = self._ends and self._measured == (self._ends[-1][0], trainer.global_step)
+        if self.between != "snapshots" and self._ends and not done:
+            self._to_now(trainer, pl_module, epochs)
+
+    def _measure(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        start: tuple[str, Snapshot],
+        end: tuple[str, Snapshot],
+        epochs: int,
+    ) -> None:
+        path = WeightPath(start[1]["weights"], end[1]["weights"], [self._names], self.great_circle)
+        ends = start[0], end[0]
+        with untouched(pl_module):
+            result = interpolate(
+                pl_module,
+                path,
+                self._batches(trainer, pl_module),
+                self.positions,
+                self.statistics,
+                criterion=criterion_of(pl_module),
+                context=trainer.precision_plugin.forward_context,
+                add_up=add_up_ranks(trainer),
+                progress=f"barrier {ends[0]} to {ends[1]}" if trainer.is_global_zero else None,
+            )
+        self._measured = start[0], end[1]["step"]
+        self._report(trainer, result, ends, epochs)
+
+    def _report(self, trainer: Trainer, result: Interpolation, ends: tuple[str, str], epochs: int) -> None:
+        section = "barrier/great_circle/" if self.great_circle else "barrier/"
+        metrics = {f"{section}{name}": result.barrier(name) for name in result.curves}
+        metrics |= {f"{section}{name}_dip": result.dip(name) for name in result.curves if name.endswith("loss")}
+        self._send(trainer, {**metrics, f"{section}cosine": result.separation.cosine}, epochs)
+        name = f"barrier-{ends[0]}-to-{ends[1]}"
+        name += "-great-circle" * self.great_circle + "-reestimated" * (self.statistics == "reestimated")
+        self.results[name] = result
+        if self._folder is not None and trainer.is_global_zero:
+            write_interpolation(result, self._folder / f"{name}.csv")
+            statistics = "batch statistics" if self.statistics == "batch" else "statistics re-estimated"
+            title = f"interpolation from {_said(ends[0])} to {_said(ends[1])}, {statistics}"
+            figure = draw_interpolation(result, title, (_said(ends[0]), _said(ends[1])))
+            save_picture(trainer, self._folder, name, figure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Snapshots that paths will start from; those of a checkpoint are read again."""
+        ends = [] if self.between == "checkpoint" else [[name, dict(each)] for name, each in self._ends]
+        return {"epochs": self._epochs, "marks": self._marks, "ends": ends, "measured": list(self._measured)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._epochs, self._marks = state_dict["epochs"], state_dict["marks"]
+        self._ends = [(name, each) for name, each in state_dict["ends"]]
+        self._measured = (state_dict["measured"][0], state_dict["measured"][1])
+
+
+def _said(end: str) -> str:
+    """Name an end point in words."""
+    if end.isdigit():
+        return f"epoch {int(end)}"
+    return f"before {end.replace('-', ' ')}" if end.startswith("switch-") else end

@@ -1,0 +1,233 @@
+"""``lit-sphere interpolate A.ckpt B.ckpt``: loss and error between two checkpoints."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
+
+from lit_sphere.analysis import (
+    Interpolation,
+    WeightPath,
+    difference,
+    interpolate,
+    path_positions,
+    put_weights,
+    read_checkpoint,
+    tensors_of,
+)
+from lit_sphere.analysis.interpolation import Statistics
+from lit_sphere.cli.checkpoints import base_config
+from lit_sphere.cli.config_names import replace_config_names
+from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.sphere_cli import Parser
+from lit_sphere.data import ResidentDataModule
+from lit_sphere.groups import find_groups
+from lit_sphere.modules import SphereModule
+from lit_sphere.report import draw_interpolation, write_interpolation
+
+_USAGE = "lit-sphere interpolate A.ckpt B.ckpt [options]"
+_DESCRIPTION = (
+    "Measure loss and error on the train and test images along the path between two checkpoints of one network, and "
+    "leave interpolation.csv and interpolation.png in a folder. Model and data are those of A's run (the config.yaml "
+    "in its folder, or else the checkpoint's hyperparameters), unless --config, --model… or --data… say otherwise. The "
+    "scale-invariant weights are rescaled to the norm of the end points at every point. Barrier: max over the path of "
+    "(value − chord between the end points), at least 0."
+)
+
+
+def make_parser() -> LightningArgumentParser:
+    """Make the parser of the subcommand.
+
+    Returns:
+        The parser.
+    """
+    parser = Parser(
+        prog="lit-sphere interpolate",
+        usage=_USAGE,
+        description=_DESCRIPTION,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("start", type=str, metavar="A.ckpt", help="Checkpoint at t = 0.")
+    parser.add_argument("end", type=str, metavar="B.ckpt", help="Checkpoint at t = 1, of the same network.")
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="Path or shipped name; its model and data are taken."
+    )
+    parser.add_argument("--points", type=int, default=21, help="Points on the path, both ends among them.")
+    parser.add_argument(
+        "--great_circle", action="store_true", help="Along the great circle of the sphere, not along the segment."
+    )
+    parser.add_argument(
+        "--statistics",
+        type=Statistics,
+        default="batch",
+        help="batch: batch norms take each batch's own statistics (train mode), on the test images too. "
+        "reestimated: estimated anew on the train images at each point, then eval mode.",
+    )
+    parser.add_argument(
+        "--run", type=str | None, default=None, help="Folder for the results. Default: runs/interpolate-DATE-TIME."
+    )
+    parser.add_argument(
+        "--device", type=Literal["cpu", "cuda"] | None, default=None, help="Default: cuda if there is one."
+    )
+    parser.add_lightning_class_args(SphereModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(ResidentDataModule, "data", subclass_mode=True)
+    parser.set_defaults({"data": {"class_path": "lit_sphere.data.Digits"}})
+    for name in ("num_classes", "in_channels"):
+        parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+    return parser
+
+
+def run_interpolate(args: list[str]) -> None:
+    """Run the subcommand.
+
+    Args:
+        args: Command line after ``interpolate``.
+
+    Raises:
+        CommandLineError: If the checkpoints do not match each other or the model, or the folder holds results.
+    """
+    parser = make_parser()
+    if {"-h", "--help"} & set(args) or any(".help" in arg for arg in args):
+        parser.parse_args(args)
+        return
+    paths = args[:2]
+    if len(paths) < 2 or any(path.startswith("-") for path in paths):
+        raise CommandLineError(f"interpolate needs two checkpoints, first of all: {_USAGE}")
+    states = [_read(path) for path in paths]
+    _compare(states[1], states[0], f"{paths[1]}: of another architecture than {paths[0]}", "there")
+    config = parser.parse_args([*paths, *_configs(paths[0], args[2:])])
+    try:
+        positions = path_positions(config.points)
+    except ValueError as error:
+        raise CommandLineError(f"--{error}") from error
+    device = _device(config.device)
+    made = parser.instantiate_classes(config)
+    model, data = made.model, made.data
+    of_model = f"{paths[0]}: of another architecture than --model {type(model).__name__}"
+    _compare(states[0], model.state_dict(), of_model, "in the model; give the --model that it was trained with")
+    data.prepare_data()
+    data.setup()
+    folder = _folder(config.run)
+    result = _measure(model, data, states, config, positions, device)
+    names = _names(paths)
+    write_interpolation(result, folder / "interpolation.csv")
+    statistics = "batch statistics" if config.statistics == "batch" else "statistics re-estimated"
+    title = f"{type(model).__name__} on {type(data).__name__}, {statistics}"
+    draw_interpolation(result, title, names).savefig(folder / "interpolation.png", dpi=130)
+    print(_table(result, title, names, folder))
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    try:
+        return tensors_of(read_checkpoint(path)["state_dict"])
+    except ValueError as error:
+        raise CommandLineError(str(error)) from error
+
+
+def _compare(state: dict[str, Tensor], other: dict[str, Tensor], message: str, where: str) -> None:
+    differs = difference(state, other)
+    if differs is not None:
+        name, one, two = differs
+        raise CommandLineError(f"{message}: {name} is {one} in the one and {two} {where}")
+
+
+def _configs(start: str, args: list[str]) -> list[str]:
+    """Put A's run under what was typed; of each config only model and data, the rest belongs to ``fit``."""
+    has_config = any(arg.partition("=")[0] in ("--config", "-c") for arg in args)
+    base = base_config(start, has_config)
+    args = replace_config_names([*(["--config", base] if base and Path(base).is_file() else []), *args])
+    out = ["--config", base] if base and not Path(base).is_file() else []
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if option in ("--config", "-c") and equals:
+            out += [f"--config={_model_and_data(value)}"]
+        else:
+            out.append(_model_and_data(arg) if out and out[-1] in ("--config", "-c") else arg)
+    return out
+
+
+def _model_and_data(path: str) -> str:
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return json.dumps({key: content[key] for key in ("model", "data") if key in content})
+
+
+def _folder(asked: str | None) -> Path:
+    folder = Path(asked or Path("runs") / f"interpolate-{time.strftime('%Y%m%d-%H%M%S')}")
+    if (folder / "interpolation.csv").exists():
+        raise CommandLineError(f"{folder / 'interpolation.csv'} exists already: choose another --run")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _device(asked: str | None) -> torch.device:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise CommandLineError("--device cuda: no GPU found; use --device cpu")
+    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _measure(
+    model: SphereModule,
+    data: ResidentDataModule,
+    states: list[dict[str, Tensor]],
+    config: Namespace,
+    positions: tuple[float, ...],
+    device: torch.device,
+) -> Interpolation:
+    put_weights(model, states[0])
+    assert isinstance(model.example_input_array, Tensor)
+    groups = find_groups(model, model.example_input_array)
+    path = WeightPath(states[0], states[1], [[name for group in groups for name in group.names]], config.great_circle)
+    batches = {
+        "train": _on_device(data.train_pass_dataloader, device),
+        "test": _on_device(data.test_dataloader, device),
+    }
+    return interpolate(
+        model.to(device),
+        path,
+        batches,
+        positions,
+        config.statistics,
+        criterion=model.criterion,
+        progress="interpolating",
+    )
+
+
+def _on_device(loader: Callable[[], Iterable[Any]], device: torch.device) -> Callable[[], Iterator[Any]]:
+    return lambda: ((inputs.to(device), labels.to(device)) for inputs, labels in loader())
+
+
+def _names(paths: list[str]) -> tuple[str, str]:
+    """Shortest names that tell the two apart: of the runs' folders, of the files, or the paths."""
+    for shorten in (lambda path: path.resolve().parent.parent.name, lambda path: path.stem, str):
+        a, b = (shorten(Path(path)) for path in paths)
+        if a and b and a != b:
+            return a, b
+    return "A", "B"
+
+
+def _table(result: Interpolation, title: str, names: tuple[str, str], folder: Path) -> str:
+    between = result.separation
+    kind = "great circle" if result.great_circle else "segment"
+    wide = max(12, *(len(name) + 2 for name in names))
+    lines = [
+        f"\n{title}: {len(result.positions)} points on the {kind}",
+        f"  {'':<13}{names[0]:<{wide}}{names[1]:<{wide}}barrier",
+    ]
+    for name, values in result.curves.items():
+        form = "{:.2%}" if name.endswith("error") else "{:.3g}"
+        cells = [form.format(value) for value in (values[0], values[-1], result.barrier(name))]
+        lines.append(f"  {name.replace('_', ' '):<13}{cells[0]:<{wide}}{cells[1]:<{wide}}{cells[2]}")
+    lines += [
+        f"  {'ρ':<13}{between.norms[0]:<{wide}.5g}{between.norms[1]:<{wide}.5g}".rstrip(),
+        f"  {'cosine':<13}{between.cosine:.4g}, between the scale-invariant weights",
+        f"  {'run folder':<13}{folder}",
+    ]
+    return "\n".join(lines)
