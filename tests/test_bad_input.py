@@ -38,7 +38,7 @@ _SPHERE = "--model SphereModule --model.input_shape [1,8,8] --model.elr 1e-3 --m
 
 _BAD = {
     "unknown command": ("train", ["train", "fit", "validate", "test"]),
-    "unknown config": ("fit --config nope.yaml", ["nope.yaml", *shipped_configs()]),
+    "unknown config": ("fit --config nope.yaml", ["nope.yaml", *(Path(name).stem for name in shipped_configs())]),
     "config is a folder": ("fit --config folder", ["folder", "is a folder", "YAML"]),
     "config without a name": ("fit --config", ["--config", "elr.yaml"]),
     "unknown option": ("fit --bogus 3", ["--bogus"]),

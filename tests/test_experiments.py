@@ -1,6 +1,7 @@
 """Each shipped experiment, run as its header says, shows what its header says to look for (digits, slow)."""
 
 import csv
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -58,15 +59,12 @@ def test_fine_tuning_up_leaves_the_basin(fit: Fit) -> None:
     assert loss.values[-1] < loss.values[99], "and converges lower than before"
 
 
-def test_a_gentler_rise_does_not_leave_it(fit: Fit) -> None:
-    switch = "[{epoch: 100, elr: 1.0e-2}]"
-    metrics = fit("fine_tune_up.yaml", "--trainer.callbacks.init_args.switches", switch)
+def test_a_flatter_optimum_is_not_left(fit: Fit) -> None:
+    metrics = fit("fine_tune_up.yaml", "--model.elr", "1e-3")
     assert metrics["barrier/train_loss"].values[-1] < 0.05
 
 
-def test_a_barrier_stands_between_optima_of_different_elrs(
-    fit: Fit, empty_folder: Path, lit_sphere: LitSphere
-) -> None:
+def test_a_barrier_stands_between_optima_of_different_elrs(fit: Fit, empty_folder: Path, lit_sphere: LitSphere) -> None:
     text = (Path(__file__).parent.parent / "configs" / "elr_optima.yaml").read_text()
     *fits, joined = re.findall(r"^#   lit-sphere (.*)$", text, re.MULTILINE)
     assert len(fits) == 2
@@ -107,3 +105,11 @@ def test_the_equilibrium_is_left_for_convergence(fit: Fit) -> None:
     assert metrics["train/loss"].values[-1] < 5e-3
     assert metrics["regime"].values[-1] == 1
     assert 2 in metrics["regime"].values
+
+
+@pytest.mark.parametrize(
+    ("lr", "verdict"), [("1e-2", "started too low"), ("0.3", "useful window"), ("2.0", "no time left to converge")]
+)
+def test_a_cosine_schedule_has_its_verdict(lr: str, verdict: str, fit: Fit, empty_folder: Path) -> None:
+    fit("cosine.yaml", "--model.optimizer.lr", lr)
+    assert json.loads((empty_folder / "run" / "cosine_regimes.json").read_text())["verdict"] == verdict

@@ -40,8 +40,7 @@ def find_config(name: str) -> str:
         if name in (shipped, shipped.removesuffix(".yaml")):
             return str(_root() / shipped)
     raise CommandLineError(
-        f"--config {name}: no such file here, and no shipped config of this name; "
-        f"there are {', '.join(shipped_configs())}"
+        f"--config {name}: no such file here, and no shipped config of this name; there are {_listed()}"
     )
 
 
@@ -67,7 +66,7 @@ def replace_config_names(args: list[str]) -> list[str]:
         elif i + 1 < len(args):
             out[i + 1] = find_config(args[i + 1])
         else:
-            raise CommandLineError(f"{option} needs the name of a config; there are {', '.join(shipped_configs())}")
+            raise CommandLineError(f"{option} needs the name of a config, e.g. elr.yaml; there are {_listed()}")
     return out
 
 
@@ -78,6 +77,16 @@ def default_config() -> str:
         Path of the file.
     """
     return str(_root() / "elr.yaml")
+
+
+def _listed() -> str:
+    """All names in one line: without suffix, each folder's in braces."""
+    folders: dict[str, list[str]] = {}
+    for name in shipped_configs():
+        folder, _, stem = name.removesuffix(".yaml").rpartition("/")
+        folders.setdefault(folder, []).append(stem)
+    lists = {folder: ", ".join(stems) for folder, stems in folders.items()}
+    return ", ".join(f"{folder}/{{{stems}}}" if folder else stems for folder, stems in lists.items())
 
 
 def _check_yaml(path: str) -> None:
