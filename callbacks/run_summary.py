@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_sphere.analysis import RegimeVerdict, name_regime
 from lit_sphere.callbacks._pictures import save_picture
+from lit_sphere.callbacks.regime_monitor import RegimeMonitor
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import Series, draw_curves, read_metrics
 
@@ -41,8 +42,9 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and draw the figure."""
+        folder = trainer.log_dir  # a collective: all ranks must ask
         series = self._draw(trainer, pl_module)
-        self._print(trainer, pl_module, series or {})
+        self._print(trainer, pl_module, series or {}, self.folder or folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is; the picture of a run that failed never hides why it failed."""
@@ -74,7 +76,9 @@ class RunSummary(Callback):
         return self.title or type(pl_module).__name__ + (f" on {type(data).__name__}" if data else "")
 
     @rank_zero_only
-    def _print(self, trainer: Trainer, pl_module: LightningModule, series: dict[str, Series]) -> None:
+    def _print(
+        self, trainer: Trainer, pl_module: LightningModule, series: dict[str, Series], folder: str | Path | None
+    ) -> None:
         seconds = time.perf_counter() - self._started
         steps = trainer.global_step - self._first_step
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -89,14 +93,14 @@ class RunSummary(Callback):
                 "{:.3g}",
                 "mean of ρ‖∇‖ over the last epoch",
             ),
-            ("ELR", metrics.get("elr/total"), "{:.4g}", "η/ρ²"),
+            ("ELR", metrics.get("elr/total"), "{:.4g}", "effective learning rate"),
             *_sphere_lines(trainer),
         ]
         regime = _regime(trainer, series)
         table = [(name, form.format(value), note) for name, value, form, note in lines if value is not None]
         if regime is not None:
             table.append(("regime", regime.regime, regime.evidence))
-        table.append(("run folder", str(self.folder or trainer.log_dir or "none"), ""))
+        table.append(("run folder", str(folder or "none"), ""))
         wide = max(len(name) for name, _, _ in table)
         took = f"; {seconds:.1f} s, {steps / seconds:.0f} steps/s" if self._started else ""
         print(f"\n{self._name(trainer, pl_module)}: {trainer.current_epoch} epochs, {trainer.global_step} steps{took}")
@@ -116,7 +120,10 @@ def _sphere_lines(trainer: Trainer) -> list[tuple[str, float | None, str, str]]:
 
 
 def _regime(trainer: Trainer, series: dict[str, Series]) -> RegimeVerdict | None:
-    """Regime of a run on the sphere, where curves, number of classes and a cross-entropy loss are known."""
+    """What a RegimeMonitor says; else of a run on the sphere, where curves, classes and a cross-entropy are known."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RegimeMonitor):
+            return callback.verdict
     if getattr(trainer.lightning_module, "loss", "cross_entropy") != "cross_entropy":
         return None
     num_classes = getattr(getattr(trainer, "datamodule", None), "num_classes", None)

@@ -12,18 +12,24 @@ from conftest import REPOSITORY, LitSphere
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.partition(" #")[0].removeprefix("lit-sphere ").strip()
-    for kind, block in BLOCKS
-    if kind == "bash"
-    for line in block.splitlines()
-    if line.startswith("lit-sphere ")
-]
+
+
+def _commands(block: str) -> list[str]:
+    lines = [line for line in block.splitlines() if line.startswith("lit-sphere ")]
+    return [line.partition(" #")[0].removeprefix("lit-sphere ").strip() for line in lines]
+
+
+BASH = [block for kind, block in BLOCKS if kind == "bash"]
+# In a story each command builds on the folders of those before it.
+STORIES = [_commands(block) for block in BASH if "interpolate" in block]
+COMMANDS = [command for block in BASH if "interpolate" not in block for command in _commands(block)]
 _SMALL = ["--trainer.max_epochs", "1", "--wandb", "disabled"]
 
 
 def test_there_are_commands_to_test() -> None:
     assert len(COMMANDS) > 8
+    assert len(STORIES) == 1
+    assert len(STORIES[0]) > 4
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -49,6 +55,23 @@ def test_command(command: str, empty_folder: Path, lit_sphere: LitSphere) -> Non
     assert result.status == 0, result.err
     (run,) = (empty_folder / "runs").iterdir()
     assert (run / "curves.png").exists()
+
+
+@pytest.mark.parametrize("commands", STORIES)
+def test_story(commands: list[str], empty_folder: Path, lit_sphere: LitSphere) -> None:
+    small = {
+        "fit": [*_SMALL, "--data.train_size", "256"],
+        "interpolate": ["--points", "3", "--data.train_size", "256"],
+        "toy": [],
+    }
+    for command in commands:
+        args = shlex.split(command)
+        sphere = ["--grid", "4", "--seeds", "2", "--steps", "50"] if args == ["toy"] else []
+        result = lit_sphere(*args, *small[args[0]], *sphere, *(["--run", "t2"] if "--weight-decay" in args else []))
+        assert result.status == 0, result.err
+    for picture in ("runs/interpolate-*/interpolation.png", "runs/toy-*/toy.png", "runs/fine_tune-*/curves.png"):
+        assert len(list(empty_folder.glob(picture))) == 1
+    assert (empty_folder / "t2" / "toy.png").exists()
 
 
 def test_python_block(empty_folder: Path) -> None:

@@ -1,6 +1,72 @@
 """What the curves and the weights of a run say: plain functions, without Lightning."""
 
+from lit_sphere.analysis.curvature import (
+    Curvature,
+    TraceEstimate,
+    fisher_trace,
+    hutchinson_trace,
+    measure_curvature,
+    sphere_hessian,
+    top_eigenvalue,
+)
+from lit_sphere.analysis.equal_ess import EqualESS, equal_ess
 from lit_sphere.analysis.evaluation import LossAndError, loss_and_error
+from lit_sphere.analysis.interpolation import (
+    Interpolation,
+    WeightPath,
+    barrier_height,
+    dip_depth,
+    interpolate,
+    path_positions,
+)
 from lit_sphere.analysis.regimes import RegimeVerdict, name_regime
+from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis, analyse_schedule
+from lit_sphere.analysis.sharpness import (
+    Objective,
+    StepMean,
+    TrainPass,
+    effective_gradient_norms,
+    observe_norms,
+    train_pass,
+)
+from lit_sphere.analysis.similarity import EnsembleErrors, cosine_matrix, ensemble_errors
+from lit_sphere.analysis.weights import difference, put_weights, read_checkpoint, separation, take_weights, tensors_of
 
-__all__ = ["LossAndError", "RegimeVerdict", "loss_and_error", "name_regime"]
+__all__ = [
+    "Curvature",
+    "EnsembleErrors",
+    "EqualESS",
+    "Interpolation",
+    "LossAndError",
+    "Objective",
+    "RegimeVerdict",
+    "ScheduleAnalysis",
+    "StepMean",
+    "TraceEstimate",
+    "TrainPass",
+    "WeightPath",
+    "analyse_schedule",
+    "barrier_height",
+    "cosine_matrix",
+    "difference",
+    "dip_depth",
+    "effective_gradient_norms",
+    "ensemble_errors",
+    "equal_ess",
+    "fisher_trace",
+    "hutchinson_trace",
+    "interpolate",
+    "loss_and_error",
+    "measure_curvature",
+    "name_regime",
+    "observe_norms",
+    "path_positions",
+    "put_weights",
+    "read_checkpoint",
+    "separation",
+    "sphere_hessian",
+    "take_weights",
+    "tensors_of",
+    "top_eigenvalue",
+    "train_pass",
+]

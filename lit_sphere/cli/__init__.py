@@ -12,6 +12,8 @@ _SUBCOMMANDS = {
     "fit": "train a network, on the sphere (--model.elr) or in the whole space (--model.optimizer)",
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on the test images",
+    "interpolate": "loss and error between two checkpoints, and the barrier",
+    "toy": "the theory's toy systems: regimes on the sphere, periods in the plane",
 }
 
 
@@ -45,6 +47,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         # networks then train ten times slower. OpenMP reads this when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # Lightning takes seconds to import: not before it is needed.
+        if args[0] == "toy":
+            from lit_sphere.cli.toy import run_toy
+
+            run_toy(args[1:])
+            return
+        if args[0] == "interpolate":
+            from lit_sphere.cli.interpolate import run_interpolate
+
+            run_interpolate(args[1:])
+            return
         from lit_sphere.cli.sphere_cli import run
 
         run(args)
@@ -56,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<10}{what}" for name, what in _SUBCOMMANDS.items())
+    commands = "\n".join(f"  {name:<13}{what}" for name, what in _SUBCOMMANDS.items())
     return f"""usage: lit-sphere COMMAND [options]
 
 Train scale-invariant networks on the sphere with a fixed effective learning rate.
@@ -70,6 +82,8 @@ examples:
   lit-sphere fit --config resnet18.yaml --data CIFAR10 --data.root DIR
   lit-sphere fit --ckpt_path runs/NAME/checkpoints/last.ckpt --trainer.max_epochs 200
   lit-sphere test --ckpt_path runs/NAME/checkpoints/last.ckpt
+  lit-sphere interpolate runs/A/checkpoints/last.ckpt runs/B/checkpoints/last.ckpt
+  lit-sphere toy                                        the three regimes of a function on the sphere
 
 shipped configs (a path of yours comes first):
   {", ".join(shipped_configs())}

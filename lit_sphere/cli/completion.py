@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 import shtab
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
+from lit_sphere.cli import interpolate, toy
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.sphere_cli import SphereCLI
+from lit_sphere.cli.sphere_cli import SphereCLI, option_strings
 from lit_sphere.data import CIFAR10
 from lit_sphere.modules import SIConvNet, SphereModule
 
@@ -41,7 +42,13 @@ def print_completion(shell: str) -> None:
     try:
         _OptionsOnly(["fit"])
     except _Found as found:
-        print(completion_script(shell, found.options))
+        print(completion_script(shell, {**found.options, **_other_options()}))
+
+
+def _other_options() -> dict[str, list[str]]:
+    """Options of the subcommands that are not Lightning's."""
+    parsers = {"interpolate": interpolate.make_parser(), "toy": toy.make_parser()}
+    return {name: option_strings(parser) for name, parser in parsers.items()}
 
 
 def completion_script(shell: str, options: Mapping[str, Iterable[str]]) -> str:
@@ -60,8 +67,11 @@ def completion_script(shell: str, options: Mapping[str, Iterable[str]]) -> str:
     commands = parser.add_subparsers()
     for name, strings in options.items():
         command = commands.add_parser(name, add_help=False, help=name)  # without help it is left out
-        for option in sorted({*strings, *_class_options()}):
+        for option in sorted({*strings, *(_class_options() if "--model" in strings else ())}):
             command.add_argument(option)
+        if name == "interpolate":
+            for checkpoint in ("start", "end"):
+                command.add_argument(checkpoint).complete = shtab.FILE  # type: ignore[attr-defined]
     script: str = shtab.complete(parser, shell)
     return script
 

@@ -8,15 +8,16 @@ from matplotlib.figure import Figure
 
 from lit_sphere.report.metrics_csv import Series
 
-_TRAIN, _VAL, _GROUP = "#0b5394", "#cc4125", "#999999"
-_MOST_GROUPS = 24
+_TRAIN, _VAL, _GROUP, _SWITCH = "#0b5394", "#cc4125", "#999999", "#6aa84f"
+_MOST_GROUPS, _MOST_SWITCHES = 24, 6
 
 
 def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: str = "val") -> Figure:
     """Draw training curves: losses, errors, effective quantities in total and per group, and g̃ against loss.
 
     Only panels with data are drawn. The last panel shows the run as a path in the plane of train loss and
-    effective gradient norm, as TR fig. 1 does.
+    effective gradient norm, as TR fig. 1 does. Thin vertical lines stand where ``switch/…`` was logged, before the
+    first epoch with the new value; the legend of the first panel says what was switched.
 
     Args:
         series: Series by key, as :func:`~lit_sphere.report.read_metrics` gives them.
@@ -47,6 +48,8 @@ def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: 
         for i, draw in enumerate(drawn):
             axes = figure.add_subplot(rows, columns, i + 1)
             draw(axes, series, validation_name)
+            if draw is not _path:
+                _mark_switches(axes, series, named=i == 0)
         figure.suptitle(title, fontsize=10)
     return figure
 
@@ -54,7 +57,7 @@ def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: 
 def _losses(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
     _line(axes, series, "train/loss", "train (mean of epoch)", _TRAIN)
     _line(axes, series, "val/loss", f"{validation_name} (eval mode)", _VAL)
-    axes.set(title="loss", xlabel="epoch", yscale="log")
+    axes.set(title="loss", xlabel="epoch", yscale=_scale(series, "train/loss", "val/loss"))
     axes.legend(frameon=False)
 
 
@@ -98,8 +101,27 @@ def _quantity(axes: Axes, series: Mapping[str, Series], quantity: str, title: st
         # One legend entry for all groups: which is which stands in metrics.csv and W&B.
         _line(axes, series, key, name if i == 0 else "_", _GROUP, width=0.7)
     _line(axes, series, f"{quantity}/total", "total", _TRAIN)
-    axes.set(title=title, xlabel="epoch", yscale="log")
+    axes.set(title=title, xlabel="epoch", yscale=_scale(series, f"{quantity}/total"))
     axes.legend(frameon=False)
+
+
+def _mark_switches(axes: Axes, series: Mapping[str, Series], named: bool) -> None:
+    switched: dict[float, list[str]] = {}
+    for key in sorted(series):
+        if key.startswith("switch/"):
+            for epoch, value in zip(series[key].epochs, series[key].values, strict=True):
+                switched.setdefault(epoch, []).append(f"{key.partition('/')[2]} {value:.3g}")
+    for i, (epoch, changes) in enumerate(sorted(switched.items())):
+        label = f"from epoch {epoch:g}: {', '.join(changes)}" if named and i < _MOST_SWITCHES else "_"
+        # A value by epoch is a mean over the epoch: the change lies between two of them.
+        axes.axvline(epoch - 0.5, color=_SWITCH, linewidth=0.8, linestyle=(0, (4, 1 + 2 * (i % 3))), label=label)
+    if switched and named:
+        axes.legend(frameon=False, fontsize=7)
+
+
+def _scale(series: Mapping[str, Series], *keys: str) -> str:
+    """Linear where nothing is positive, as a learning rate at the end of its schedule."""
+    return "log" if any(value > 0 for key in keys if key in series for value in series[key].values) else "linear"
 
 
 def _line(

@@ -1,0 +1,233 @@
+"""Sharpness: the mean effective norm of stochastic gradients (TR §4), at fixed weights or along the training steps."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_sphere.analysis.evaluation import Criterion
+from lit_sphere.optim import joint_norm, squared_norms
+
+Weighting = Literal["sample", "batch"]
+"""Mini-batches count by their size, or all alike."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a classifier over mini-batches as a function of some of its parameters, the others fixed.
+
+    Batch or running statistics are the model's mode. Several processes share each mini-batch: its gradient is that of
+    the mean loss over the samples of all of them.
+
+    Args:
+        forward: Maps inputs (N, …) to logits (N, C).
+        batches: Gives pairs of inputs and labels (N,), the same ones at each call, on the parameters' device.
+        parameters: Trainable tensors, at least one.
+        criterion: Mean loss of a batch.
+        add_up: Adds a tensor up over several processes; each must call it as often.
+    """
+
+    forward: Callable[[Any], Tensor]
+    batches: Callable[[], Iterable[Any]]
+    parameters: Sequence[Tensor]
+    criterion: Criterion = F.cross_entropy
+    add_up: Callable[[Tensor], Tensor] = lambda sums: sums
+
+    def gradients(self, score: Callable[[Tensor], Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go over the mini-batches and differentiate each.
+
+        Args:
+            score: Makes a sum over samples from logits (N, C), to be differentiated instead of the loss.
+
+        Yields:
+            The gradient of the mini-batch's mean as one vector, and a float64 tensor of three: the sum over the
+            samples, the number of wrong predictions, and the number of samples.
+        """
+        batches = iter(self.batches())
+        while True:
+            batch = next(batches, None)
+            gradient, sums = self._nothing() if batch is None else self._one(batch, score)
+            gradient, sums = self.add_up(gradient), self.add_up(sums)
+            if batch is None and not sums[2]:  # other processes may have one batch more
+                return
+            yield gradient / sums[2].to(gradient.dtype), sums
+
+    def _one(self, batch: Any, score: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:
+        inputs, labels = batch
+        with torch.enable_grad():
+            logits = self.forward(inputs)
+            loss = self.criterion(logits, labels) * len(labels) if score is None else score(logits)
+            grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        wrong = (logits.argmax(1) != labels).sum().double()
+        return flatten(grads), torch.stack([loss.detach().double(), wrong, wrong.new_tensor(len(labels))])
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros_like(flatten(self.parameters))
+        return zero, zero.new_zeros(3, dtype=torch.float64)
+
+
+class TrainPass(NamedTuple):
+    """What a pass over the train set at fixed weights gives.
+
+    Attributes:
+        loss: Mean over samples.
+        error: Fraction of wrong predictions, in [0, 1].
+        sharpness: Mean over mini-batches of the effective gradient norm.
+    """
+
+    loss: float
+    error: float
+    sharpness: float
+
+
+def train_pass(objective: Objective, weighting: Weighting = "sample") -> TrainPass:
+    """Measure loss, error and sharpness at fixed weights.
+
+    Sharpness is ρ Σ_b w_b ‖∇L_b‖ / Σ_b w_b over mini-batches b (TR §4: the mean norm of stochastic gradients on the
+    sphere of radius ρ), L_b the mean loss of a mini-batch, with w_b its number of samples, so that a short last batch,
+    whose gradient is noisier, counts for less; or w_b = 1.
+
+    Args:
+        objective: Loss and mini-batches; its parameters are those that are scale-invariant.
+        weighting: ``sample``: w_b is the size of the batch; ``batch``: all batches count alike.
+
+    Returns:
+        The three means.
+
+    Raises:
+        ValueError: If there is no mini-batch.
+
+    Example:
+        >>> theta = torch.tensor([0.6, 0.8], requires_grad=True)
+        >>> def forward(x):  # scale-invariant: logits ±cos of the angle to the input
+        ...     cosine = torch.nn.functional.cosine_similarity(x, theta)
+        ...     return torch.stack([cosine, -cosine], 1)
+        >>> batches = [(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))]
+        >>> measured = train_pass(Objective(forward, lambda: batches, [theta]))
+        >>> [round(value, 4) for value in measured]
+        [1.0236, 0.5, 0.6844]
+    """
+    radius = joint_norm(objective.parameters)
+    total: Tensor | None = None
+    for gradient, sums in objective.gradients():
+        weight = sums[2] if weighting == "sample" else torch.ones_like(sums[2])
+        batch = torch.cat([sums, torch.stack([weight, weight * joint_norm([gradient])])])
+        total = batch if total is None else total + batch
+    if total is None:
+        raise ValueError("nothing to measure: there is no mini-batch")
+    loss, wrong, count, weight, norms, rho = [*total.tolist(), radius.item()]
+    return TrainPass(loss / count, wrong / count, rho * norms / weight)
+
+
+def observe_norms(parameters: Sequence[Tensor]) -> Tensor:
+    """Take squared norms of parameters and gradients, and leave the arithmetic for later; nothing waits for a device.
+
+    Args:
+        parameters: At least one; missing gradients count as zero.
+
+    Returns:
+        float64 tensor of shape (2 · tensors,) for :func:`effective_gradient_norms`.
+    """
+    return squared_norms([*parameters, *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)])
+
+
+def effective_gradient_norms(observed: Tensor) -> Tensor:
+    """Work out ρ‖∇‖ over all parameters together.
+
+    Args:
+        observed: What :func:`observe_norms` gave at one or more steps, shape (..., 2 · tensors).
+
+    Returns:
+        Tensor of shape (...).
+    """
+    rho2, g2 = observed.unflatten(-1, (2, -1)).sum(-1).unbind(-1)
+    norms: Tensor = (rho2 * g2).sqrt()
+    return norms
+
+
+class StepMean:
+    """Mean over training steps, with no work at a step but to keep what was observed.
+
+    The mean is the same to the last bit wherever a run is interrupted, its state saved and restored.
+
+    Args:
+        evaluate: Makes values (steps,) of stacked observations (steps, …).
+    """
+
+    _CHUNK = 256  # steps; bounds the memory
+
+    def __init__(self, evaluate: Callable[[Tensor], Tensor] = Tensor.double) -> None:
+        self._evaluate = evaluate
+        self.load_state({})
+
+    @property
+    def steps(self) -> int:
+        """Number of observations since the last mean."""
+        return self._steps
+
+    def add(self, observed: Tensor) -> None:
+        """Keep what is observed at a step.
+
+        Args:
+            observed: A tensor that nobody changes later; of one shape and device.
+        """
+        self._observed.append(observed)
+        self._steps += 1
+        if self._steps % self._CHUNK == 0:
+            self._add_up()
+
+    def mean(self) -> Tensor | None:
+        """Give the mean since the last call, and begin anew.
+
+        Returns:
+            Scalar tensor; None if nothing was observed.
+        """
+        self._add_up()
+        mean = None if self._sum is None else self._sum / self._steps
+        self.load_state({})
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        """Give what :meth:`load_state` takes.
+
+        Returns:
+            Tensors and plain values.
+        """
+        return {"observed": self._stacked() if self._observed else None, "sum": self._sum, "steps": self._steps}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; from none with an empty one.
+
+        Args:
+            state: As given by :meth:`state`.
+        """
+        observed = state.get("observed")
+        self._observed: list[Tensor] = [] if observed is None else list(observed)
+        self._sum: Tensor | None = state.get("sum")
+        self._steps: int = state.get("steps", 0)
+
+    def _add_up(self) -> None:
+        if self._observed:
+            chunk = self._evaluate(self._stacked()).sum()
+            self._sum = chunk if self._sum is None else self._sum.to(chunk.device) + chunk
+            self._observed = []
+
+    def _stacked(self) -> Tensor:
+        device = self._observed[-1].device  # what was restored lies on the CPU
+        return torch.stack([each.to(device) for each in self._observed])
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Make one vector of tensors, in at least single precision.
+
+    Args:
+        tensors: At least one.
+
+    Returns:
+        Tensor of shape (elements,), detached.
+    """
+    vector = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    return vector.to(torch.promote_types(vector.dtype, torch.float32))

@@ -1,0 +1,214 @@
+"""The toy function of TR §3 on the sphere, where the three regimes can be worked out by hand.
+
+F(x, y) = Σ α_i x_i²/(x_i² + y_i²) is scale-invariant in each pair (x_i, y_i), its n groups. Notation of TR §3.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_PIECE = 4096  # runs
+
+
+class ToyCurves(NamedTuple):
+    """Means over the steps of each epoch; shapes begin with (ELRs, seeds, epochs).
+
+    Attributes:
+        losses: F before each step, shape (ELRs, seeds, epochs).
+        elrs: Effective learning rate η̃ of all groups together and then η̃_i of each, shape
+            (ELRs, seeds, epochs, 1 + n).
+        esses: Effective step size η̃g̃, the tangent of the angle of a step, and then η̃_i g̃_i of each group; the
+            same shape.
+    """
+
+    losses: Tensor
+    elrs: Tensor
+    esses: Tensor
+
+
+def toy_loss(points: Tensor, alphas: Tensor) -> Tensor:
+    """F(x, y) = Σ α_i x_i²/(x_i² + y_i²).
+
+    Args:
+        points: x in the first row and y in the second, shape (..., 2, n); no pair may vanish.
+        alphas: α_i > 0, shape (n,).
+
+    Returns:
+        F, between 0 and Σ α_i, shape (...).
+    """
+    x2, y2 = points.square().unbind(-2)
+    loss: Tensor = (alphas * x2 / (x2 + y2)).sum(-1)
+    return loss
+
+
+def toy_gradient(points: Tensor, alphas: Tensor) -> Tensor:
+    """Gradient of :func:`toy_loss`.
+
+    Args:
+        points: As of :func:`toy_loss`, shape (..., 2, n).
+        alphas: α_i > 0, shape (n,).
+
+    Returns:
+        ∇F, shape (..., 2, n), orthogonal to each pair (Euler's identity).
+    """
+    x, y = points.unbind(-2)
+    common = 2 * alphas * x * y / (x.square() + y.square()).square()
+    return torch.stack([common * y, -common * x], -2)
+
+
+def toy_curves(
+    alphas: Sequence[float],
+    elrs: Sequence[float],
+    epochs: int = 100,
+    steps_per_epoch: int = 100,
+    seeds: Sequence[int] = (0,),
+) -> ToyCurves:
+    """Train the toy on the unit sphere with fixed effective learning rates, TR eq. (2), all runs at once.
+
+    Runs with one seed start from the same random point whatever their ELR.
+
+    Args:
+        alphas: α_i > 0.
+        elrs: Effective learning rates η̃ > 0, dimensionless.
+        epochs: Number of epochs; an epoch is nothing but the span of one mean.
+        steps_per_epoch: Steps over which curves are averaged.
+        seeds: Of the starting points.
+
+    Returns:
+        The curves, float64.
+
+    Raises:
+        ValueError: If α or an ELR is not positive, or nothing is asked for.
+
+    Example:
+        >>> curves = toy_curves((1.0, 2.0, 4.0), (0.1, 0.2), seeds=range(3))
+        >>> print(curves.losses[:, :, -1].mean(1))  # 0.1 < 1/Σα converges; 0.2 settles at ½(7 − 1/0.2)
+        tensor([0.0000, 1.0000], dtype=torch.float64)
+        >>> print((curves.elrs[1, 0, -1, 1:] * torch.tensor([1, 2, 4])).round(decimals=1))  # η̃_i α_i = η̃ Σα
+        tensor([1.4000, 1.4000, 1.4000], dtype=torch.float64)
+    """
+    if epochs < 1 or steps_per_epoch < 1:
+        raise ValueError("the toy needs at least one epoch and one step")
+    _check(alphas, elrs, seeds)
+    alpha, elr = (torch.tensor(values, dtype=torch.float64) for values in (alphas, elrs))
+    elr = elr[:, None, None, None]
+    point = torch.stack([_random_point(seed, len(alphas)) for seed in seeds]).expand(len(elrs), -1, -1, -1)
+    kept: list[list[Tensor]] = [[], [], []]
+    for _ in range(epochs):
+        sums: list[Tensor] | None = None
+        for _ in range(steps_per_epoch):
+            point, measured = _step(point, alpha, elr)
+            sums = measured if sums is None else list(torch._foreach_add(sums, measured))
+        for curve, total in zip(kept, sums or [], strict=True):
+            curve.append(total / steps_per_epoch)
+    return ToyCurves(*(torch.stack(curve, 2) for curve in kept))
+
+
+def settled_losses(
+    alphas: Sequence[float], elrs: Sequence[float], steps: int = 2000, seeds: Sequence[int] = range(100)
+) -> Tensor:
+    """Mean loss over the second half of many runs, the same runs as of :func:`toy_curves`.
+
+    Made for maps: 1000 ELRs × 100 seeds × 2000 steps take seconds on one core, and no memory to speak of.
+
+    Args:
+        alphas: α_i > 0.
+        elrs: Effective learning rates η̃ > 0, dimensionless.
+        steps: Steps of each run, at least 2.
+        seeds: Of the starting points.
+
+    Returns:
+        float64 tensor of shape (ELRs, seeds).
+
+    Raises:
+        ValueError: If α or an ELR is not positive, or nothing is asked for.
+    """
+    if steps < 2:
+        raise ValueError(f"a run has a second half from 2 steps on, got {steps}")
+    _check(alphas, elrs, seeds)
+    alpha = torch.tensor(alphas, dtype=torch.float64)
+    starts = torch.stack([_random_point(seed, len(alphas)) for seed in seeds], -1)  # (2, n, seeds)
+    points = starts.repeat(1, 1, len(elrs))
+    rates = torch.tensor(elrs, dtype=torch.float64).repeat_interleave(len(seeds))
+    # In pieces that stay in a core's cache.
+    pieces = zip(points.split(_PIECE, -1), rates.split(_PIECE), strict=True)
+    losses = [_mean_of_second_half(piece.clone(), 2 * alpha[:, None] * rate, alpha, steps) for piece, rate in pieces]
+    return torch.cat(losses).view(len(elrs), len(seeds))
+
+
+def _mean_of_second_half(points: Tensor, turn: Tensor, alpha: Tensor, steps: int) -> Tensor:
+    """Settle runs in place; points (2, n, runs) on the unit sphere, turn 2α_i η̃ (n, runs)."""
+    x, y = points
+    total = torch.zeros_like(turn[0])
+    x2, r2, k, x_new = (torch.empty_like(x) for _ in range(4))
+    for step in range(steps):
+        torch.mul(x, x, out=x2)
+        torch.addcmul(x2, y, y, out=r2)
+        if step >= steps // 2:
+            total += alpha @ (x2 / r2)
+        # The gradient of a pair is orthogonal to it: (x, y) moves by k (−y, x), and r² becomes r² (1 + k²).
+        torch.mul(x, y, out=k).div_(r2).div_(r2).mul_(turn)
+        torch.addcmul(x, k, y, value=-1, out=x_new)
+        y.addcmul_(k, x)
+        x, x_new = x_new, x
+        scale = r2.addcmul_(r2, k.mul_(k)).sum(0).rsqrt_()
+        x *= scale
+        y *= scale
+    return total / (steps - steps // 2)
+
+
+def _check(alphas: Sequence[float], elrs: Sequence[float], seeds: Sequence[int]) -> None:
+    if not (alphas and elrs and seeds):
+        raise ValueError("the toy needs at least one α, one ELR and one seed")
+    if not min(*alphas, *elrs) > 0 or not max(*alphas, *elrs) < math.inf:
+        raise ValueError(f"α and ELR must be positive and finite, got α = {tuple(alphas)} and ELR = {tuple(elrs)}")
+
+
+def _step(point: Tensor, alpha: Tensor, elr: Tensor) -> tuple[Tensor, list[Tensor]]:
+    gradient = toy_gradient(point, alpha)
+    rho2, g2 = (_total_first(t.square().sum(-2)) for t in (point, gradient))  # ρ² and g²
+    elrs = elr[..., 0] / rho2
+    measured = [toy_loss(point, alpha), elrs, elrs * (rho2 * g2).sqrt()]
+    moved = point - elr * gradient
+    return moved / moved.square().sum((-2, -1), keepdim=True).sqrt(), measured
+
+
+def _total_first(squares: Tensor) -> Tensor:
+    return torch.cat([squares.sum(-1, keepdim=True), squares], -1)
+
+
+def _random_point(seed: int, n: int) -> Tensor:
+    point = torch.randn(2, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    unit: Tensor = point / torch.linalg.vector_norm(point)
+    return unit
+
+
+def equilibrium_loss(alphas: Sequence[float], elr: float) -> float:
+    """Level at which the toy settles: 0 for η̃ ≤ 1/Σα, else ½(Σα − 1/η̃).
+
+    TR §3 shows ½(α − 1/η̃) for one term. The sum is a corollary: η̃_i* α_i = η̃ Σα in every term.
+
+    Args:
+        alphas: α_i > 0.
+        elr: Effective learning rate η̃ > 0.
+
+    Returns:
+        The mean of F.
+    """
+    return max(0.0, (sum(alphas) - 1 / elr) / 2)
+
+
+def equilibrium_elrs(alphas: Sequence[float], elr: float) -> tuple[float, ...]:
+    """Effective learning rates to which the groups settle where F does not converge: η̃_i* = η̃ Σα_j/α_i.
+
+    Args:
+        alphas: α_i > 0.
+        elr: Effective learning rate η̃ of all groups together.
+
+    Returns:
+        η̃_i* of each group; all have the same effective step size there.
+    """
+    return tuple(elr * sum(alphas) / alpha for alpha in alphas)
