@@ -15,6 +15,7 @@ from lit_sphere.theory.toy import (
     ToyCurves,
     equilibrium_elrs,
     equilibrium_loss,
+    one_term_orbit,
     settled_losses,
     toy_curves,
     toy_gradient,
@@ -156,3 +157,41 @@ def test_a_map_in_several_pieces_is_one_map() -> None:
 def test_maps_of_nothing_are_refused(alphas: tuple[float, ...], elrs: list[float], steps: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settled_losses(alphas, elrs, steps)
+
+
+def turned(angle: float, alpha: float, elr: float) -> float:
+    """Angle after a step from (sin φ, cos φ), by the general gradient."""
+    point = torch.tensor([[math.sin(angle)], [math.cos(angle)]], dtype=torch.float64)
+    x, y = (point - elr * toy_gradient(point, torch.tensor([alpha], dtype=torch.float64))).flatten().tolist()
+    return math.atan2(x, y)
+
+
+@settings(deadline=None)
+@given(alpha=st.floats(0.1, 10), product=st.floats(1.05, 50))
+def test_one_term_has_an_attracting_orbit_of_period_two(alpha: float, product: float) -> None:
+    elr = product / alpha
+    orbit = one_term_orbit(alpha, elr)
+    assert turned(orbit.angle, alpha, elr) == pytest.approx(-orbit.angle, abs=1e-12)
+    assert orbit.loss == pytest.approx(alpha * math.sin(orbit.angle) ** 2, rel=1e-9)
+    assert orbit.loss == pytest.approx(equilibrium_loss([alpha], elr), rel=1e-9)
+    assert abs(orbit.contraction) < 1
+    off = 1e-5
+    assert turned(orbit.angle + off, alpha, elr) + orbit.angle == pytest.approx(orbit.contraction * off, abs=1e-8)
+
+
+@settings(deadline=None)
+@given(alpha=st.floats(0.1, 10), product=st.floats(0.01, 0.99))
+def test_one_term_converges_linearly_below_the_threshold(alpha: float, product: float) -> None:
+    orbit = one_term_orbit(alpha, product / alpha)
+    assert orbit.angle == orbit.loss == 0
+    assert abs(orbit.contraction) < 1
+    assert turned(1e-5, alpha, product / alpha) == pytest.approx(orbit.contraction * 1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("product", [1.2, 2.0, 5.0, 10.0, 20.0])
+def test_runs_settle_on_the_orbit(alpha: float, product: float) -> None:
+    losses = settled_losses([alpha], [product / alpha], 4000, range(5))
+    torch.testing.assert_close(
+        losses, torch.full_like(losses, one_term_orbit(alpha, product / alpha).loss), rtol=1e-4, atol=0
+    )

@@ -1,14 +1,13 @@
 """Checkpoints on the command line: what they hold, and whether they fit the model."""
 
 import json
-import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from lit_sphere.analysis import difference
+from lit_sphere.analysis import read_checkpoint as plain_checkpoint
 from lit_sphere.cli.config_names import default_config
 from lit_sphere.cli.errors import CommandLineError
 
@@ -22,9 +21,22 @@ def checkpoint_of(args: list[str]) -> str | None:
     Returns:
         The path, or None.
     """
+    return option_of(args, "--ckpt_path")
+
+
+def option_of(args: list[str], name: str) -> str | None:
+    """Find the value of an option in a command line that is not parsed yet.
+
+    Args:
+        args: A command line.
+        name: The option, with its dashes.
+
+    Returns:
+        The value, or None.
+    """
     for i, arg in enumerate(args):
         option, equals, value = arg.partition("=")
-        if option == "--ckpt_path":
+        if option == name:
             return value if equals else args[i + 1] if i + 1 < len(args) else None
     return None
 
@@ -55,11 +67,12 @@ def base_config(ckpt_path: str | None, has_config: bool) -> str | None:
     return json.dumps({"model": model})
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, option: str = "--ckpt_path") -> dict[str, Any]:
     """Read a checkpoint as plain data; nothing in it is executed.
 
     Args:
         path: The file.
+        option: Where it was given, for the message.
 
     Returns:
         Its content.
@@ -67,43 +80,28 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     Raises:
         CommandLineError: If it is missing, truncated, no Lightning checkpoint, or holds pickled code.
     """
-    if not Path(path).is_file():
-        raise CommandLineError(f"--ckpt_path {path}: no such file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols that Lightning does not write
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CommandLineError(
-            f"--ckpt_path {path}: holds pickled code (or no checkpoint at all), which is not loaded; save tensors "
-            "and plain values only"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CommandLineError(
-            f"--ckpt_path {path}: not a readable checkpoint, it may be truncated; take another one"
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "global_step" not in checkpoint:
-        raise CommandLineError(f"--ckpt_path {path}: no checkpoint of Lightning (no state_dict in it)")
-    return checkpoint
+        return plain_checkpoint(path)
+    except ValueError as error:
+        raise CommandLineError(f"{option} {error}") from error
 
 
-def check_architecture(checkpoint: dict[str, Any], model: nn.Module, path: str) -> None:
+def check_architecture(checkpoint: dict[str, Any], model: nn.Module, path: str, option: str = "--ckpt_path") -> None:
     """Refuse a checkpoint of another network, naming the first tensor that differs.
 
     Args:
         checkpoint: As read by :func:`read_checkpoint`.
         model: The module that is to load it.
         path: The file, for the message.
+        option: Where it was given, for the message.
 
     Raises:
         CommandLineError: If names or shapes differ.
     """
-    saved = {name: tuple(t.shape) for name, t in checkpoint["state_dict"].items()}
-    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    for name in [*wanted, *saved]:
-        if saved.get(name) != wanted.get(name):
-            has, needs = saved.get(name, "nothing"), wanted.get(name, "nothing")
-            raise CommandLineError(
-                f"--ckpt_path {path}: of another architecture: {name} is {has} there and {needs} in "
-                f"{type(model).__name__}; give the --model and its options that it was trained with"
-            )
+    differs = difference(checkpoint["state_dict"], model.state_dict())
+    if differs is not None:
+        name, has, needs = differs
+        raise CommandLineError(
+            f"{option} {path}: of another architecture: {name} is {has} there and {needs} in "
+            f"{type(model).__name__}; give the --model and its options that it was trained with"
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -20,6 +20,7 @@ from lit_sphere.callbacks import (
     RunSummary,
     StopOnNonFinite,
 )
+from lit_sphere.cli.begin_at import OPTION, BeginAtWeights, base_of_weights, check_model_named, weights_of
 from lit_sphere.cli.checkpoints import base_config, check_architecture, checkpoint_of, read_checkpoint
 from lit_sphere.cli.config_names import replace_config_names
 from lit_sphere.cli.errors import CommandLineError
@@ -52,16 +53,19 @@ DESCRIPTIONS = {
 }
 
 
-class _Parser(LightningArgumentParser):
+class Parser(LightningArgumentParser):
     """A parser whose help leaves out the dozens of classes that Lightning would accept."""
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """Give the help without those classes."""
         text: str = super().format_help(*args, **kwargs)
         return re.sub(r",\s+known\s+subclasses:[^)]*?lightning[^)]*", "", text)
 
 
 class SphereCLI(LightningCLI):
     """``fit``, ``validate`` and ``test`` with lit-sphere's models, data and run folder."""
+
+    weights: dict[str, Any] | None = None
 
     def __init__(self, args: list[str]) -> None:
         quiet: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
@@ -73,7 +77,7 @@ class SphereCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_class=_Parser,
+            parser_class=Parser,
             parser_kwargs={"prog": "lit-sphere", **quiet, **commands},
             args=args,
         )
@@ -114,6 +118,13 @@ class SphereCLI(LightningCLI):
             default=None,
             help="W&B mode: offline (no account, no network), online or disabled. Default: WANDB_MODE, or offline.",
         )
+        parser.add_argument(
+            OPTION,
+            type=str | None,
+            default=None,
+            help="Checkpoint of another run: a new run begins at its weights, buffers and radius, with the model and "
+            "data of that run where nothing else is given.",
+        )
         parser.add_argument("--project", type=str, default="lit-sphere", help="W&B project.")
         parser.add_lightning_class_args(EffectiveLearningRateMonitor, "monitor")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
@@ -126,11 +137,7 @@ class SphereCLI(LightningCLI):
         Returns:
             Option strings, such as ``--trainer.max_epochs``, by subcommand.
         """
-        parsers = {name: self._parser(name) for name in DESCRIPTIONS}
-        return {
-            name: [option for action in parser._actions for option in action.option_strings if option[:2] == "--"]
-            for name, parser in parsers.items()
-        }
+        return {name: option_strings(self._parser(name)) for name in DESCRIPTIONS}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; without Lightning's warning that arguments were given from Python."""
@@ -149,6 +156,12 @@ class SphereCLI(LightningCLI):
             raise CommandLineError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt")
         if self.subcommand == "fit":
             _refuse_finished(self.checkpoint, config)
+            if config.ckpt_weights is not None:
+                config.ckpt_weights = str(
+                    Path(config.ckpt_weights).resolve()
+                )  # also where config.yaml is used elsewhere
+                if self.checkpoint is None:
+                    self.weights = read_checkpoint(config.ckpt_weights, OPTION)
             name = Path(str(config.config[-1])).stem if config.get("config") else "run"
             self.folder = run_folder(config.run, name, config.ckpt_path, _is_first_rank())
             if config.checkpoint.dirpath is None:
@@ -171,11 +184,19 @@ class SphereCLI(LightningCLI):
             record = self._record(kwargs)
             # RecordRun ends the W&B run: after RunSummary has sent it the picture.
             callbacks += [StopOnNonFinite(), RunSummary(self.folder), *record]
-            callbacks += [GracefulStop(self.folder / "checkpoints")]
+            callbacks += [GracefulStop(self.folder / "checkpoints"), *self._begin_at()]
         else:
             kwargs["logger"] = False
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
+
+    def _begin_at(self) -> list[Callback]:
+        if self.weights is None:
+            return []
+        path = self.config["fit"].ckpt_weights
+        check_architecture(self.weights, self.model, path, OPTION)
+        self.model.load_state_dict(self.weights["state_dict"])
+        return [BeginAtWeights(path, self.weights)]
 
     def _record(self, kwargs: dict[str, Any]) -> list[Callback]:
         config = self.config[str(self.subcommand)].clone()
@@ -194,6 +215,11 @@ class SphereCLI(LightningCLI):
     def _is_in_place(self) -> bool:
         ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")
         return goes_on_in(self.folder, ckpt_path)
+
+
+def option_strings(parser: ArgumentParser) -> list[str]:
+    """List the options of a parser, such as ``--trainer.max_epochs``."""
+    return [option for action in parser._actions for option in action.option_strings if option[:2] == "--"]
 
 
 def _is_first_rank() -> bool:
@@ -226,7 +252,10 @@ def run(args: list[str]) -> None:
     asks_for_help = {"-h", "--help"} & set(args) or any(".help" in arg for arg in args)
     if args[0] in DESCRIPTIONS and not asks_for_help:
         has_config = any(arg.partition("=")[0] in ("--config", "-c") for arg in args)
-        base = base_config(checkpoint_of(args), has_config)
+        weights = weights_of(args)
+        base = base_of_weights(weights, has_config) if weights else base_config(checkpoint_of(args), has_config)
+        if args[0] == "fit" and base is None:
+            check_model_named(args)
         args[1:1] = ["--config", base] if base else []
     try:
         SphereCLI(args)

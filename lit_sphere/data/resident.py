@@ -74,7 +74,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         self.train_size = self.available - val_size if train_size is None else train_size
         self.val_size = val_size
         self.label_noise = label_noise
-        self.augment = augment
+        self._augment = augment
         self.full_batch = full_batch
         self.eval_batch_size = eval_batch_size
         self.seed = seed
@@ -89,6 +89,7 @@ class ResidentDataModule(LightningDataModule, ABC):
                 f"batch_size {batch_size} is larger than the train set of {self.train_size} images: "
                 f"use batch_size {self.train_size} or less, or full_batch true"
             )
+        self._training_loader: ResidentLoader | None = None
         self._sets: dict[str, Images] = {}
         self._corrupted = torch.empty(0, dtype=torch.bool)
 
@@ -116,6 +117,17 @@ class ResidentDataModule(LightningDataModule, ABC):
     def validates_on(self) -> str:
         """What the validation metrics are measured on: "test" or "held-out train"."""
         return "held-out train" if self.val_size else "test"
+
+    @property
+    def augment(self) -> bool:
+        """Whether training images are augmented; may be set in the middle of a run, for the batches that follow."""
+        return self._augment
+
+    @augment.setter
+    def augment(self, value: bool) -> None:
+        self._augment = value
+        if self._training_loader is not None:
+            self._training_loader.augmentation = self._augmentation()
 
     @property
     def train_set(self) -> Images:
@@ -171,13 +183,17 @@ class ResidentDataModule(LightningDataModule, ABC):
         """
         # Lightning's overfit_batches means the same few batches in each epoch.
         fixed = self.full_batch or getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader(
+        self._training_loader = self._loader(
             self.train_set,
             self._training_bounds(),
             FileOrder(self.train_size) if fixed else EpochOrder(self.train_size, self.seed),
-            Augmentation(self.augmentation_pad, self.augmentation_flip, self.seed) if self.augment else None,
+            self._augmentation(),
             self._resumed_batches,
         )
+        return self._training_loader
+
+    def _augmentation(self) -> Augmentation | None:
+        return Augmentation(self.augmentation_pad, self.augmentation_flip, self.seed) if self._augment else None
 
     def train_pass_dataloader(self) -> ResidentLoader:
         """Make a loader for a pass over the train set at fixed weights: in order and without augmentation.

@@ -19,7 +19,8 @@ class SphereSGD(Optimizer):
 
     θ̂ = θ − η ∇F(θ) with η = η̃ρ², then θ ← ρ θ̂/‖θ̂‖. Each parameter group with an ``elr`` is one sphere;
     its radius ρ is the norm of its parameters at construction and is saved with the state. A group with
-    ``elr=None`` is trained by plain SGD with its ``lr`` (for parameters that are not scale-invariant).
+    ``elr=None`` is trained by plain SGD with its ``lr`` and ``weight_decay`` (for parameters that are not
+    scale-invariant). :meth:`leave_sphere` and :meth:`enter_sphere` turn one kind into the other.
 
     Changing ``elr`` in a parameter group takes effect at the next step. Spheres carry no ``lr``, so that
     torch's learning rate schedulers, which would change nothing, fail at their construction instead.
@@ -31,13 +32,14 @@ class SphereSGD(Optimizer):
         spheres: ``"joint"``: one sphere for all parameters of a group together. ``"filter"``: one for each
             row of each tensor along its first dimension (each output channel), all with the same ELR.
         lr: Learning rate η > 0 of groups with ``elr=None``.
-        weight_decay: Must be 0: the projection cancels it, so that it would only rescale the ELR.
+        weight_decay: L2 coefficient λ ≥ 0 of groups with ``elr=None``. On a sphere it must be 0: the projection
+            cancels it, so that it would only rescale the ELR.
         momentum: Must be 0: the fixed-ELR step of TR has none, and the buffer would leave the tangent space.
 
     Raises:
-        ValueError: If ``elr`` or ``lr`` is not positive and finite, if ``weight_decay`` or ``momentum`` is not
-            0, if the radius is zero or not finite, if ``spheres="filter"`` meets a tensor of one dimension,
-            or if FSDP1 has flattened the parameters (each rank would normalise its own shard).
+        ValueError: If ``elr`` or ``lr`` is not positive and finite, if ``weight_decay`` (on a sphere) or
+            ``momentum`` is not 0, if the radius is zero or not finite, if ``spheres="filter"`` meets a tensor of one
+            dimension, or if FSDP1 has flattened the parameters (each rank would normalise its own shard).
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -80,15 +82,67 @@ class SphereSGD(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            _check_names(group)
             _check(group)
             if group["elr"] is not None:
                 self._measure_radius(group)
         except ValueError:
             self.param_groups.pop()
             raise
-        unused = ("lr",) if group["elr"] is not None else ("spheres",)
-        for key in ("weight_decay", "momentum", *unused):
+        unused = ("lr", "weight_decay") if group["elr"] is not None else ("spheres",)
+        for key in ("momentum", *unused):
             del group[key]
+
+    def leave_sphere(self, lr: float | None = None, weight_decay: float = 0.0) -> None:
+        """Train the parameters of all spheres by plain SGD in the whole space from now on.
+
+        The state stays such that it can be loaded by an optimizer constructed as this one was.
+
+        Args:
+            lr: Learning rate η > 0; None for that of the sphere, η̃ρ², so that the next step is the same to
+                first order.
+            weight_decay: L2 coefficient λ ≥ 0.
+
+        Raises:
+            ValueError: If there is no sphere, or ``lr`` is not given for spheres of filters, which have one
+                learning rate each, or a value is out of its range.
+        """
+        spheres = [group for group in self.param_groups if group["elr"] is not None]
+        if not spheres:
+            raise ValueError("SphereSGD: there is no sphere to leave")
+        if lr is None and any(group["spheres"] == "filter" for group in spheres):
+            raise ValueError("SphereSGD: give lr to leave spheres of filters, which have one learning rate each")
+        for group in spheres:
+            plain = {"elr": None, "lr": group["elr"] * group["radius"] ** 2 if lr is None else lr}
+            _check({**group, **plain, "weight_decay": weight_decay, "momentum": 0.0})
+            group.update(plain, weight_decay=weight_decay, left_spheres=group.pop("spheres"))
+            group.pop("radius", None)
+            for p in group["params"]:
+                self.state[p].pop("radius", None)
+
+    def enter_sphere(self, elr: float | None = None) -> None:
+        """Put the parameters that have left their spheres on spheres again, of the radius that they have now.
+
+        Args:
+            elr: Effective learning rate η̃ > 0; None for η/ρ² of the learning rate so far.
+
+        Raises:
+            ValueError: If no sphere was left, or ``elr`` is not given for spheres of filters, or a value is out of
+                its range.
+        """
+        left = [group for group in self.param_groups if "left_spheres" in group]
+        if not left:
+            raise ValueError("SphereSGD: no sphere was left that could be entered")
+        if elr is None and any(group["left_spheres"] == "filter" for group in left):
+            raise ValueError("SphereSGD: give elr to enter spheres of filters, which have one radius each")
+        for group in left:
+            kind = group["left_spheres"]
+            rate = group["lr"] / joint_norm(group["params"]).item() ** 2 if elr is None else elr
+            _check({**group, "elr": rate, "spheres": kind, "weight_decay": 0.0, "momentum": 0.0})
+            group.update(elr=rate, spheres=kind)
+            self._measure_radius(group)
+            for key in ("lr", "weight_decay", "left_spheres"):
+                del group[key]
 
     def _measure_radius(self, group: dict[str, Any]) -> None:
         params = [p.detach() for p in group["params"]]
@@ -113,7 +167,10 @@ class SphereSGD(Optimizer):
         """
         if not all("elr" in group for group in state_dict["param_groups"]):
             raise ValueError("SphereSGD: the state to load belongs to another optimizer (no 'elr' in its groups)")
-        saved, own = ([g.get("spheres") for g in groups] for groups in (state_dict["param_groups"], self.param_groups))
+        saved, own = (
+            [g.get("spheres", g.get("left_spheres")) for g in groups]
+            for groups in (state_dict["param_groups"], self.param_groups)
+        )
         if saved != own:
             raise ValueError(
                 f"SphereSGD: the spheres of the state to load are others: {_spheres(saved)} there, {_spheres(own)} "
@@ -150,6 +207,8 @@ class SphereSGD(Optimizer):
             if not params:
                 continue
             if group["elr"] is None:
+                if group.get("weight_decay"):
+                    grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
                 torch._foreach_add_(params, grads, alpha=-group["lr"])
             elif not group["elr"] > 0:
                 raise ValueError(f"SphereSGD: elr must be positive, but was set to {group['elr']}")
@@ -174,17 +233,22 @@ def _row_norms(params: list[Tensor]) -> list[Tensor]:
     return [torch.linalg.vector_norm(p, dim=tuple(range(1, p.ndim)), keepdim=True) for p in params]
 
 
-def _check(group: dict[str, Any]) -> None:
+def _check_names(group: dict[str, Any]) -> None:
     unknown = group.keys() - {"params", "param_names", "name", "elr", "spheres", "lr", "weight_decay", "momentum"}
     if unknown:
         raise ValueError(f"SphereSGD: a parameter group has no option {', '.join(sorted(unknown))}")
+
+
+def _check(group: dict[str, Any]) -> None:
     rate = "lr" if group["elr"] is None else "elr"
     value = group[rate]
     if value is None:
         raise ValueError("SphereSGD: a parameter group needs an elr (a sphere) or an lr (plain SGD)")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"SphereSGD: {rate} must be positive and finite, got {value}")
-    if group["weight_decay"] != 0:
+    if group["elr"] is None and not (math.isfinite(group["weight_decay"]) and group["weight_decay"] >= 0):
+        raise ValueError(f"SphereSGD: weight_decay must be finite and not negative, got {group['weight_decay']}")
+    if group["elr"] is not None and group["weight_decay"] != 0:
         raise ValueError(
             f"SphereSGD: weight_decay must be 0, got {group['weight_decay']}: the projection undoes it; "
             "lower the elr, or use torch.optim.SGD to train in the whole space"

@@ -201,6 +201,43 @@ def equilibrium_loss(alphas: Sequence[float], elr: float) -> float:
     return max(0.0, (sum(alphas) - 1 / elr) / 2)
 
 
+class Orbit(NamedTuple):
+    """Where one term of the toy settles, as the angle φ from its minimum, tan φ = x/y.
+
+    Attributes:
+        angle: φ* in [0, π/4): the point is at φ* and −φ* in turn; 0 is the minimum itself.
+        loss: α sin² φ*.
+        contraction: Factor of a small distance from the orbit in one step; the orbit attracts if |factor| < 1.
+    """
+
+    angle: float
+    loss: float
+    contraction: float
+
+
+def one_term_orbit(alpha: float, elr: float) -> Orbit:
+    """Period-2 orbit of F = α x²/(x² + y²) at a fixed effective learning rate (TR Proposition 1).
+
+    A step takes φ to φ − arctan(η̃α sin 2φ). For η̃α < 1 it contracts linearly to the minimum; for η̃α > 1 to
+    ±φ* with cos 2φ* = 1/(η̃α), where F = ½(α − 1/η̃), at whatever ELR.
+
+    Args:
+        alpha: α > 0.
+        elr: η̃ > 0.
+
+    Returns:
+        The orbit.
+
+    Raises:
+        ValueError: If α or the ELR is not positive and finite.
+    """  # noqa: DOC502
+    _check([alpha], [elr], [0])
+    product = elr * alpha
+    if product <= 1:
+        return Orbit(0.0, 0.0, 1 - 2 * product)
+    return Orbit(math.acos(1 / product) / 2, (alpha - 1 / elr) / 2, 1 - 2 / product**2)
+
+
 def equilibrium_elrs(alphas: Sequence[float], elr: float) -> tuple[float, ...]:
     """Effective learning rates to which the groups settle where F does not converge: η̃_i* = η̃ Σα_j/α_i.
 

@@ -1,0 +1,293 @@
+"""Changes the learning rate, and other options, in the middle of a run."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lit_sphere.callbacks._epoch_loss import EpochLoss
+from lit_sphere.callbacks._module_groups import groups_of
+from lit_sphere.callbacks._pictures import run_folder_of
+from lit_sphere.callbacks._switch_rivals import (
+    datamodule_of,
+    refuse_rivals,
+    refuse_what_is_missing,
+    regime_monitor_of,
+)
+from lit_sphere.groups import Group
+from lit_sphere.optim import Switch, SwitchableOptions
+
+
+class FineTuneSwitch(Callback):
+    """Control: changes ELR, LR, weight decay, momentum, augmentation, or the sphere itself, in the middle of a run.
+
+    Switches take place one after another, each at an epoch, at a step, some epochs after the one before, when the
+    train loss falls below a threshold, or when ``RegimeMonitor`` names a regime (see
+    :class:`~lit_sphere.optim.Switch`). What is decided at the end of an epoch holds from the first step of the next.
+    Nothing is exchanged: options change in the optimizer's own parameter groups, and are saved with them.
+
+    A checkpoint ``checkpoints/before-switch-1-epoch0100.ckpt`` in the run's folder keeps the state before each
+    switch; ``LinearInterpolationBarrier(between="switches")`` is told of it, and ``RegimeMonitor`` begins anew.
+
+    | key | quantity |
+    |---|---|
+    | ``switch/elr``, ``switch/lr`` | effective learning rate η̃ and learning rate η from here on |
+    | ``switch/weight_decay``, ``switch/momentum`` | the same of weight decay and momentum |
+    | ``switch/augment``, ``switch/sphere`` | 1 or 0 |
+
+    They are logged once, at the last step before the switch, with the number of the first epoch after it. The sphere:
+    ``sphere: false`` turns ``SphereSGD`` into SGD in the whole space, ``sphere: true`` back again, or
+    ``torch.optim.SGD`` into SGD on the joint sphere of the scale-invariant parameters.
+
+    Args:
+        switches: In the order in which they take place.
+        loss_key: Logged metric that ``loss_below`` looks at. None: the mean over the samples of an epoch of the losses
+            that ``training_step`` returns, as the weights move; ``train/loss`` of lit-sphere's modules.
+        snapshot: Keep a checkpoint before each switch.
+        stop_after_last: End the run this number of epochs after the last switch.
+
+    Raises:
+        ValueError: If there is no switch, or one cannot come after the one before; at the start of ``fit``, if
+            an optimizer has no such option, ``RegimeMonitor`` or the data's augmentation is missing, or another
+            callback or a scheduler changes the same option.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lit_sphere.data import Digits
+        >>> from lit_sphere.modules import SIConvNet
+        >>> module = SIConvNet(4, in_channels=1, elr=1e-2)
+        >>> switch = FineTuneSwitch([Switch(epoch=1, elr=1e-3), Switch(after_epochs=1, sphere=False)])
+        >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+        >>> trainer = Trainer(max_epochs=3, callbacks=[switch], enable_model_summary=False, **quiet)
+        >>> trainer.fit(module, Digits(train_size=256))
+        >>> [(each["epoch"], sorted(each["values"])) for each in switch.fired]
+        [(1, ['elr']), (2, ['lr', 'sphere', 'weight_decay'])]
+    """
+
+    def __init__(
+        self,
+        switches: list[Switch],
+        loss_key: str | None = None,
+        snapshot: bool = True,
+        stop_after_last: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not switches:
+            raise ValueError("FineTuneSwitch: there is no switch; give at least one, e.g. Switch(epoch=100, elr=1e-3)")
+        if stop_after_last is not None and stop_after_last < 1:
+            raise ValueError(f"FineTuneSwitch: stop_after_last must be at least 1, got {stop_after_last}")
+        for name in ("epoch", "step"):
+            times = [getattr(switch, name) for switch in switches if getattr(switch, name) is not None]
+            if times != sorted(times):
+                raise ValueError(f"FineTuneSwitch: switches take place one after another, but {name} falls: {times}")
+        self.switches, self.loss_key = list(switches), loss_key
+        self.snapshot, self.stop_after_last = snapshot, stop_after_last
+        self.fired: list[dict[str, Any]] = []
+        """Epoch, step and new values of the switches that took place."""
+        self._decided = 0  # up to the beginning of this epoch
+        self._loss = EpochLoss()
+        self._options: SwitchableOptions | None = None
+        self._restored: dict[str, Any] = {}
+        self._folder: Path | None = None
+
+    @property
+    def changes(self) -> set[str]:
+        """Names of the options that are changed some time."""
+        return {name for switch in self.switches for name in switch.changes}
+
+    @property
+    def state_key(self) -> str:
+        """Differs between two of one trainer, which cannot change the same."""
+        return self._generate_state_key(changes=sorted(self.changes))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse others that change the same, before they begin to."""
+        if stage == "fit":
+            refuse_rivals(self, trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be, before training, and go on with a sphere that was entered."""
+        self._folder = run_folder_of(trainer) if self.snapshot else None
+        refuse_what_is_missing(self, trainer)
+        if self._options is not None:
+            self._options.detach()
+        self._options = SwitchableOptions(trainer.optimizers)
+        self._find(groups_of(self, pl_module) if self._needs_groups() else [])
+        self._check(self._options)
+        self._options.load_state(self._restored)
+        for each in self.fired:
+            if "augment" in each["values"]:
+                datamodule_of(trainer).augment = bool(each["values"]["augment"])
+
+    def _needs_groups(self) -> bool:
+        enters = any(switch.sphere for switch in self.switches)
+        return enters and self._options is not None and self._options.needs_invariant and not self._restored
+
+    def _find(self, groups: list[Group] | None) -> None:
+        if groups and self._options is not None:
+            self._options.invariant = list(dict.fromkeys(p for group in groups for p in group.parameters))
+
+    def _check(self, options: SwitchableOptions) -> None:
+        on_sphere = options.on_sphere
+        for switch in self.switches:
+            try:
+                on_sphere = options.check(switch.changes, on_sphere)
+            except ValueError as error:
+                raise ValueError(f"FineTuneSwitch: {switch}: {error}") from error
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Catch up: an epoch whose last batch was the last thing saved is not ended again."""
+        self._decide(trainer, pl_module, trainer.current_epoch, saves=False)
+        self._at_step(trainer, pl_module, trainer.current_epoch, saves=False)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Find the groups from the first batch, where the module does not say what its input looks like."""
+        if self._needs_groups() and self._options is not None and self._options.invariant is None:
+            self._find(groups_of(self, pl_module, batch))
+            self._check(self._options)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the step's loss up, on its device; switch if the next step is the one."""
+        if self.loss_key is None and self._pending() and self._pending()[0].loss_below is not None:
+            # Lightning divides the loss that it hands out under automatic optimisation.
+            scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            self._loss.add(trainer.current_epoch, outputs, batch, scale)
+        self._at_step(trainer, pl_module, trainer.current_epoch + bool(trainer.is_last_batch), saves=True)
+
+    def _at_step(self, trainer: Trainer, pl_module: LightningModule, epoch: int, saves: bool) -> None:
+        while self._pending() and not _is_over(trainer, epoch):
+            step = self._pending()[0].step
+            if step is None or trainer.global_step < step:
+                return
+            self._fire(trainer, pl_module, epoch, saves)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Switch if what is waited for has come."""
+        self._decide(trainer, pl_module, trainer.current_epoch + 1, saves=True)
+
+    def _decide(self, trainer: Trainer, pl_module: LightningModule, epoch: int, saves: bool) -> None:
+        """Decide what is to be done before the first step of an epoch."""
+        if epoch > self._decided:
+            while self._pending() and not _is_over(trainer, epoch) and self._is_due(trainer, self._pending()[0], epoch):
+                self._fire(trainer, pl_module, epoch, saves)
+            self._decided = epoch
+        if self.stop_after_last and not self._pending() and epoch - self._last_epoch() >= self.stop_after_last:
+            trainer.should_stop = True
+
+    def _is_due(self, trainer: Trainer, switch: Switch, epoch: int) -> bool:
+        if switch.epoch is not None:
+            return epoch >= switch.epoch
+        if switch.after_epochs is not None:
+            return epoch >= self._last_epoch() + switch.after_epochs
+        if switch.step is not None:
+            return trainer.global_step >= switch.step
+        if self.fired and self._last_epoch() >= epoch:
+            return False  # what was seen belongs to the time before the last switch
+        if switch.regime is not None:
+            verdict = getattr(regime_monitor_of(trainer), "verdict", None)
+            return bool(trainer.strategy.broadcast(verdict is not None and verdict.regime == switch.regime))
+        assert switch.loss_below is not None
+        loss = self._loss.mean(trainer, epoch - 1) if self.loss_key is None else self._logged(trainer)
+        return bool(trainer.strategy.broadcast(loss < switch.loss_below))
+
+    def _logged(self, trainer: Trainer) -> float:
+        value = trainer.callback_metrics.get(self.loss_key or "")
+        if value is not None:
+            return float(value)
+        if self._decided:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise ValueError(f"FineTuneSwitch: {self.loss_key} is not logged; set loss_key to one of: {known}")
+        return float("inf")  # logged by the module at the epoch's end, which callbacks hear of before
+
+    def _fire(self, trainer: Trainer, pl_module: LightningModule, epoch: int, saves: bool) -> None:
+        assert self._options is not None
+        switch, number = self._pending()[0], len(self.fired) + 1
+        if saves and self._folder is not None and trainer.loggers:
+            name = f"before-switch-{number}-epoch{epoch:04d}.ckpt"
+            trainer.save_checkpoint(self._folder / "checkpoints" / name)
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(other, "mark") and getattr(other, "between", "switches") == "switches":
+                other.mark(trainer, pl_module)
+        values = self._options.apply(switch.changes)
+        if switch.augment is not None:
+            values["augment"] = (bool(datamodule_of(trainer).augment), switch.augment)
+            datamodule_of(trainer).augment = switch.augment
+        new = {name: float(after) for name, (_, after) in values.items()}
+        record = {"epoch": epoch, "step": trainer.global_step, "switch": asdict(switch), "values": new}
+        self.fired.append(record)
+        self._tell(trainer, switch, epoch, values)
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {"epoch": epoch, **{f"switch/{name}": value for name, value in new.items()}},
+                step=trainer.global_step - 1,
+            )
+        monitor = regime_monitor_of(trainer)
+        if monitor is not None and hasattr(monitor, "restart"):
+            monitor.restart(epoch)
+
+    def _tell(self, trainer: Trainer, switch: Switch, epoch: int, values: dict[str, tuple[Any, Any]]) -> None:
+        shown = ", ".join(f"{name} {_shown(old)} → {_shown(new)}" for name, (old, new) in values.items())
+        rank_zero_info(f"FineTuneSwitch: epoch {epoch}, step {trainer.global_step} ({switch.when}): {shown}")
+        if all(old == new for old, new in values.values()):
+            rank_zero_warn(f"FineTuneSwitch: {switch} changes nothing: the value was the same before; remove it")
+
+    def _pending(self) -> list[Switch]:
+        return self.switches[len(self.fired) :]
+
+    def _last_epoch(self) -> int:
+        return int(self.fired[-1]["epoch"]) if self.fired else 0
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the switches that never took place."""
+        for switch in self._pending():
+            rank_zero_warn(
+                f"FineTuneSwitch: the run ended after {trainer.current_epoch} epochs, and {switch} never took place; "
+                "train longer, or remove it"
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizers alone."""
+        if self._options is not None:
+            self._options.detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizers alone."""
+        if self._options is not None:
+            self._options.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what took place, and what is known of the epoch under way."""
+        options = self._restored if self._options is None else self._options.state()
+        return {
+            "fired": [dict(each) for each in self.fired],
+            "decided": self._decided,
+            "loss": self._loss.state(),
+            "options": options,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; other switches than those that took place are told."""
+        self.fired = [dict(each) for each in state_dict["fired"]]
+        self._decided, self._restored = state_dict["decided"], state_dict["options"]
+        self._loss.load_state(state_dict["loss"])
+        given = [asdict(switch) for switch in self.switches[: len(self.fired)]]
+        if given != [each["switch"] for each in self.fired]:
+            rank_zero_warn(
+                f"FineTuneSwitch: the checkpoint's run made {len(self.fired)} switches already, not the first of those "
+                "given now; what it changed stays, and the list goes on after them"
+            )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:.4g}"
+
+
+def _is_over(trainer: Trainer, epoch: int) -> bool:
+    """Whether no step of this epoch will be made."""
+    if trainer.max_epochs not in (None, -1) and epoch >= trainer.max_epochs:
+        return True
+    return trainer.should_stop or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)

@@ -1,0 +1,179 @@
+"""Fixes the norm of the scale-invariant parameters, under any optimizer."""
+
+import math
+from typing import Any, Literal, get_args
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lit_sphere.callbacks._module_groups import groups_of
+from lit_sphere.groups import Group
+from lit_sphere.optim import NormKeeper, SphereSGD
+
+Per = Literal["joint", "group"]
+
+
+class FixedNorm(Callback):
+    """Control: fixes the norm of the scale-invariant parameters, from the start or from an epoch or step on.
+
+    After each optimizer step the parameters are rescaled to the norm that they had when fixing began, or to
+    ``norm``: the network's function stays the same, its effective learning rate no longer drifts with the norm
+    (PB: without a changing norm, training with weight decay has no periods). Works with any optimizer, under
+    automatic and manual optimisation, with gradient accumulation and under DDP. Momentum buffers and second moments
+    stay as the optimizer left them. Logs nothing; ``EffectiveLearningRateMonitor`` shows ``norm/…`` flat.
+
+    Args:
+        norm: Norm of all scale-invariant parameters together; they are scaled to it when fixing begins. None: the
+            norm that they have then.
+        from_epoch: Fixing begins before the first step of this epoch, counted from 0.
+        from_step: Fixing begins when this number of optimizer steps is done, instead.
+        per: ``joint``: the norm of all scale-invariant parameters together is fixed. ``group``: that of each
+            scale-invariant group by itself.
+
+    Raises:
+        ValueError: If an argument is out of its range; at the start of ``fit``, if the module has no
+            scale-invariant group, a group is not trained as a whole, or an optimizer is ``SphereSGD``.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import Trainer
+        >>> from lit_sphere.data import Digits
+        >>> from lit_sphere.modules import SIConvNet
+        >>> from lit_sphere.optim import joint_norm
+        >>> def sgd(params):
+        ...     return torch.optim.SGD(params, lr=0.1, weight_decay=1e-2)
+        >>> module = SIConvNet(4, in_channels=1, optimizer=sgd)
+        >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+        >>> trainer = Trainer(max_epochs=1, callbacks=[FixedNorm(norm=2.0)], enable_model_summary=False, **quiet)
+        >>> trainer.fit(module, Digits(train_size=256))
+        >>> print(round(joint_norm([p for p in module.parameters() if p.requires_grad]).item(), 5))
+        2.0
+    """
+
+    def __init__(
+        self, norm: float | None = None, from_epoch: int = 0, from_step: int | None = None, per: Per = "joint"
+    ) -> None:
+        super().__init__()
+        if norm is not None and not (math.isfinite(norm) and norm > 0):
+            raise ValueError(f"FixedNorm: norm must be positive and finite, got {norm}")
+        if from_epoch < 0 or (from_step is not None and from_step < 0):
+            raise ValueError(f"FixedNorm: must begin at 0 or later, got from_epoch {from_epoch}, from_step {from_step}")
+        if from_epoch and from_step is not None:
+            raise ValueError("FixedNorm: both from_epoch and from_step are given; leave one out")
+        if per not in get_args(Per):
+            raise ValueError(f"FixedNorm: per must be one of {', '.join(get_args(Per))}, got {per!r}")
+        self.norm, self.from_epoch, self.from_step, self.per = norm, from_epoch, from_step, per
+        self._groups: list[list[Tensor]] = []
+        self._keeper: NormKeeper | None = None
+        self._norms: list[float] = []  # once fixing has begun
+
+    @property
+    def state_key(self) -> str:
+        """Differs between two of one trainer."""
+        return self._generate_state_key(
+            norm=self.norm, from_epoch=self.from_epoch, from_step=self.from_step, per=self.per
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be, and find the groups if the module says what its input looks like."""
+        if any(isinstance(optimizer, SphereSGD) for optimizer in trainer.optimizers):
+            raise ValueError(
+                "FixedNorm: SphereSGD keeps the norm already; remove FixedNorm, or train in the whole space (elr null, "
+                "torch.optim.SGD)"
+            )
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ValueError("FixedNorm: FSDP1 would have each shard rescaled by itself; use --trainer.strategy ddp")
+        others = [each for each in trainer.callbacks if isinstance(each, FixedNorm) and each is not self]  # type: ignore[attr-defined]
+        if others:
+            raise ValueError("FixedNorm: there are two of them, which would fight over the norm; remove one")
+        self._detach()
+        self._groups = []
+        self._find(trainer, groups_of(self, pl_module))
+
+    def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
+        if groups is None:
+            return
+        trained = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        for group in groups:
+            if not trained.issuperset(group.parameters):
+                raise ValueError(
+                    f"FixedNorm: no optimizer trains the scale-invariant group {group.name} as a whole; "
+                    "give all its parameters to the optimizers, or freeze them"
+                )
+        together: list[Tensor] = list(dict.fromkeys(p for group in groups for p in group.parameters))
+        self._groups = [list(group.parameters) for group in groups] if self.per == "group" else [together]
+        if self._norms and len(self._norms) != len(self._groups):
+            raise ValueError(
+                f"FixedNorm: the checkpoint holds the norms of {len(self._norms)} groups, the module has "
+                f"{len(self._groups)}; take the module that it was saved with"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin to fix the norm when it is time; go on with it after a resume."""
+        if self._keeper is not None:
+            return
+        if not self._groups:
+            self._find(trainer, groups_of(self, pl_module, batch))
+        reached = trainer.current_epoch >= self.from_epoch
+        if self.from_step is not None:
+            reached = trainer.global_step >= self.from_step
+        if self._norms:
+            self._keeper = NormKeeper(self._groups, self._norms)
+        elif reached:
+            self._keeper = self._begin()
+            total = math.hypot(*self._keeper.norms)
+            rank_zero_info(
+                f"FixedNorm: from epoch {trainer.current_epoch}, step {trainer.global_step} on, ρ = {total:.5g}"
+            )
+        else:
+            return
+        mine = {p for group in self._groups for p in group}
+        self._keeper.attach(
+            *(
+                optimizer
+                for optimizer in trainer.optimizers
+                if any(p in mine for group in optimizer.param_groups for p in group["params"])
+            )
+        )
+
+    def _begin(self) -> NormKeeper:
+        norms = NormKeeper(self._groups).norms
+        if self.norm is not None:
+            scale = self.norm / math.hypot(*norms)
+            norms = [scale * norm for norm in norms]
+        keeper = NormKeeper(self._groups, norms)
+        if self.norm is not None:
+            keeper.rescale()
+        self._norms = keeper.norms
+        return keeper
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if fixing never began."""
+        if not self._norms:
+            rank_zero_warn(
+                f"FixedNorm: the run ended after {trainer.current_epoch} epochs and {trainer.global_step} steps, "
+                "before fixing began: it changed nothing; begin earlier or train longer"
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizers alone."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizers alone."""
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._keeper is not None:
+            self._keeper.detach()
+        self._keeper = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the norms that are kept; none before fixing began."""
+        return {"norms": list(self._norms)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with these norms."""
+        self._norms = list(state_dict["norms"])

@@ -1,0 +1,300 @@
+"""Logs the sharpness of the loss on the sphere of scale-invariant parameters, and its curvature."""
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from lit_sphere.analysis.curvature import measure_curvature
+from lit_sphere.analysis.sharpness import (
+    Objective,
+    StepMean,
+    Weighting,
+    effective_gradient_norms,
+    observe_norms,
+    train_pass,
+)
+from lit_sphere.callbacks._fixed_weights import add_up_ranks, criterion_of, train_batches, untouched
+from lit_sphere.callbacks._module_groups import groups_of
+from lit_sphere.callbacks._pictures import run_folder_of, save_picture
+from lit_sphere.groups import Group
+from lit_sphere.report.sharpness import draw_sharpness
+
+_SECONDS_BEFORE_BAR = 2.0
+
+
+class SharpnessMonitor(Callback):
+    """Monitor: logs how sharp the loss is along the scale-invariant parameters of any module.
+
+    Sharpness is the mean norm of stochastic gradients, made effective by the norm ρ of the parameters (TR §4), so that
+    it is the same at any length of the weights. *Online*, it is taken from the training steps at next to no cost, just
+    before each optimizer step: gradients of single batches (where batches are accumulated: their mean), not yet
+    clipped by Lightning, at weights that move. By an extra *pass*, which costs as much as an epoch, it is measured at
+    fixed weights, with the normalisation of train mode and the data in order. *Curvature* is of second order, at fixed
+    weights and in train mode too, on the tangent space of the sphere of radius ρ, and effective, that is × ρ²; it takes
+    the time of some 200 training steps for each mini-batch. Passes are made in the weights' own precision, without
+    autocast.
+
+    | key | quantity, over all scale-invariant parameters together |
+    |---|---|
+    | ``sharpness/online`` | mean of ρ‖∇‖ over the steps of an epoch |
+    | ``sharpness/train_pass`` | mean of ρ‖∇‖ over mini-batches at fixed weights, see ``weighting`` |
+    | ``train_pass/loss``, ``train_pass/error`` | of the same pass; means over samples |
+    | ``sharpness/fisher_trace`` | ρ² tr F, mean over samples of ρ² Σ_c p_c ‖∇ log p_c‖², p = softmax(logits) |
+    | ``sharpness/hessian_trace`` | ρ² tr PHP, P the projection on the tangent space (Hutchinson) |
+    | ``sharpness/fisher_trace_error``, ``sharpness/hessian_trace_error`` | standard errors of these estimates |
+    | ``sharpness/top_eigenvalue`` | largest eigenvalue of ρ² PHP (Lanczos) |
+
+    Other callbacks find these in ``trainer.callback_metrics``. ``sharpness.png`` is drawn into the folder of the first
+    logger, and sent to W&B, when training ends. Under DDP a mini-batch is the global one, batch statistics each rank's.
+
+    The passes need batches of (inputs, labels), and call the module itself and its ``criterion(logits, labels)``,
+    cross-entropy where it has none.
+
+    Args:
+        train_pass_every: Make the extra pass every n epochs; null for never.
+        weighting: How the extra pass counts mini-batches: ``sample``: by their size, so that a short last batch counts
+            for less; ``batch``: all alike.
+        curvature_every: Measure curvature every n epochs; null for never.
+        curvature_at_end: Measure curvature when training ends.
+        curvature_batches: Use only the first n batches of the train set for it; null for all.
+        curvature_vectors: Random vectors for each trace, at least 2.
+        seed: Seed of the random vectors, the same at each measurement.
+
+    Raises:
+        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no scale-invariant group
+            or the train set cannot be passed over, its batches are no pairs or have no loss.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lit_sphere.data import Digits
+        >>> from lit_sphere.modules import SIConvNet
+        >>> monitor = SharpnessMonitor(train_pass_every=1, curvature_at_end=True, curvature_vectors=2)
+        >>> quiet = dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False)
+        >>> trainer = Trainer(max_epochs=1, callbacks=[monitor], enable_checkpointing=False, **quiet)
+        >>> trainer.fit(SIConvNet(width=4, in_channels=1, elr=1e-3), Digits(train_size=256))
+        >>> sorted(key[10:] for key in trainer.callback_metrics if key.startswith("sharpness/"))
+        ['fisher_trace', 'fisher_trace_error', 'hessian_trace', 'hessian_trace_error', 'online', 'top_eigenvalue',
+         'train_pass']
+    """
+
+    def __init__(
+        self,
+        train_pass_every: int | None = None,
+        weighting: Weighting = "sample",
+        curvature_every: int | None = None,
+        curvature_at_end: bool = False,
+        curvature_batches: int | None = None,
+        curvature_vectors: int = 16,
+        seed: int = 0,
+    ) -> None:
+        if weighting not in ("sample", "batch"):
+            raise ValueError(f"SharpnessMonitor: weighting must be 'sample' or 'batch', got {weighting!r}")
+        counts = {
+            "train_pass_every": (train_pass_every, 1),
+            "curvature_every": (curvature_every, 1),
+            "curvature_batches": (curvature_batches, 1),
+            "curvature_vectors": (curvature_vectors, 2),
+            "seed": (seed, 0),
+        }
+        for name, (count, least) in counts.items():
+            if count is not None and count < least:
+                raise ValueError(f"SharpnessMonitor: {name} must be at least {least}, got {count}")
+        self.train_pass_every, self.weighting = train_pass_every, weighting
+        self.curvature_every, self.curvature_at_end = curvature_every, curvature_at_end
+        self.curvature_batches, self.curvature_vectors, self.seed = curvature_batches, curvature_vectors, seed
+        self._parameters: list[nn.Parameter] = []
+        self._norms, self._losses = StepMean(effective_gradient_norms), StepMean()
+        self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
+        self._rows: list[dict[str, float]] = []
+
+    @property
+    def state_key(self) -> str:
+        """Differs between two differently set up monitors of one trainer."""
+        return self._generate_state_key(
+            train_pass=(self.train_pass_every, self.weighting),
+            curvature=(self.curvature_every, self.curvature_at_end, self.curvature_batches, self.curvature_vectors),
+            seed=self.seed,
+        )
+
+    @property
+    def _passes(self) -> bool:
+        return self.curvature_at_end or self.train_pass_every is not None or self.curvature_every is not None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin a new series; a checkpoint is loaded later."""
+        if stage == "fit":
+            self._rows, self._epoch = [], -1
+            self._norms.load_state({})
+            self._losses.load_state({})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the scale-invariant parameters, if the module says what its input looks like."""
+        self._parameters = []
+        self._folder = run_folder_of(trainer)
+        self._find(trainer, groups_of(self, pl_module))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Try a batch of the train set, if it is to be passed over."""
+        if not self._passes:
+            return
+        with untouched(pl_module):
+            batch = next(iter(train_batches(self, trainer, pl_module)))
+        if not self._parameters:
+            self._find(trainer, groups_of(self, pl_module, batch))
+        self._check(trainer, pl_module, batch)
+
+    def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
+        if groups is None:
+            return
+        invariant = {p: None for group in groups for p in group.parameters}
+        for optimizer in trainer.optimizers:
+            trained = {p for group in optimizer.param_groups for p in group["params"]}
+            self._parameters = [p for p in invariant if p in trained]
+            if self._parameters:
+                break
+        else:
+            raise ValueError(
+                "SharpnessMonitor: no optimizer trains a scale-invariant parameter; give one to an optimizer, or leave "
+                "the callback out"
+            )
+        self._optimizer = optimizer
+        left_out = len(invariant) - len(self._parameters)
+        if left_out:
+            rank_zero_warn(
+                f"SharpnessMonitor measures the {len(self._parameters)} scale-invariant tensors that "
+                f"{type(optimizer).__name__} trains; {left_out} are trained elsewhere"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Find the parameters from the first batch otherwise."""
+        if not self._parameters:
+            self._find(trainer, groups_of(self, pl_module, batch))
+        if self._norms.steps and self._epoch != trainer.current_epoch:
+            self._end_epoch(trainer, pl_module)  # the resumed run's last epoch, all of whose batches were done
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+            size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise ValueError(
+                "SharpnessMonitor: a pass over the train set needs batches of (inputs, labels), not a "
+                f"{type(batch).__name__}{size}; leave out train_pass_every and curvature_… to watch only the steps"
+            )
+        with self._at_fixed_weights(trainer, pl_module, "trying a batch", [batch]) as objective:
+            try:
+                for _ in objective.gradients():
+                    pass
+            except Exception as error:
+                raise ValueError(
+                    f"SharpnessMonitor: {type(pl_module).__name__} gives no loss of a batch by criterion("
+                    f"module(inputs), labels) ({error}); give it a method criterion(logits, labels), or leave out "
+                    "train_pass_every and curvature_…"
+                ) from error
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Observe; nothing is brought to the host."""
+        if getattr(optimizer, "optimizer", optimizer) is self._optimizer:
+            self._epoch = trainer.current_epoch
+            self._norms.add(observe_norms(self._parameters))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the loss for the picture, where the training step gives one."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor):
+            # Lightning has divided it under automatic optimisation.
+            self._losses.add(loss.detach() * trainer.accumulate_grad_batches)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch's mean, and make the passes that are due."""
+        if self._norms.steps:
+            row = self._end_epoch(trainer, pl_module)
+            pl_module.log_dict(row, logger=False, sync_dist=True, batch_size=1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure curvature if asked to, and draw the picture."""
+        if not self._rows:
+            return
+        last = self._rows[-1]
+        if self.curvature_at_end and "sharpness/top_eigenvalue" not in last:
+            row = self._curvature(trainer, pl_module)
+            last.update(row)
+            self._log(trainer, row)
+            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.items()})
+        if self._folder is not None and trainer.is_global_zero:
+            title = f"{type(pl_module).__name__}, {len(self._parameters)} scale-invariant tensors"
+            save_picture(trainer, self._folder, "sharpness", draw_sharpness(self._rows, title))
+
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        online, loss = self._norms.mean(), self._losses.mean()
+        assert online is not None
+        row = {"sharpness/online": online.item()}
+        if self.train_pass_every is not None and (self._epoch + 1) % self.train_pass_every == 0:
+            with self._at_fixed_weights(trainer, pl_module, "pass over the train set") as objective:
+                measured = train_pass(objective, self.weighting)
+            row |= {f"train_pass/{name}": getattr(measured, name) for name in ("loss", "error")}
+            row["sharpness/train_pass"] = measured.sharpness
+        if self.curvature_every is not None and (self._epoch + 1) % self.curvature_every == 0:
+            row |= self._curvature(trainer, pl_module)
+        self._rows.append({"epoch": self._epoch, **row})
+        if loss is not None:
+            self._rows[-1]["loss"] = trainer.strategy.reduce(loss, reduce_op="mean").item()
+        self._log(trainer, row)
+        return row
+
+    def _curvature(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        with self._at_fixed_weights(trainer, pl_module, "curvature", most=self.curvature_batches) as objective:
+            measured = measure_curvature(objective, self.curvature_vectors, self.seed, **share)
+        if math.isnan(measured.top_eigenvalue):
+            rank_zero_warn(
+                "SharpnessMonitor: Lanczos' method gave no top eigenvalue of the Hessian; it is logged as NaN"
+            )
+        return {f"sharpness/{name}": value for name, value in measured._asdict().items()}
+
+    @contextmanager
+    def _at_fixed_weights(
+        self, trainer: Trainer, pl_module: LightningModule, what: str, given: Any = None, most: int | None = None
+    ) -> Iterator[Objective]:
+        hidden = None if trainer.is_global_zero else True  # None: where there is no terminal
+        bar = tqdm(desc=what, unit=" batches", leave=False, delay=_SECONDS_BEFORE_BAR, disable=hidden)
+
+        def batches() -> Iterator[Any]:
+            # Passes are to agree in dropout and random transforms; `untouched` gives the generators' states back.
+            for seed in (torch.manual_seed, random.seed, np.random.seed):
+                seed(self.seed + trainer.global_rank)
+            source = given or train_batches(self, trainer, pl_module)
+            for batch in islice(source, most):
+                yield trainer.precision_plugin.convert_input(batch)
+                bar.update()
+
+        # In the weights' own precision: autocast would blur second derivatives.
+        full = torch.autocast(pl_module.device.type, enabled=False)
+        with untouched(pl_module), bar, trainer.precision_plugin.forward_context(), full:
+            yield Objective(pl_module, batches, self._parameters, criterion_of(pl_module), add_up_ranks(trainer))
+
+    def _log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": self._epoch, **row}, step=trainer.global_step - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The series so far, and the state of an unfinished epoch."""
+        rows = [dict(row) for row in self._rows]
+        return {"rows": rows, "epoch": self._epoch, "norms": self._norms.state(), "losses": self._losses.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._rows, self._epoch = [dict(row) for row in state_dict["rows"]], state_dict["epoch"]
+        self._norms.load_state(state_dict["norms"])
+        self._losses.load_state(state_dict["losses"])

@@ -1,0 +1,70 @@
+"""Options of the LightningModules: their types, what is refused, and what a checkpoint says of them."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args
+
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+Loss = Literal["cross_entropy", "mse"]
+Spheres = Literal["joint", "group", "filter"]
+OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
+SchedulerCallable = Callable[[Optimizer], LRScheduler]
+
+
+def check_training_options(
+    elr: float | None,
+    lr: float | None,
+    spheres: str,
+    optimizer: OptimizerCallable | None,
+    scheduler: SchedulerCallable | None,
+    loss: str,
+) -> None:
+    """Refuse options that are out of range, or do not go together."""
+    for name, value in (("elr", elr), ("lr", lr)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} (--model.{name}) must be positive and finite, got {value}")
+    if elr is not None and optimizer is not None:
+        raise ValueError(
+            "both elr and optimizer are given: elr trains on the sphere by SphereSGD; set --model.elr null to "
+            "train in the whole space, or --model.optimizer null to train on the sphere"
+        )
+    if elr is not None and scheduler is not None:
+        raise ValueError(
+            "both elr and scheduler (--model.scheduler) are given: on the sphere the effective learning rate is fixed; "
+            "change it by the callback FineTuneSwitch, or set --model.elr null to train in the whole space"
+        )
+    for name, choice, known in (("loss", loss, get_args(Loss)), ("spheres", spheres, get_args(Spheres))):
+        if choice not in known:
+            raise ValueError(f"{name} (--model.{name}) must be one of {', '.join(known)}, got {choice!r}")
+
+
+def unsaved(*names: str) -> list[str]:
+    """Which of these arguments a checkpoint cannot hold as plain data: all, but for the command line's."""
+    return list(names) if _given_hyperparameters.get() is None else []
+
+
+def optimizer_options(hparams: dict[str, Any]) -> dict[str, Any]:
+    """Options of the optimizer among the hyperparameters, under their names in its parameter groups."""
+    options = {key: hparams[key] for key in ("elr", "lr") if hparams.get(key) is not None}
+    optimizer = hparams.get("optimizer")
+    return {**options, **optimizer.get("init_args", {})} if isinstance(optimizer, dict) else options
+
+
+def refuse_other_scheduler(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a resumed run with another schedule; of hyperparameters that hold none nothing is known."""
+    one, other = saved.get("scheduler"), given.get("scheduler")
+    if "scheduler" in saved and "scheduler" in given and one != other:
+        raise ValueError(
+            f"scheduler (--model.scheduler): {other} given, {one} in the checkpoint; a run goes on with the schedule "
+            "that it began with, and a new run begins at the weights of another by --ckpt_weights"
+        )
+
+
+def scale_schedule(scheduler: Any, groups: Iterable[dict[str, Any]], factor: float) -> None:
+    """Multiply the learning rates that a schedule starts from."""
+    for group in groups:
+        group["initial_lr"] *= factor
+    scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]
