@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -60,10 +61,11 @@ def optimizer_of(kind: str, net: nn.Module) -> Optimizer:
     mine = filters(net)
     ids = {id(p) for p in mine}
     others = [p for p in net.parameters() if p.requires_grad and id(p) not in ids]
-    rest = [{"params": others, "lr": LR, "weight_decay": L2}] if others else []
+    rest: list[dict[str, Any]] = [{"params": others, "lr": LR, "weight_decay": L2}] if others else []
     if kind == "SGD":
         return SGD([{"params": mine}, *rest], lr=LR, weight_decay=L2)
-    first: Optimizer = AdaGradG(mine, **adagrad_g_like_sgd(LR, L2)) if kind == "AdaGradG" else Adagrad(mine, lr=1e-3)  # type: ignore[arg-type]
+    like: dict[str, Any] = {**adagrad_g_like_sgd(LR, L2)}
+    first: Optimizer = AdaGradG(mine, **like) if kind == "AdaGradG" else Adagrad(mine, lr=1e-3)
     return Both(first, SGD(rest)) if rest else first
 
 

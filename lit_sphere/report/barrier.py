@@ -3,13 +3,13 @@
 import csv
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lit_sphere.analysis.interpolation import Interpolation, chord
+from lit_sphere.report.style import BLUE, GREEN, RED, house_style
 
-_COLOURS = {"train": "#0b5394", "val": "#cc4125", "test": "#cc4125"}
+_COLOURS = {"train": BLUE, "val": RED, "test": RED}
 
 
 def draw_interpolation(path: Interpolation, title: str = "", ends: tuple[str, str] = ("start", "end")) -> Figure:
@@ -23,7 +23,7 @@ def draw_interpolation(path: Interpolation, title: str = "", ends: tuple[str, st
     Returns:
         The figure; ``savefig`` writes it.
     """
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with house_style():
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         for axes, what, scale in zip(figure.subplots(1, 2), ("loss", "error"), (1.0, 100.0), strict=True):
             for name in path.curves:
@@ -41,7 +41,7 @@ def draw_interpolation(path: Interpolation, title: str = "", ends: tuple[str, st
 
 def _curve(axes: Axes, path: Interpolation, name: str, scale: float) -> None:
     data = name.rpartition("_")[0]
-    color = _COLOURS.get(data, "#38761d")
+    color = _COLOURS.get(data, GREEN)
     values = [scale * value for value in path.curves[name]]
     height, depth = scale * path.barrier(name), scale * path.dip(name)
     label = f"{data}: barrier {height:.2g}" + (f", dip {depth:.2g}" if depth > height else "")

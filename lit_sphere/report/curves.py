@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lit_sphere.report.metrics_csv import Series
+from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style
 
-_TRAIN, _VAL, _GROUP, _SWITCH = "#0b5394", "#cc4125", "#999999", "#6aa84f"
+_TRAIN, _VAL, _GROUP, _SWITCH = BLUE, RED, GREY, GREEN
 _MOST_GROUPS, _MOST_SWITCHES = 24, 6
 
 
@@ -43,7 +43,7 @@ def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: 
         raise ValueError("no curve to draw: none of the keys train/loss, val/loss, elr/total, … was logged")
     columns = min(3, len(drawn))
     rows = -(-len(drawn) // columns)
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with house_style():
         figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
         for i, draw in enumerate(drawn):
             axes = figure.add_subplot(rows, columns, i + 1)

@@ -5,12 +5,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from lit_sphere.analysis.equal_ess import equal_ess
+from lit_sphere.report.style import BLUE, RED, house_style
 
-_POINT, _LINE = "#0b5394", "#cc4125"
+_POINT, _LINE = BLUE, RED
 
 
 def draw_equal_ess(elrs: Sequence[float], grad_norms: Sequence[float], title: str = "") -> Figure:
@@ -33,7 +33,7 @@ def draw_equal_ess(elrs: Sequence[float], grad_norms: Sequence[float], title: st
     found = equal_ess(elrs, grad_norms)
     pairs = [(x, y) for x, y in zip(elrs, grad_norms, strict=True) if 0 < x < math.inf and 0 < y < math.inf]
     xs, ys = zip(*pairs, strict=True)
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with house_style():
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")
         axes = figure.add_subplot()
         axes.scatter(xs, ys, s=12, color=_POINT, alpha=0.6, linewidths=0, label=f"{len(pairs)} groups")

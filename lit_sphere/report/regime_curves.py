@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lit_sphere.analysis.regimes import Regime
+from lit_sphere.report.style import BLUE, GREY, house_style
 
-_TRAIN, _GROUP = "#0b5394", "#999999"
+_TRAIN, _GROUP = BLUE, GREY
 REGIME_COLORS: dict[Regime, str] = {
     "convergence": "#b6d7a8",
     "chaotic equilibrium": "#ffe599",
@@ -58,7 +58,7 @@ def draw_regimes(
     with_error = any(row.get("error") is not None for row in rows)
     with_ess = any(row.get("ess") is not None for row in rows)
     count = 1 + with_error + with_ess
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with house_style():
         figure = Figure(figsize=(6.4, 1.0 + 2.0 * count), layout="constrained")
         panels = iter(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
         axes = next(panels)

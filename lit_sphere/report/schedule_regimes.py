@@ -7,15 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis
 from lit_sphere.report.regime_curves import REGIME_COLORS
+from lit_sphere.report.style import BLUE, RED, house_style
 
-_LINE, _MARK = "#0b5394", "#cc4125"
+_LINE, _MARK = BLUE, RED
 
 
 def schedule_report(analysis: ScheduleAnalysis) -> str:
@@ -85,7 +85,7 @@ def draw_schedule_regimes(epochs: Sequence[Mapping[str, Any]], analysis: Schedul
         ("sharpness (effective gradient norm g̃)", "sharpness", "log"),
         ("train loss", "loss", "log"),
     )
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with house_style():
         figure = Figure(figsize=(6.4, 7.2), layout="constrained")
         for axes, (name, key, scale) in zip(figure.subplots(3, 1, sharex=True), panels, strict=True):
             values = [_drawable(row[key], scale) for row in epochs]

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-_ONLINE, _PASS, _FISHER, _PATH = "#0b5394", "#cc4125", "#38761d", "#999999"
+from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style
+
+_ONLINE, _PASS, _FISHER, _PATH = BLUE, RED, GREEN, GREY
 
 Row = Mapping[str, float]
 
@@ -38,7 +39,7 @@ def draw_sharpness(rows: Sequence[Row], title: str = "") -> Figure:
     drawn = [draw for draw, needs in panels if needs & keys]
     if not drawn:
         raise ValueError("no sharpness to draw: no row has any of the keys sharpness/…")
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with house_style():
         figure = Figure(figsize=(4.2 * len(drawn), 3.4), layout="constrained")
         for i, draw in enumerate(drawn):
             draw(figure.add_subplot(1, len(drawn), i + 1), rows)

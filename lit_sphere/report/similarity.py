@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_MEMBERS, _ENSEMBLE = "#0b5394", "#cc4125"
+from lit_sphere.report.style import BLUE, RED, house_style
+
+_MEMBERS, _ENSEMBLE = BLUE, RED
 _MOST_NUMBERS = 12  # snapshots, with which a cell of the matrix still has room for its number
 
 
@@ -41,7 +42,7 @@ def draw_similarity(pairs: Sequence[PairOfSnapshots], title: str = "") -> Figure
         The figure; ``savefig`` writes it.
     """
     measured = [pair for pair in pairs if pair.ensemble_error is not None]
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with house_style():
         figure = Figure(figsize=(9.2 if measured else 4.6, 4.0), layout="constrained")
         _matrix(figure.add_subplot(1, 2 if measured else 1, 1), pairs)
         if measured:

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style
 from lit_sphere.theory.toy import ToyCurves, equilibrium_elrs, equilibrium_loss
 from lit_sphere.theory.toy_plane import PlaneCurves
 
-_COLOURS = ("#0b5394", "#cc4125", "#6aa84f", "#8e7cc3", "#e69138", "#45818e")
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+_COLOURS = (BLUE, RED, GREEN, "#8e7cc3", "#e69138", "#45818e")
 
 
 class ToyMap(NamedTuple):
@@ -42,7 +41,7 @@ def draw_toy(curves: ToyCurves, alphas: Sequence[float], elrs: Sequence[float], 
         The figure.
     """
     columns = max(2, len(elrs))
-    with mpl.rc_context(_STYLE):
+    with house_style():
         figure = Figure(figsize=(3.6 * columns, 6.4), layout="constrained")
         grid = figure.add_gridspec(2, 2 * columns)
         _losses(figure.add_subplot(grid[0, :columns]), curves.losses, alphas, elrs)
@@ -67,7 +66,7 @@ def draw_plane(curves: PlaneCurves, weight_decays: Sequence[float], periods: Seq
     Returns:
         The figure.
     """
-    with mpl.rc_context(_STYLE):
+    with house_style():
         figure = Figure(figsize=(9.6, 0.6 + 1.9 * len(weight_decays)), layout="constrained")
         axes = figure.subplots(len(weight_decays), 3, sharex=True, sharey="col", squeeze=False)
         for row, (decay, period) in enumerate(zip(weight_decays, periods, strict=True)):
@@ -98,8 +97,8 @@ def _map(axes: Axes, toy_map: ToyMap, alphas: Sequence[float]) -> None:
     axes.plot(toy_map.elrs, middle, color=_COLOURS[0], label=f"median and 10–90 % of {seeds} starts")
     predicted = [equilibrium_loss(alphas, elr) for elr in toy_map.elrs.tolist()]
     axes.plot(toy_map.elrs, predicted, "k--", linewidth=1, label="½(Σα − 1/ELR)")
-    axes.axvline(1 / sum(alphas), color="#999999", linewidth=0.8, label="threshold 1/Σα")
-    axes.axhline(sum(alphas) / 2, color="#999999", linewidth=0.8, linestyle=":", label="a random point, Σα/2")
+    axes.axvline(1 / sum(alphas), color=GREY, linewidth=0.8, label="threshold 1/Σα")
+    axes.axhline(sum(alphas) / 2, color=GREY, linewidth=0.8, linestyle=":", label="a random point, Σα/2")
     axes.set(title="mean loss of settled runs", xlabel="effective learning rate", xscale="log")
     axes.legend(frameon=False)
 
