@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from lit_sphere import __version__
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _help() -> str:
     commands = "\n".join(f"  {name:<13}{what}" for name, what in _SUBCOMMANDS.items())
+    configs = textwrap.fill(", ".join(shipped_configs()), 110, initial_indent="  ", subsequent_indent="  ")
     return f"""usage: lit-sphere COMMAND [options]
 
 Train scale-invariant networks on the sphere with a fixed effective learning rate.
@@ -86,11 +88,12 @@ examples:
   lit-sphere toy                                        the three regimes of a function on the sphere
 
 shipped configs (a path of yours comes first):
-  {", ".join(shipped_configs())}
+{configs}
 
 more help:
   lit-sphere fit --help                     all options
   lit-sphere fit --model.help SIConvNet     options of one model; likewise --data.help CIFAR10
+  lit-sphere fit --trainer.callbacks.help RegimeMonitor     options of one callback
   lit-sphere --version
   lit-sphere --print_shtab bash             shell completion (bash, zsh, tcsh)
 

@@ -190,6 +190,27 @@ def adam_elr(norm: Number, lr: Number, along: Number, size: Number, decoupled_we
     return rate / (1 - rate * cu)
 
 
+def rates_without_l2(lr: float, weight_decay: float, steps: int) -> Tensor:
+    """Learning rates of SGD that takes the directions of SGD with L2 regularisation: η_k = η(1 − ηλ)^(−2k−1) (SP §3).
+
+    Exact for a scale-invariant function: the weights of both differ by the factor (1 − ηλ)^k at step k.
+
+    Args:
+        lr: η > 0.
+        weight_decay: λ ≥ 0 with ηλ < 1.
+        steps: Number of steps.
+
+    Returns:
+        η_0, η_1, …, float64, shape (steps,).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    if not (math.isfinite(lr) and lr > 0 and weight_decay >= 0 and lr * weight_decay < 1 and steps >= 0):
+        raise ValueError("needs lr > 0, weight_decay ≥ 0 below 1/lr, and steps ≥ 0")
+    return lr * (1 - lr * weight_decay) ** (-2 * torch.arange(steps, dtype=torch.float64) - 1)
+
+
 def _number(value: Number, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64, device=like.device)
 

@@ -1,0 +1,83 @@
+"""Where a formula of the papers is misprinted, the right form holds and the printed one does not."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_sphere.theory import rates_without_l2, sgd_elr, spherical_step
+from lit_sphere.theory import weight_decay as wd
+
+
+def gradient(x: Tensor, seed: int) -> Tensor:
+    """Of a scale-invariant function, another one for each seed."""
+    x = x.clone().requires_grad_()
+    matrix = torch.randn(len(x), len(x), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    (grad,) = torch.autograd.grad(x @ matrix @ x / (x @ x), x)
+    return grad
+
+
+def test_the_constant_of_the_equilibrium_is_rate_over_twice_the_decay() -> None:
+    """PB eq. (16) has the fraction inverted: ρ⁴ → Cg̃² with C = η/2λ."""
+    lr, decay, g, norm = 0.05, 0.02, 3.0, 2.0
+    for _ in range(8_000):
+        norm = wd.next_norm(norm, g, lr, decay).item()
+    right, printed = lr / (2 * decay), 2 * decay / lr
+    assert norm**4 / g**2 == pytest.approx(right, rel=lr * decay)
+    assert abs(norm**4 / g**2 / printed - 1) > 0.2
+    assert wd.equilibrium_norms(g, g, lr, decay).low.item() == pytest.approx(norm, rel=1e-9)
+
+
+@pytest.mark.parametrize("factor", [0.6, 2.0])
+def test_the_bounds_on_jumps_need_their_kappa(factor: float) -> None:
+    """PB A.7 leaves κ out once. Runs that are rescaled (Proposition 4) jump at the same step: only with κ they do."""
+    delta, ell, big, norm, lr, decay = 1e-3, 1.0, 1.5, 12.0, 0.4, 0.05
+
+    def t_max(norm: float, lr: float, decay: float, with_kappa: bool) -> float:
+        kappa = math.sqrt(lr / (2 * decay)) if with_kappa else 1.0
+        threshold = lr * ell / math.sqrt(2 * delta)
+        return math.log((threshold - kappa * big) / (norm**2 - kappa * big)) / math.log(1 - 2 * lr * decay)
+
+    once = norm, lr, decay
+    again = factor * norm, factor**2 * lr, decay / factor**2
+    assert t_max(*again, with_kappa=True) == pytest.approx(t_max(*once, with_kappa=True), rel=1e-12)
+    assert abs(t_max(*again, with_kappa=False) - t_max(*once, with_kappa=False)) > 0.5
+    exact = [wd.steps_before_jump(start, delta, ell, big, eta, wd_) for start, eta, wd_ in (once, again)]
+    assert exact[0].high.item() == exact[1].high.item()
+    assert exact[0].high.item() == pytest.approx(t_max(*once, with_kappa=True), rel=0.05)
+
+
+@pytest.mark.parametrize("weight_decay", [0.1, 1.0])
+def test_l2_regularisation_raises_the_effective_learning_rate(weight_decay: float) -> None:
+    """SP §3.2 has the sign of λ wrong: η/(r²(1 − ηλ)), not η/(r²(1 + ηλ))."""
+    x, lr = torch.randn(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 0.3
+    direction = gradient(x, 1) + weight_decay * x
+    seen = spherical_step(x, direction, lr).elr.item()
+    r = x.norm().item()
+    assert seen == pytest.approx(sgd_elr(r, lr, weight_decay).item(), rel=1e-12)
+    assert abs(seen / (lr / (r**2 * (1 + lr * weight_decay))) - 1) > 0.05
+
+
+def test_sgd_with_l2_regularisation_is_sgd_with_growing_rates() -> None:
+    """SP §3: η_k = η(1 − ηλ)^(−2k−1), exactly; with the other sign directions part at once."""
+    lr, decay, steps = 0.2, 0.3, 60
+    start = torch.randn(8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def directions(rates: Tensor, l2: float) -> Tensor:
+        x, out = start.clone(), []
+        for k, rate in enumerate(rates):
+            x = x - rate * (gradient(x, k) + l2 * x)
+            out.append(x / x.norm())
+        return torch.stack(out)
+
+    regularised = directions(torch.full((steps,), lr, dtype=torch.float64), decay)
+    rates = rates_without_l2(lr, decay, steps)
+    torch.testing.assert_close(directions(rates, 0.0), regularised, rtol=1e-9, atol=1e-9)
+    assert (directions(lr**2 / rates, 0.0) - regularised).norm(dim=1).max() > 0.1
+
+
+@pytest.mark.parametrize(("lr", "decay", "steps"), [(0.0, 0.1, 3), (0.1, -0.1, 3), (1.0, 1.0, 3), (0.1, 0.1, -1)])
+def test_rates_out_of_range_are_refused(lr: float, decay: float, steps: int) -> None:
+    with pytest.raises(ValueError, match="needs lr > 0"):
+        rates_without_l2(lr, decay, steps)
