@@ -34,6 +34,7 @@ class EffectiveLearningRateMonitor(Callback):
     | ``effective_grad_norm/total``, ``effective_grad_norm/<group>`` | effective gradient norm g̃ = ρg, unclipped |
     | ``norm/total``, ``norm/<group>`` | norm ρ |
     | ``angle/total``, ``angle/<group>`` | angle of the step in radians |
+    | ``radial/total``, ``radial/<group>`` | share of the norm that the step takes away along the weights, A⟨c, u⟩ |
     | ``equal_ess/slope`` | slope of the scatter at the end of fit: −1 where all groups have one ESS |
     | ``equal_ess/spread`` | standard deviation of ln ESS over the groups: 0 where all have one |
 

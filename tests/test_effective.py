@@ -60,7 +60,7 @@ def test_identities_hold_along_a_hundred_steps_of_the_conv_net(elr: float) -> No
     moved = 0.0
     for _, (x, y) in zip(range(100), digits(), strict=False):
         gradient_step(net, optimizer, x, y)
-        norm, grad, elrs, ess, _ = effective.measure()
+        norm, grad, elrs, ess, *_ = effective.measure()
         assert_exact(elrs[0], torch.tensor(elr, dtype=torch.float64))
         assert_exact(total_elr(elrs[1:]), elrs[0])  # TR eq. (3)
         assert_exact(total_ess(elrs[1:], ess[1:]), ess[0])  # TR eq. (4)
@@ -89,7 +89,7 @@ def test_totals_follow_from_the_groups_for_any_vectors(seed: int, n: int, eta: f
     for p in params:
         p.grad = torch.randn(p.shape, generator=g, dtype=torch.float64)
     groups = [Group(str(i), (p,)) for i, p in enumerate(params)]
-    norm, grad, elr, ess, _ = EffectiveQuantities(groups, torch.optim.SGD(params, lr=eta)).measure()
+    norm, grad, elr, ess, *_ = EffectiveQuantities(groups, torch.optim.SGD(params, lr=eta)).measure()
     theta = torch.cat([p.detach() for p in params])
     gradient = torch.cat([p.grad for p in params if p.grad is not None])
     rho, size = theta.norm(), gradient.norm()
@@ -123,7 +123,7 @@ def test_the_filter_view_is_that_of_single_rows() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     x, y = next(digits())
     gradient_step(net, optimizer, x, y)
-    norm, grad, elr, ess, _ = EffectiveQuantities(groups, optimizer).measure()
+    norm, grad, elr, ess, *_ = EffectiveQuantities(groups, optimizer).measure()
     for i in (0, 7, 8, 119):
         (weight,), rows = groups[i].parameters, groups[i].rows
         assert weight.grad is not None
@@ -138,8 +138,9 @@ def test_weight_decay_enters_the_effective_learning_rate() -> None:
     optimizer = torch.optim.SGD([p for group in groups for p in group.parameters], lr=0.5, weight_decay=0.1)
     x, y = next(digits())
     gradient_step(net, optimizer, x, y)
-    norm, _, elr, ess, _ = EffectiveQuantities(groups, optimizer).measure()
+    norm, _, elr, ess, _, radial = EffectiveQuantities(groups, optimizer).measure()
     assert_exact(elr, 0.5 / (norm**2 * (1 - 0.05)))
+    assert_exact(radial, torch.full_like(radial, 0.05))
     before = [p.detach().clone() for group in groups for p in group.parameters]
     optimizer.step()
     for i, (old, group) in enumerate(zip(before, groups, strict=True)):
@@ -214,8 +215,10 @@ def test_steps_read_from_the_optimizers_state_are_those_of_the_weights(
 ) -> None:
     radial = 0.0
     for before, after, measured, optimizer, groups in steps(KNOWN[name], granularity):
-        norm, _, elr, ess, angle = measured
+        norm, _, elr, ess, angle, lost = measured
         assert_close(norm, [x.norm() for x in before])
+        shares = torch.stack([1 - torch.dot(x, new) / torch.dot(x, x) for x, new in zip(before, after, strict=True)])
+        torch.testing.assert_close(lost, shares, rtol=1e-8, atol=1e-14)
         assert_close(ess, [tangent(x, new) for x, new in zip(before, after, strict=True)])
         assert_exact(angle, ess.arctan())
         (options,) = optimizer.param_groups
@@ -241,7 +244,7 @@ def test_a_clipped_step_is_the_real_one_and_the_gradient_norm_that_of_the_loss()
     def plain(params: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(params, lr=0.5, weight_decay=0.1)
 
-    for before, after, (norm, grad, elr, ess, _), _, _ in steps(plain, altered=True):
+    for before, after, (norm, grad, elr, ess, *_), _, _ in steps(plain, altered=True):
         assert_close(ess, [tangent(x, new) for x, new in zip(before, after, strict=True)])
         assert_exact(elr, 0.5 / (norm**2 * (1 - 0.05)))
         assert ess[0] < 0.5 * elr[0] * grad[0], "the gradients must have been clipped"
@@ -251,7 +254,7 @@ def test_the_step_of_an_unknown_optimizer_is_measured() -> None:
     def unknown(params: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.NAdam(params, lr=3e-3, weight_decay=0.5, decoupled_weight_decay=True)
 
-    for before, after, (norm, grad, elr, ess, angle), _, _ in steps(unknown, "filter"):
+    for before, after, (norm, grad, elr, ess, angle, _), _, _ in steps(unknown, "filter"):
         assert_close(norm, [x.norm() for x in before])
         assert_close(ess, [tangent(x, new) for x, new in zip(before, after, strict=True)])
         assert_exact(angle, ess.arctan())
@@ -410,7 +413,7 @@ def test_scalars_and_biases_are_rows_of_one() -> None:
     scalar, bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor([3.0, 4.0]))
     scalar.grad, bias.grad = torch.tensor(1.0), torch.tensor([0.0, 2.0])
     groups = [Group("s", (scalar,)), Group("b[0]", (bias,), slice(0, 1)), Group("b[1]", (bias,), slice(1, 2))]
-    norm, grad, _, _, _ = EffectiveQuantities(groups, torch.optim.SGD([scalar, bias], lr=0.1)).measure()
+    norm, grad, *_ = EffectiveQuantities(groups, torch.optim.SGD([scalar, bias], lr=0.1)).measure()
     assert norm[1:].tolist() == [2, 3, 4]
     assert grad[1:].tolist() == [2, 0, 8]
 

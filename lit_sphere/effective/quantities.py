@@ -11,7 +11,7 @@ from lit_sphere.effective.sources import Step, rate_of, source_of, step_taken
 from lit_sphere.groups import Group
 from lit_sphere.theory import elr_from_products
 
-QUANTITIES = ("norm", "effective_grad_norm", "elr", "ess", "angle")
+QUANTITIES = ("norm", "effective_grad_norm", "elr", "ess", "angle", "radial")
 """What is measured, in the order of the rows of :meth:`EffectiveQuantities.measure`."""
 
 
@@ -32,7 +32,10 @@ class EffectiveQuantities:
       rate of the SGD that would turn the weights as far.
 
     In all three ``ess`` is the tangent of the angle of the step, η^e‖c⊥‖ in SP, of each group and of all together;
-    infinite from a right angle on. One learning rate for all, without momentum, makes the totals those of
+    infinite from a right angle on. ``radial`` is A⟨c, u⟩ in SP, the share of the norm that a step takes away along
+    the weights: ηλ of SGD with weight decay, more where momentum points along them.
+
+    One learning rate for all, without momentum, makes the totals those of
     TR eqs. (3) and (4); 1/η̃ = Σ 1/η̃_i holds with momentum, too.
 
     Args:
@@ -58,6 +61,7 @@ class EffectiveQuantities:
         elr 0.02
         ess 0.1
         angle 0.0997
+        radial 0
     """
 
     def __init__(self, groups: Sequence[Group], optimizer: Optimizer, altered: bool = False) -> None:
@@ -190,26 +194,26 @@ class EffectiveQuantities:
             factor = -moved2 / (radius2 * secant * (1 + secant))  # 1/secant − 1, without cancellation
             factor = torch.where(self._projected, factor[..., self._sphere_of], 0.0)
             step2, shrink = step2 * (1 + factor).square(), shrink + factor * (1 + shrink)
-        along, across = self._turn(x2, torch.zeros_like(x2), step2, shrink)
-        return _rows(norm2, grad2, elr, along, across)
+        along, across, radial = self._turn(x2, torch.zeros_like(x2), step2, shrink)
+        return _rows(norm2, grad2, elr, along, across, radial)
 
     def _from_state(self, sums: Tensor, eta: Tensor, shrink: Tensor) -> Tensor:
         x2, xd, d2, b2, size, g2 = sums.unbind(-2)
         norm2, grad2, squares, sizes = self._sum(x2, g2, b2, size)
         (inverse,) = self._sum((x2 * (1 + shrink) + xd) / eta)
         elr = elr_from_products(1.0, inverse, (squares / sizes).sqrt())
-        along, across = self._turn(x2, xd, d2, shrink)
-        return _rows(norm2, grad2, elr, along, across)
+        along, across, radial = self._turn(x2, xd, d2, shrink)
+        return _rows(norm2, grad2, elr, along, across, radial)
 
     def _from_weights(self, sums: Tensor) -> Tensor:
         x2, xd, d2, g2 = sums.unbind(-2)
         norm2, grad2 = self._sum(x2, g2)
-        along, across = self._turn(x2, xd, d2, torch.zeros_like(x2))
+        along, across, radial = self._turn(x2, xd, d2, torch.zeros_like(x2))
         elr = across / along.clamp(min=0) / (norm2 * grad2).sqrt()
-        return _rows(norm2, grad2, elr, along, across)
+        return _rows(norm2, grad2, elr, along, across, radial)
 
-    def _turn(self, x2: Tensor, xd: Tensor, d2: Tensor, shrink: Tensor) -> tuple[Tensor, Tensor]:
-        """Components of x′ = (1 + shrink)x + Δ along and across x, in total and by group."""
+    def _turn(self, x2: Tensor, xd: Tensor, d2: Tensor, shrink: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Components of x′ = (1 + shrink)x + Δ along and across x, and the share of x lost; in total and by group."""
         norm2, radial = self._sum(x2, shrink * x2 + xd)
         stretch = radial / norm2  # x′ = (1 + stretch)x + across
         # ‖x′ − (1 + stretch)x‖², from small numbers only.
@@ -217,7 +221,7 @@ class EffectiveQuantities:
         own = shrink - stretch[..., 1:][..., self._owner]
         across = [dev.square() * x2 + 2 * dev * xd + d2 for dev in (total, own)]
         across2 = torch.cat([across[0].sum(-1, keepdim=True), self._sum(across[1])[0][..., 1:]], -1)
-        return (norm2 + radial) / norm2.sqrt(), across2.clamp(min=0).sqrt()
+        return (norm2 + radial) / norm2.sqrt(), across2.clamp(min=0).sqrt(), 0.0 - stretch
 
     def _sum(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Sum over all atoms, then over those of each group; shape (..., 1 + groups) each."""
@@ -269,10 +273,10 @@ class EffectiveQuantities:
         return (numbers, projected) if self._kept is None else (numbers[self._kept], projected[self._kept])
 
 
-def _rows(norm2: Tensor, grad2: Tensor, elr: Tensor, along: Tensor, across: Tensor) -> Tensor:
+def _rows(norm2: Tensor, grad2: Tensor, elr: Tensor, along: Tensor, across: Tensor, radial: Tensor) -> Tensor:
     """The rows of :data:`QUANTITIES`; the tangent is infinite from a right angle on."""
-    ess = across / along.clamp(min=0)
-    return torch.stack([norm2.sqrt(), (norm2 * grad2).sqrt(), elr, ess, torch.atan2(across, along)], -2)
+    norm, ess = norm2.sqrt(), across / along.clamp(min=0)
+    return torch.stack([norm, (norm2 * grad2).sqrt(), elr, ess, torch.atan2(across, along), radial], -2)
 
 
 _Undone = tuple[Tensor, Tensor, Tensor | None, bool]
