@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-_LETTERS = "abcde"
+_LETTERS = "abcdef"
 _ABOUT = """\
 sections:
   a  SphereSGD.step against torch.optim.SGD.step: back to back (a1), and inside training steps (a2)
@@ -14,6 +14,8 @@ sections:
      contiguous format, norms by .item()), both in fp32 (c1, c2); fit in bf16-mixed (c3)
   d  peak memory of training on 50 000 images, above importing torch
   e  seconds from the start of the process to the first training step
+  f  an epoch with EffectiveLearningRateMonitor and online SharpnessMonitor against one without, both of one
+     fit: images of CIFAR-10's size (f1), digits (f2)
 
 Takes about a quarter of an hour on two cores; run it on an idle machine."""
 
@@ -37,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data", metavar="ROOT", help="folder with cifar-10-batches-py (default: random images)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
     add("--json", type=Path, metavar="OUT", help="write all pairs to this file")
-    add("--trials", type=int, metavar="N", help="pairs in (b) and (c); (a) takes more (default: 5, quick: 1)")
+    add("--trials", type=int, metavar="N", help="pairs in (b) and (c); (a) and (f) take more (default: 5, quick: 1)")
     add("--sections", default=_LETTERS, metavar="LETTERS", help="which to run (default: %(default)s)")
     args = parser.parse_args(argv)
     problem = _problem(args)

@@ -6,16 +6,17 @@ from lightning.pytorch import Trainer
 from run_probes import SyncGuard
 from settings import Settings
 
-from lit_sphere.callbacks import EffectiveLearningRateMonitor
+from lit_sphere.callbacks import EffectiveLearningRateMonitor, SharpnessMonitor
 from lit_sphere.modules import SIConvNet
 
 
 def check_hot_path(settings: Settings) -> dict[str, str]:
-    """Train with synchronisation forbidden: by module and monitor alone, and with all default callbacks."""
+    """Train with synchronisation forbidden: by module and monitors alone, and with all default callbacks."""
     if settings.device != "cuda":
         return {"hot path": "not checked: needs --device cuda"}
     found = {}
-    checks = {"SphereModule and EffectiveLearningRateMonitor": _monitor, "all default callbacks": _defaults}
+    monitors = "SphereModule, EffectiveLearningRateMonitor and SharpnessMonitor"
+    checks = {monitors: _monitors, "all default callbacks": _defaults}
     for name, check in checks.items():
         try:
             check(settings)
@@ -29,11 +30,11 @@ def check_hot_path(settings: Settings) -> dict[str, str]:
     return found
 
 
-def _monitor(settings: Settings) -> None:
+def _monitors(settings: Settings) -> None:
     trainer = Trainer(
         accelerator="gpu", devices=1, max_steps=6, limit_val_batches=0, use_distributed_sampler=False,
-        callbacks=[EffectiveLearningRateMonitor(), SyncGuard()], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[EffectiveLearningRateMonitor(), SharpnessMonitor(), SyncGuard()], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(SIConvNet(settings.width, elr=1e-3), datamodule=settings.images_module())
 

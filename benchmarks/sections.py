@@ -14,6 +14,7 @@ from comparison import Comparison
 from epoch_cost import compare_with_bare_loop, compare_with_conventional_loop
 from hot_path import check_hot_path
 from machine import hardware, versions
+from monitor_cost import compare_with_unwatched_epochs
 from process_cost import measure_memory, measure_start
 from settings import Settings
 from step_cost import compare_steps
@@ -24,6 +25,7 @@ _SECTIONS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "c": compare_with_conventional_loop,
     "d": lambda settings: [measure_memory(settings)],
     "e": lambda settings: [measure_start(settings)],
+    "f": compare_with_unwatched_epochs,
 }
 
 

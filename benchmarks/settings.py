@@ -16,7 +16,7 @@ class Settings:
     Args:
         device: ``cpu`` or ``cuda``.
         root: Folder of CIFAR-10; None for random images.
-        trials: Pairs of whole fits and loops in each of (b), (c) and (e); (a) takes more.
+        trials: Pairs of whole fits and loops in each of (b), (c) and (e); (a) and (f) take more.
         width: Of the networks that the papers have at 32.
         batch: Images per batch.
         images: Images in an epoch of (b1) and (c).
