@@ -4,7 +4,7 @@ import math
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import matplotlib.image
 import pytest
@@ -310,3 +310,24 @@ def test_run_checkpoint_keeps_what_was_asked_for(options: dict[str, Any], files:
 def test_run_checkpoint_refuses_an_interval_of_zero() -> None:
     with pytest.raises(ValueError, match="every_n_epochs must be at least 1"):
         RunCheckpoint(every_n_epochs=0)
+
+
+@pytest.mark.parametrize(("least_seconds", "saved"), [(0.0, [4, 8, 12, 16]), (1e9, [4, 16])])
+def test_run_checkpoint_leaves_out_epochs_that_follow_at_once(
+    least_seconds: float, saved: list[int], tmp_path: Path
+) -> None:
+    class Spy(RunCheckpoint):
+        steps: ClassVar[list[int]] = []
+
+        def on_save_checkpoint(self, trainer: Trainer, *args: Any) -> None:
+            self.steps.append(trainer.global_step)
+
+    Spy.steps = []
+    fit(Foreign(), Spy(tmp_path, least_seconds=least_seconds), max_epochs=4)
+    assert Spy.steps == saved
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 16
+
+
+def test_run_checkpoint_refuses_negative_seconds() -> None:
+    with pytest.raises(ValueError, match="least_seconds must not be negative"):
+        RunCheckpoint(least_seconds=-1.0)
