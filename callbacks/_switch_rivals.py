@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 
 from lit_sphere.callbacks.fixed_norm import FixedNorm
+from lit_sphere.callbacks.regime_monitor import regime_monitor_of
 
 _RATES = {"elr", "lr", "sphere"}
 
@@ -23,9 +24,13 @@ def refuse_rivals(asks: Any, trainer: Trainer) -> None:
     rates = asks.changes & _RATES
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         name = type(other).__name__
-        if type(other) is type(asks) and other is not asks and other.changes & asks.changes:
-            both = ", ".join(sorted(other.changes & asks.changes))
-            raise ValueError(f"FineTuneSwitch: another FineTuneSwitch changes {both} too; make one list of both")
+        if type(other) is type(asks) and other is not asks:
+            both = other.changes & asks.changes
+            if rates and other.changes & _RATES:  # each sees to the others of them as well
+                both = other.changes & _RATES
+            if both:
+                named = ", ".join(sorted(both))
+                raise ValueError(f"FineTuneSwitch: another FineTuneSwitch changes {named} too; make one list of both")
         if rates and isinstance(other, (LearningRateFinder, StochasticWeightAveraging)):
             raise ValueError(f"FineTuneSwitch: {name} sets the learning rate too; remove one of the two")
         if "sphere" in rates and isinstance(other, FixedNorm):
@@ -50,6 +55,13 @@ def refuse_what_is_missing(asks: Any, trainer: Trainer) -> None:
         )
     if any(switch.regime is not None for switch in asks.switches) and regime_monitor_of(trainer) is None:
         raise ValueError("FineTuneSwitch: a switch waits for a regime, but nobody names it; add RegimeMonitor")
+    if any(switch.regime is not None for switch in asks.switches):
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if callbacks.index(regime_monitor_of(trainer)) > callbacks.index(asks):
+            raise ValueError(
+                "FineTuneSwitch: RegimeMonitor comes after it in the list of callbacks and would name the regime too "
+                "late, by an epoch; list RegimeMonitor before FineTuneSwitch"
+            )
     if "augment" in asks.changes and not hasattr(datamodule_of(trainer), "augment"):
         raise ValueError(
             f"FineTuneSwitch: {type(datamodule_of(trainer)).__name__} has no attribute augment to change; take a data "
@@ -60,9 +72,3 @@ def refuse_what_is_missing(asks: Any, trainer: Trainer) -> None:
 def datamodule_of(trainer: Trainer) -> Any:
     """Give the trainer's data module, or None."""
     return getattr(trainer, "datamodule", None)
-
-
-def regime_monitor_of(trainer: Trainer) -> Any:
-    """Give the (first) ``RegimeMonitor`` among the trainer's callbacks, or None."""
-    named = [each for each in trainer.callbacks if type(each).__name__ == "RegimeMonitor"]  # type: ignore[attr-defined]
-    return named[0] if named else None

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lit_sphere.analysis import take_weights
-from lit_sphere.callbacks._fixed_weights import train_batches, val_batches
+from lit_sphere.callbacks._fixed_weights import train_batches, untouched, val_batches
 from lit_sphere.callbacks._module_groups import groups_of
 from lit_sphere.callbacks._pictures import run_folder_of
 
@@ -50,6 +50,11 @@ class BetweenEpochs(Callback):
     for it before its first step.
     """
 
+    _sets: tuple[str, ...] = ("train", "val")
+    """Sets of data that are evaluated."""
+    _needs = ""
+    """What a batch is evaluated by, besides the module itself."""
+
     def __init__(self) -> None:
         self._names: list[str] = []  # of the scale-invariant tensors in the state_dict
         self._folder: Path | None = None
@@ -78,6 +83,7 @@ class BetweenEpochs(Callback):
                 f"collate_fn that makes such pairs, or leave {name} out"
             )
         self._find(pl_module, batch)
+        self._try(trainer, pl_module)
         if trainer.current_epoch > self._epochs:
             self._look(trainer, pl_module, trainer.current_epoch)
 
@@ -95,6 +101,27 @@ class BetweenEpochs(Callback):
             members = {p for group in groups for p in group.parameters}
             state = pl_module.state_dict(keep_vars=True)
             self._names = [name for name, p in state.items() if isinstance(p, nn.Parameter) and p in members]
+
+    def _try(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be evaluated before training, not after hours of it."""
+        name = type(self).__name__
+        for what in self._sets:
+            one_pass = self._batches(trainer, pl_module).get(what)
+            with untouched(pl_module), trainer.precision_plugin.forward_context():
+                batch = None if one_pass is None else next(iter(one_pass()), None)
+                if batch is None:
+                    continue
+                try:
+                    self._evaluate(pl_module, batch)
+                except Exception as error:
+                    raise ValueError(
+                        f"{name} cannot evaluate a batch of the {what} set by {type(pl_module).__name__}'s forward"
+                        f"{self._needs} ({error}); change what fails, or leave {name} out"
+                    ) from error
+
+    def _evaluate(self, pl_module: LightningModule, batch: Any) -> None:
+        """Evaluate one batch, for a trial."""
+        raise NotImplementedError
 
     def _batches(self, trainer: Trainer, pl_module: LightningModule) -> Batches:
         """One pass over the train set and, if there is one, the validation set."""

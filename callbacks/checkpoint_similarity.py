@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lit_sphere.analysis import cosine_matrix, ensemble_errors
+from lit_sphere.analysis import cosine_matrix, ensemble_errors, take_weights
 from lit_sphere.callbacks._fixed_weights import add_up_ranks, untouched
 from lit_sphere.callbacks._pictures import save_picture
 from lit_sphere.callbacks._weight_snapshots import BetweenEpochs, Snapshot, snapshot
@@ -57,6 +57,8 @@ class CheckpointSimilarity(BetweenEpochs):
         [((1, 2), True), ((1, 3), True), ((2, 3), True)]
     """
 
+    _sets = ("val",)
+
     def __init__(self, every_n_epochs: int = 10, keep: int = 20) -> None:
         super().__init__()
         for name, value, least in (("every_n_epochs", every_n_epochs, 1), ("keep", keep, 2)):
@@ -80,6 +82,9 @@ class CheckpointSimilarity(BetweenEpochs):
                 f"CheckpointSimilarity measures nothing: there are no two snapshots {self.every_n_epochs} epochs apart "
                 f"in {epochs} epochs; lower every_n_epochs"
             )
+
+    def _evaluate(self, pl_module: LightningModule, batch: Any) -> None:
+        ensemble_errors(pl_module, [take_weights(pl_module)], [batch])
 
     def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         if epochs % self.every_n_epochs:

@@ -3,26 +3,18 @@
 import math
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
-from torch.optim import Optimizer
 
 from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis, analyse_schedule
-from lit_sphere.callbacks._epoch_curves import (
-    ACCURACY_KEYS,
-    ERROR_KEYS,
-    LOSS_KEYS,
-    EpochCurves,
-    Row,
-    classes_and_threshold,
-    known_rows,
-)
-from lit_sphere.callbacks._pictures import run_folder_of, save_picture
+from lit_sphere.callbacks._curve_callback import CurveCallback
+from lit_sphere.callbacks._epoch_curves import Row, known_rows
+from lit_sphere.callbacks._pictures import save_picture
 from lit_sphere.callbacks.non_finite import NonFinite
 from lit_sphere.report.schedule_regimes import draw_schedule_regimes, schedule_report, write_schedule_regimes
 
 
-class CosineRegimeAnalysis(Callback):
+class CosineRegimeAnalysis(CurveCallback):
     """Monitor: says in which of TR's regimes a run with a cosine, or any, learning rate schedule was.
 
     At the end it prints when the peak of the sharpness was passed, how much of training was spent in each regime, and
@@ -86,59 +78,13 @@ class CosineRegimeAnalysis(Callback):
         converged_loss: float | None = None,
         every_n_steps: int = 1,
     ) -> None:
-        if num_classes is not None and num_classes < 2:
-            raise ValueError(f"CosineRegimeAnalysis: num_classes must be at least 2, got {num_classes}")
-        if converged_loss is not None and not (math.isfinite(converged_loss) and converged_loss > 0):
-            raise ValueError(f"CosineRegimeAnalysis: converged_loss must be positive and finite, got {converged_loss}")
-        if every_n_steps < 1:
-            raise ValueError(f"CosineRegimeAnalysis: every_n_steps must be at least 1, got {every_n_steps}")
-        self.num_classes, self.converged_loss, self.every_n_steps = num_classes, converged_loss, every_n_steps
-        self.loss_key, self.error_key = loss_key, error_key
+        super().__init__(num_classes, loss_key, error_key, converged_loss, every_n_steps)
         self.analysis: ScheduleAnalysis | None = None
-        self._curves = EpochCurves(
-            self,
-            every_n_steps,
-            (loss_key,) if loss_key else LOSS_KEYS,
-            (error_key,) if error_key else ERROR_KEYS,
-            () if error_key else ACCURACY_KEYS,
-        )
-
-    @property
-    def state_key(self) -> str:
-        """Differs between two of one trainer."""
-        return self._generate_state_key(
-            classes=self.num_classes,
-            keys=(self.loss_key, self.error_key),
-            converged=self.converged_loss,
-            every=self.every_n_steps,
-        )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training."""
         self.analysis = None
-        self._folder = run_folder_of(trainer)
-        self._curves.fit_start(trainer, pl_module)
-        self._classes, self._converged = classes_and_threshold(
-            trainer, pl_module, self.num_classes, self.converged_loss
-        )
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete the last epoch's row."""
-        self._curves.settle(trainer)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Find the groups from the first batch, if they are not known."""
-        self._curves.batch_start(trainer, pl_module, batch)
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Read the learning rate of this step, before a scheduler moves it, and observe."""
-        self._curves.before_step(optimizer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Add up what the step returned."""
-        self._curves.batch_end(trainer, pl_module, outputs)
+        super().on_fit_start(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's means."""
@@ -158,23 +104,13 @@ class CosineRegimeAnalysis(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Report a run that ended by NaN; the report never hides why it ended."""
-        self._curves.detach()
+        super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, NonFinite) and self._curves.open:
             self._curves.blow_up()
             try:
                 self._report(trainer, pl_module)
             except Exception as error:
                 rank_zero_warn(f"CosineRegimeAnalysis could not report: {error}")
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizer alone."""
-        self._curves.detach()
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Complete the last epoch's row also in what is being saved."""
-        if not self._curves.open:
-            self._curves.settle(trainer)
-            checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows = known_rows([row for row in self._curves.rows if row["lr"] is not None])

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lit_sphere.analysis.regimes import REGIME_NUMBERS
 from lit_sphere.callbacks._epoch_loss import EpochLoss
 from lit_sphere.callbacks._module_groups import groups_of
 from lit_sphere.callbacks._pictures import run_folder_of
@@ -14,8 +15,8 @@ from lit_sphere.callbacks._switch_rivals import (
     datamodule_of,
     refuse_rivals,
     refuse_what_is_missing,
-    regime_monitor_of,
 )
+from lit_sphere.callbacks.regime_monitor import regime_monitor_of
 from lit_sphere.groups import Group
 from lit_sphere.optim import Switch, SwitchableOptions
 
@@ -50,8 +51,9 @@ class FineTuneSwitch(Callback):
 
     Raises:
         ValueError: If there is no switch, or one cannot come after the one before; at the start of ``fit``, if
-            an optimizer has no such option, ``RegimeMonitor`` or the data's augmentation is missing, or another
-            callback or a scheduler changes the same option.
+            an optimizer has no such option, ``RegimeMonitor`` or the data's augmentation is missing, a switch waits
+            for a ``RegimeMonitor`` that is listed after this callback, or another callback or a scheduler changes the
+            same option.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -76,12 +78,21 @@ class FineTuneSwitch(Callback):
         super().__init__()
         if not switches:
             raise ValueError("FineTuneSwitch: there is no switch; give at least one, e.g. Switch(epoch=100, elr=1e-3)")
+        if not isinstance(switches, (list, tuple)) or not all(isinstance(each, Switch) for each in switches):
+            raise ValueError(
+                "FineTuneSwitch: switches must be a list of Switch, e.g. [Switch(epoch=100, elr=1e-3)], got "
+                f"{switches!r}"
+            )
         if stop_after_last is not None and stop_after_last < 1:
             raise ValueError(f"FineTuneSwitch: stop_after_last must be at least 1, got {stop_after_last}")
         for name in ("epoch", "step"):
             times = [getattr(switch, name) for switch in switches if getattr(switch, name) is not None]
             if times != sorted(times):
                 raise ValueError(f"FineTuneSwitch: switches take place one after another, but {name} falls: {times}")
+        for switch in switches:
+            if switch.regime is not None and switch.regime not in REGIME_NUMBERS:
+                known = ", ".join(REGIME_NUMBERS)
+                raise ValueError(f"FineTuneSwitch: {switch}: there is no such regime; regime is one of {known}")
         self.switches, self.loss_key = list(switches), loss_key
         self.snapshot, self.stop_after_last = snapshot, stop_after_last
         self.fired: list[dict[str, Any]] = []
@@ -208,7 +219,7 @@ class FineTuneSwitch(Callback):
         switch, number = self._pending()[0], len(self.fired) + 1
         if saves and self._folder is not None and trainer.loggers:
             name = f"before-switch-{number}-epoch{epoch:04d}.ckpt"
-            trainer.save_checkpoint(self._folder / "checkpoints" / name)
+            trainer.save_checkpoint(self._folder / "checkpoints" / name, weights_only=False)
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(other, "mark") and getattr(other, "between", "switches") == "switches":
                 other.mark(trainer, pl_module)
@@ -226,12 +237,13 @@ class FineTuneSwitch(Callback):
                 step=trainer.global_step - 1,
             )
         monitor = regime_monitor_of(trainer)
-        if monitor is not None and hasattr(monitor, "restart"):
+        if monitor is not None:
             monitor.restart(epoch)
 
     def _tell(self, trainer: Trainer, switch: Switch, epoch: int, values: dict[str, tuple[Any, Any]]) -> None:
         shown = ", ".join(f"{name} {_shown(old)} → {_shown(new)}" for name, (old, new) in values.items())
-        rank_zero_info(f"FineTuneSwitch: epoch {epoch}, step {trainer.global_step} ({switch.when}): {shown}")
+        asked = "" if switch.epoch is not None or switch.step is not None else f" ({switch.when})"
+        rank_zero_info(f"FineTuneSwitch: from epoch {epoch}, step {trainer.global_step} on{asked}: {shown}")
         if all(old == new for old, new in values.values()):
             rank_zero_warn(f"FineTuneSwitch: {switch} changes nothing: the value was the same before; remove it")
 
@@ -268,6 +280,16 @@ class FineTuneSwitch(Callback):
             "loss": self._loss.state(),
             "options": options,
         }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with a longer list that changes more options, so that what took place is not repeated."""
+        saved = checkpoint.get("callbacks") or {}
+        asking = [each for each in trainer.callbacks if isinstance(each, FineTuneSwitch)]  # type: ignore[attr-defined]
+        left = [key for key in saved if key.startswith("FineTuneSwitch{") and key not in {e.state_key for e in asking}]
+        if len(left) == 1 and [each for each in asking if each.state_key not in saved] == [self]:
+            fired = [each["switch"] for each in saved[left[0]]["fired"]]
+            if fired == [asdict(switch) for switch in self.switches[: len(fired)]]:
+                self.load_state_dict(saved[left[0]])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`; other switches than those that took place are told."""

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_sphere.callbacks._module_groups import groups_of
+from lit_sphere.callbacks.regime_monitor import regime_monitor_of
 from lit_sphere.groups import Group
 from lit_sphere.optim import NormKeeper, SphereSGD
 
@@ -22,7 +23,12 @@ class FixedNorm(Callback):
     ``norm``: the network's function stays the same, its effective learning rate no longer drifts with the norm
     (PB: without a changing norm, training with weight decay has no periods). Works with any optimizer, under
     automatic and manual optimisation, with gradient accumulation and under DDP. Momentum buffers and second moments
-    stay as the optimizer left them. Logs nothing; ``EffectiveLearningRateMonitor`` shows ``norm/…`` flat.
+    stay as the optimizer left them. ``EffectiveLearningRateMonitor`` shows ``norm/…`` flat; ``RegimeMonitor`` begins
+    anew where fixing begins.
+
+    | key | quantity |
+    |---|---|
+    | ``switch/fixed_norm`` | norm ρ of all scale-invariant parameters, once, when fixing begins |
 
     Args:
         norm: Norm of all scale-invariant parameters together; they are scaled to it when fixing begins. None: the
@@ -127,6 +133,7 @@ class FixedNorm(Callback):
             rank_zero_info(
                 f"FixedNorm: from epoch {trainer.current_epoch}, step {trainer.global_step} on, ρ = {total:.5g}"
             )
+            self._mark(trainer, total)
         else:
             return
         mine = {p for group in self._groups for p in group}
@@ -137,6 +144,14 @@ class FixedNorm(Callback):
                 if any(p in mine for group in optimizer.param_groups for p in group["params"])
             )
         )
+
+    def _mark(self, trainer: Trainer, norm: float) -> None:
+        for logger in trainer.loggers:
+            metrics = {"epoch": trainer.current_epoch, "switch/fixed_norm": norm}
+            logger.log_metrics(metrics, step=max(0, trainer.global_step - 1))
+        monitor = regime_monitor_of(trainer)
+        if monitor is not None and trainer.global_step:
+            monitor.restart(trainer.current_epoch)
 
     def _begin(self) -> NormKeeper:
         norms = NormKeeper(self._groups).norms

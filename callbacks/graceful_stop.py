@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM leave a checkpoint from which the run goes on bit for bit."""
 
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -8,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+
+_PATIENCE = 2.0  # seconds before a user wonders
 
 
 class Interrupted(Exception):
@@ -28,7 +31,8 @@ class Interrupted(Exception):
 class GracefulStop(Checkpoint):
     """Control: on SIGINT or SIGTERM finishes the batch, saves ``interrupted.ckpt`` and raises :class:`Interrupted`.
 
-    A second signal ends the process at once. With several processes the ranks agree every ``every_n_steps``
+    A second signal ends the process at once; in the midst of a long pass of another callback, which is finished first,
+    a line says so. With several processes the ranks agree every ``every_n_steps``
     steps, so that a signal to any one of them stops all. Lightning counts this as a checkpoint callback (it
     must run after all others): give the trainer a ``ModelCheckpoint`` beside it if you want one.
 
@@ -48,10 +52,12 @@ class GracefulStop(Checkpoint):
         self.dirpath, self.every_n_steps = dirpath, every_n_steps
         self._received: int | None = None
         self._before: dict[int, Any] = {}
+        self._notice: threading.Timer | None = None
+        self._speaks = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; only a process's main thread can."""
-        self._received = None
+        self._received, self._speaks = None, trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._before[signum] = signal.signal(signum, self._receive)
@@ -59,8 +65,14 @@ class GracefulStop(Checkpoint):
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self._received = signum
         self._give_back()  # a second signal is not asked to wait
+        if self._speaks:
+            self._notice = threading.Timer(_PATIENCE, _say_what_is_waited_for)
+            self._notice.daemon = True
+            self._notice.start()
 
     def _give_back(self) -> None:
+        if self._notice is not None:
+            self._notice.cancel()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}
@@ -83,8 +95,9 @@ class GracefulStop(Checkpoint):
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
+            self._give_back()
             path = Path(self.dirpath or trainer.default_root_dir) / "interrupted.ckpt"
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
             raise Interrupted(self._received or signal.SIGTERM, path, trainer.current_epoch, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -94,3 +107,10 @@ class GracefulStop(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back, before Lightning restores those that it had found itself."""
         self._give_back()
+
+
+def _say_what_is_waited_for() -> None:
+    print(
+        "\nlit-sphere: stops, with a checkpoint, when this batch or pass is done; interrupt once more to stop at once",
+        file=sys.stderr,
+    )

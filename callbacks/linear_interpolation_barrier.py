@@ -11,6 +11,7 @@ from lit_sphere.analysis import (
     WeightPath,
     difference,
     interpolate,
+    loss_and_error,
     path_positions,
     read_checkpoint,
     tensors_of,
@@ -64,7 +65,8 @@ class LinearInterpolationBarrier(BetweenEpochs):
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if ``start`` cannot be read or is of
-            another architecture, the module has no scale-invariant group, or batches are no pairs of tensors.
+            another architecture, the module has no scale-invariant group, or batches are no pairs of tensors, cannot
+            be read in order, or give no loss.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -78,6 +80,8 @@ class LinearInterpolationBarrier(BetweenEpochs):
         >>> len(path.curves["train_loss"]), path.separation.cosine > 0.9
         (5, True)
     """
+
+    _needs = " and criterion(logits, labels), cross-entropy where it has none"
 
     def __init__(
         self,
@@ -105,7 +109,10 @@ class LinearInterpolationBarrier(BetweenEpochs):
             raise ValueError(f"LinearInterpolationBarrier: every_n_epochs must be at least 1, got {every_n_epochs}")
         if between == "snapshots" and every_n_epochs is None:
             every_n_epochs = 20
-        self.positions = path_positions(points)
+        try:
+            self.positions = path_positions(points)
+        except ValueError as error:
+            raise ValueError(f"LinearInterpolationBarrier: {error}") from error
         self.between, self.start, self.every_n_epochs = between, start, every_n_epochs
         self.points, self.great_circle, self.statistics = points, great_circle, statistics
         self.results: dict[str, Interpolation] = {}
@@ -151,7 +158,16 @@ class LinearInterpolationBarrier(BetweenEpochs):
                 f"LinearInterpolationBarrier: start {path} is of another architecture: {name} is {there} there and "
                 f"{here} in {type(pl_module).__name__}; give a checkpoint of the same network"
             )
+        bad = next((name for name, each in weights.items() if not each.isfinite().all()), None)
+        if bad is not None:
+            raise ValueError(
+                f"LinearInterpolationBarrier: start {path}: {bad} is NaN or infinite there; give an earlier checkpoint"
+            )
         return {"epochs": int(checkpoint.get("epoch", 0)), "step": int(checkpoint["global_step"]), "weights": weights}
+
+    def _evaluate(self, pl_module: LightningModule, batch: Any) -> None:
+        pl_module.eval()
+        loss_and_error(pl_module, [batch], criterion_of(pl_module))
 
     def mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take a snapshot now, before a switch; the path from here is measured later.

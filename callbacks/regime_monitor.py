@@ -4,24 +4,17 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch.optim import Optimizer
 
 from lit_sphere.analysis.regimes import REGIME_NUMBERS, SHORTEST_RUN, RegimeVerdict, after_blow_ups, name_regime
-from lit_sphere.callbacks._epoch_curves import (
-    ACCURACY_KEYS,
-    ERROR_KEYS,
-    LOSS_KEYS,
-    EpochCurves,
-    classes_and_threshold,
-    known_rows,
-)
-from lit_sphere.callbacks._pictures import run_folder_of, save_picture
+from lit_sphere.callbacks._curve_callback import CurveCallback
+from lit_sphere.callbacks._epoch_curves import known_rows
+from lit_sphere.callbacks._pictures import save_picture
 from lit_sphere.report.regime_curves import RegimeSegment, draw_regimes
 
 
-class RegimeMonitor(Callback):
+class RegimeMonitor(CurveCallback):
     """Monitor: names TR's regime of a run at a fixed effective learning rate, with the evidence.
 
     At the end of every epoch, once there are 20, :func:`~lit_sphere.analysis.name_regime` looks at the curves since
@@ -79,35 +72,11 @@ class RegimeMonitor(Callback):
         converged_loss: float | None = None,
         every_n_steps: int = 4,
     ) -> None:
-        if num_classes is not None and num_classes < 2:
-            raise ValueError(f"RegimeMonitor: num_classes must be at least 2, got {num_classes}")
-        if converged_loss is not None and not (math.isfinite(converged_loss) and converged_loss > 0):
-            raise ValueError(f"RegimeMonitor: converged_loss must be positive and finite, got {converged_loss}")
-        if every_n_steps < 1:
-            raise ValueError(f"RegimeMonitor: every_n_steps must be at least 1, got {every_n_steps}")
-        self.num_classes, self.converged_loss, self.every_n_steps = num_classes, converged_loss, every_n_steps
-        self.loss_key, self.error_key = loss_key, error_key
+        super().__init__(num_classes, loss_key, error_key, converged_loss, every_n_steps)
         self.verdict: RegimeVerdict | None = None
-        self._curves = EpochCurves(
-            self,
-            every_n_steps,
-            (loss_key,) if loss_key else LOSS_KEYS,
-            (error_key,) if error_key else ERROR_KEYS,
-            () if error_key else ACCURACY_KEYS,
-        )
         self._first_epoch = 0  # of the present curve
         self._segments: list[dict[str, Any]] = []  # those before it, with their verdicts
         self._told = "undecided"
-
-    @property
-    def state_key(self) -> str:
-        """Differs between two monitors of one trainer."""
-        return self._generate_state_key(
-            classes=self.num_classes,
-            keys=(self.loss_key, self.error_key),
-            converged=self.converged_loss,
-            every=self.every_n_steps,
-        )
 
     def restart(self, epoch: int) -> None:
         """Cut the curve: only epochs from this one on are looked at, since the effective learning rate changed.
@@ -121,30 +90,9 @@ class RegimeMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training."""
-        self._folder = run_folder_of(trainer)
-        if self._curves.fit_start(trainer, pl_module):
+        super().on_fit_start(trainer, pl_module)
+        if self._anew:
             self.verdict, self._segments, self._first_epoch, self._told = None, [], 0, "undecided"
-        self._classes, self._converged = classes_and_threshold(
-            trainer, pl_module, self.num_classes, self.converged_loss
-        )
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete the last epoch's row."""
-        self._curves.settle(trainer)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Find the groups from the first batch, if they are not known."""
-        self._curves.batch_start(trainer, pl_module, batch)
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Observe the step."""
-        self._curves.before_step(optimizer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Add up what the step returned."""
-        self._curves.batch_end(trainer, pl_module, outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the regime, and log it."""
@@ -201,20 +149,6 @@ class RegimeMonitor(Callback):
             self._told = self.verdict.regime
             rank_zero_info(f"regime: {self.verdict.regime}: {self.verdict.evidence}")
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Complete the last epoch's row also in what is being saved."""
-        if not self._curves.open:
-            self._curves.settle(trainer)
-            checkpoint["callbacks"][self.state_key] = self.state_dict()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the optimizer alone."""
-        self._curves.detach()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizer alone."""
-        self._curves.detach()
-
     def state_dict(self) -> dict[str, Any]:
         """Curves and verdicts, so that a resumed run continues them."""
         verdict = None if self.verdict is None else asdict(self.verdict)
@@ -233,3 +167,9 @@ class RegimeMonitor(Callback):
         self._segments = [dict(segment) for segment in state_dict["segments"]]
         verdict = state_dict["verdict"]
         self.verdict = None if verdict is None else RegimeVerdict(**verdict)
+
+
+def regime_monitor_of(trainer: Trainer) -> RegimeMonitor | None:
+    """Give the first ``RegimeMonitor`` among the trainer's callbacks, or None."""
+    named = [each for each in trainer.callbacks if isinstance(each, RegimeMonitor)]  # type: ignore[attr-defined]
+    return named[0] if named else None

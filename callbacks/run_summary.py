@@ -9,8 +9,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_sphere.analysis import RegimeVerdict, name_regime
+from lit_sphere.analysis.regimes import CONVERGED_LOSS, converged_mse
 from lit_sphere.callbacks._pictures import save_picture
-from lit_sphere.callbacks.regime_monitor import RegimeMonitor
+from lit_sphere.callbacks.regime_monitor import regime_monitor_of
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import Series, draw_curves, read_metrics
 
@@ -120,18 +121,23 @@ def _sphere_lines(trainer: Trainer) -> list[tuple[str, float | None, str, str]]:
 
 
 def _regime(trainer: Trainer, series: dict[str, Series]) -> RegimeVerdict | None:
-    """What a RegimeMonitor says; else of a run on the sphere, where curves, classes and a cross-entropy are known."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RegimeMonitor):
-            return callback.verdict
-    if getattr(trainer.lightning_module, "loss", "cross_entropy") != "cross_entropy":
-        return None
+    """What a RegimeMonitor says; else of a run on the sphere, where curves and number of classes are known."""
+    monitor = regime_monitor_of(trainer)
+    if monitor is not None:
+        return monitor.verdict
     num_classes = getattr(getattr(trainer, "datamodule", None), "num_classes", None)
     on_sphere = any(isinstance(optimizer, SphereSGD) for optimizer in trainer.optimizers)
     if not on_sphere or num_classes is None or not {"train/loss", "train/error"} <= series.keys():
         return None
     losses, errors = series["train/loss"], series["train/error"]
-    return name_regime(losses.values, errors.values, num_classes, first_epoch=int(losses.epochs[0]))
+    mse = getattr(trainer.lightning_module, "loss", "cross_entropy") == "mse"
+    return name_regime(
+        losses.values,
+        errors.values,
+        num_classes,
+        first_epoch=int(losses.epochs[0]),
+        converged_loss=converged_mse(num_classes) if mse else CONVERGED_LOSS,
+    )
 
 
 def _percent(fraction: float | None) -> float | None:

@@ -42,6 +42,22 @@ _BAD = {
     "config is a folder": ("fit --config folder", ["folder", "is a folder", "YAML"]),
     "config without a name": ("fit --config", ["--config", "elr.yaml"]),
     "unknown option": ("fit --bogus 3", ["--bogus"]),
+    "a callback that is there already": (
+        "fit --trainer.callbacks+=EffectiveLearningRateMonitor",
+        ["EffectiveLearningRateMonitor twice", "--monitor"],
+    ),
+    "a callback twice": (
+        "fit --trainer.callbacks+=RegimeMonitor --trainer.callbacks+=RegimeMonitor",
+        ["RegimeMonitor twice", "leave one out"],
+    ),
+    "a switch to an ELR below 0": (
+        "fit --trainer.callbacks+=FineTuneSwitch --trainer.callbacks.switches [{'epoch':1,'elr':-1}]",
+        ["switch", "elr must be positive"],
+    ),
+    "a callback's argument out of range": (
+        "fit --trainer.callbacks+=CheckpointSimilarity --trainer.callbacks.keep 1",
+        ["CheckpointSimilarity", "keep"],
+    ),
     "unknown model option": ("fit --model.widht 3", ["widht", "SIConvNet", "--model.help"]),
     "unknown data option": ("fit --data.bogus 3", ["bogus", "Digits", "--data.help"]),
     "unknown trainer option": ("fit --trainer.bogus 3", ["--trainer.bogus"]),

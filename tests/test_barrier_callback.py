@@ -13,10 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_sphere.analysis import Interpolation, WeightPath, interpolate, path_positions, take_weights
-from lit_sphere.callbacks import LinearInterpolationBarrier
+from lit_sphere.callbacks import CheckpointSimilarity, LinearInterpolationBarrier
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet
 from lit_sphere.report import read_metrics
@@ -333,6 +333,48 @@ def test_batches_that_are_no_pairs_are_refused_at_the_first() -> None:
     assert trainer.global_step == 0
 
 
+class TwoOutputs(SIConvNet):
+    """Not to be evaluated by its forward."""
+
+    def forward(self, inputs: Tensor) -> Any:
+        return super().forward(inputs), inputs
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        raise AssertionError("a step was made")
+
+
+@pytest.mark.parametrize("callback", [LinearInterpolationBarrier(between="switches"), CheckpointSimilarity(1)])
+def test_what_cannot_be_evaluated_is_told_before_the_first_step(callback: Callback) -> None:
+    """Not at the first snapshot, or at the end, after hours."""
+    model = TwoOutputs(width=4, in_channels=1, elr=2e-2)
+    name = type(callback).__name__
+    with pytest.raises(ValueError, match=rf"{name} cannot evaluate a batch of the \w+ set by TwoOutputs.*; .* out$"):
+        fit(None, callback, model=model)
+
+
+@pytest.mark.filterwarnings("ignore:.*no `val_dataloader`|.*use_distributed_sampler|.*does not have many")
+def test_a_train_set_that_has_no_order_is_told_before_the_first_step() -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            yield from ((torch.zeros(1, 8, 8), 0) for _ in range(128))
+
+    with pytest.raises(
+        ValueError, match=r"LinearInterpolationBarrier cannot pass over the train set.*method train_pass"
+    ):
+        fit(None, LinearInterpolationBarrier(between="switches"), Fingerprint(), source=DataLoader(Stream(), 64))
+
+
+def test_weights_that_are_not_finite_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    path = tmp_path / "nan.ckpt"
+    weights = {name: value * torch.nan if value.is_floating_point() else value for name, value in
+               module().state_dict().items()}  # fmt: skip
+    torch.save({"state_dict": weights, "global_step": 1}, path)
+    first = Fingerprint()
+    with pytest.raises(ValueError, match=r"LinearInterpolationBarrier: start .*is NaN or infinite there; give an"):
+        fit(None, LinearInterpolationBarrier(start=path), first)
+    assert not first.seen
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -341,7 +383,7 @@ def test_batches_that_are_no_pairs_are_refused_at_the_first() -> None:
         ({"between": "checkpoint"}, "give start"),
         ({"between": "switches", "start": "a.ckpt"}, "give start"),
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
-        ({"points": 2}, "points must be at least 3"),
+        ({"points": 2}, "LinearInterpolationBarrier: points must be at least 3"),
     ],
 )
 def test_bad_options(options: dict[str, Any], words: str) -> None:

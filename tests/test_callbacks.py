@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -331,3 +332,18 @@ def test_run_checkpoint_leaves_out_epochs_that_follow_at_once(
 def test_run_checkpoint_refuses_negative_seconds() -> None:
     with pytest.raises(ValueError, match="least_seconds must not be negative"):
         RunCheckpoint(least_seconds=-1.0)
+
+
+def test_graceful_stop_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lit_sphere.callbacks.graceful_stop._PATIENCE", 0.05)
+    stop = GracefulStop()
+    stop._receive(signal.SIGTERM, None)
+    assert capsys.readouterr().err == "", "a quick stop needs no words"
+    time.sleep(0.5)
+    assert "interrupt once more to stop at once" in capsys.readouterr().err
+    stop._receive(signal.SIGTERM, None)
+    stop._give_back()
+    time.sleep(0.2)
+    assert capsys.readouterr().err == "", "stopped in time"

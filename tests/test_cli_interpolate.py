@@ -131,10 +131,11 @@ _BAD = {
     "no points": (f"{A} {B} --points x", ["--points", "expected int", "x"]),
     "statistics": (f"{A} {B} --statistics x", ["--statistics", "'reestimated'"]),
     "unknown option": (f"{A} {B} --bogus 3", ["--bogus"]),
-    "unknown config": (f"{A} {B} --config nope.yaml", ["nope.yaml", "elr.yaml"]),
+    "unknown config": (f"{A} {B} --config nope.yaml", ["nope.yaml", "elr_optima"]),
     "data": (f"{A} {B} --data.train_size 100000", ["100000", "lower"]),
     "folder with results": (f"{A} {B} --run done", ["done/interpolation.csv exists already", "another --run"]),
-    "folder is a file": (f"{A} {B} --run text.ckpt", ["text.ckpt"]),
+    "folder is a file": (f"{A} {B} --run text.ckpt", ["--run text.ckpt", "cannot be made", "choose another folder"]),
+    "not finite": (f"{A} nan.ckpt", ["nan.ckpt", "network.convs.0.weight", "NaN", "an earlier checkpoint"]),
 }
 
 
@@ -142,17 +143,29 @@ _BAD = {
 def test_one_line_names_mistake_and_remedy(name: str, runs: Path, lit_sphere: LitSphere) -> None:
     Path("empty.ckpt").write_bytes(b"")
     Path("text.ckpt").write_text("no checkpoint at all\n" * 20)
+    checkpoint = torch.load(A, weights_only=True)
+    checkpoint["state_dict"]["network.convs.0.weight"] *= torch.nan
+    torch.save(checkpoint, "nan.ckpt")
     Path("done").mkdir()
     Path("done/interpolation.csv").write_text("")
     line, words = _BAD[name]
     result = lit_sphere("interpolate", *line.split())
-    assert result.status == (1 if name == "folder is a file" else 2), result.err
+    assert result.status == 2, result.err
     lines = result.err.strip().splitlines()
     assert len(lines) == 1, result.err
     assert lines[0].startswith("lit-sphere: ")
     assert all(word in lines[0] for word in words), lines[0]
     assert not Path("runs").exists(), "a folder is left behind"
     assert "barrier" not in result.out
+
+
+def test_a_folder_that_cannot_be_written_does_not_lose_the_numbers(runs: Path, lit_sphere: LitSphere) -> None:
+    Path("r/interpolation.png").mkdir(parents=True)
+    result = lit_sphere("interpolate", A, B, "--points", "3", "--run", "r")
+    assert result.status == 1
+    assert "r/interpolation.png" in result.err
+    assert "train loss" in result.out
+    assert len(curves(Path("r/interpolation.csv"))["position"]) == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

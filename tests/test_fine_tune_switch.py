@@ -140,18 +140,19 @@ def test_a_metric_that_nobody_logs_is_named(tmp_path: Path) -> None:
 
 
 def test_the_regime_is_named(tmp_path: Path) -> None:
-    class RegimeMonitor(Callback):
-        verdict: Any = None
+    class Scripted(RegimeMonitor):
         restarts: list[int] = []  # noqa: RUF012
 
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            self.verdict = type("V", (), {"regime": "convergence" if trainer.current_epoch == 2 else "undecided"})()
+            self.verdict: Any = type(
+                "V", (), {"regime": "convergence" if trainer.current_epoch == 2 else "undecided"}
+            )()
 
         def restart(self, epoch: int) -> None:
             self.restarts.append(epoch)
             self.verdict = None
 
-    monitor, steps = RegimeMonitor(), Steps()
+    monitor, steps = Scripted(), Steps()
     switch = FineTuneSwitch([Switch(regime="convergence", elr=2e-2)])
     trainer_of(tmp_path, monitor, switch, steps).fit(ours(), data())
     assert first_with(steps, "elr", 2e-2) == 3 * BATCHES
@@ -456,6 +457,44 @@ def test_lists_that_are_none() -> None:
         FineTuneSwitch([Switch(epoch=2, elr=1.0)], stop_after_last=0)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("made", [{"elr": 1e-3}, {"sphere": False}])
+def test_a_resumed_run_with_more_switches_repeats_none(made: dict[str, Any], tmp_path: Path) -> None:
+    """The list goes on with an option that was not changed before."""
+    first, path = Switch(after_epochs=1, **made), tmp_path / "last.ckpt"
+    trainer = trainer_of(tmp_path, FineTuneSwitch([first]), epochs=2)
+    trainer.fit(ours(), data())
+    trainer.save_checkpoint(path)
+    longer = FineTuneSwitch([first, Switch(after_epochs=2, augment=True)])
+    trainer_of(tmp_path, longer, epochs=4).fit(ours(), data(), ckpt_path=path)
+    assert [(each["epoch"], sorted(each["values"])[0]) for each in longer.fired] == [
+        (1, "elr" if "elr" in made else "lr"),
+        (3, "augment"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resumed_run_with_other_switches_makes_them_all(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    trainer = trainer_of(tmp_path, FineTuneSwitch([Switch(epoch=1, elr=1e-3)]), epochs=2)
+    trainer.fit(ours(), data())
+    trainer.save_checkpoint(path)
+    other = FineTuneSwitch([Switch(epoch=3, sphere=False)])
+    trainer_of(tmp_path, other, epochs=4).fit(ours(), data(), ckpt_path=path)
+    assert [each["epoch"] for each in other.fired] == [3]
+
+
+@pytest.mark.parametrize("switches", [[{"epoch": 1, "elr": 1.0}], Switch(epoch=1, elr=1.0), "x"])
+def test_what_is_no_list_of_switches(switches: Any) -> None:
+    with pytest.raises(ValueError, match=r"FineTuneSwitch: switches must be a list of Switch, e.g. \["):
+        FineTuneSwitch(switches)
+
+
+def test_a_regime_that_does_not_exist_is_refused_when_it_is_written() -> None:
+    with pytest.raises(ValueError, match=r"FineTuneSwitch: .*no such regime; regime is one of .*convergence, chaotic"):
+        FineTuneSwitch([Switch(regime="convergense", elr=1.0)])
+
+
 def cosine() -> LightningModule:
     return ForeignLayerNorm()
 
@@ -479,6 +518,18 @@ _AT: dict[str, Any] = {"epoch": 1}
             [{"elr": 1.0}],
             [FineTuneSwitch([Switch(epoch=1, elr=2.0, augment=True)])],
             "another FineTuneSwitch changes elr",
+        ),
+        (
+            ours,
+            [{"sphere": False}],
+            [FineTuneSwitch([Switch(step=4, elr=2.0)])],
+            "another FineTuneSwitch changes elr",
+        ),
+        (
+            ours,
+            [{"elr": 1.0, "regime": "convergence"}],
+            [RegimeMonitor()],
+            "RegimeMonitor comes after it in the list of callbacks and would name the regime too late",
         ),
         (cosine, [{"lr": 1.0}], [], "CosineAnnealingLR sets the learning rate too; remove the scheduler"),
         (ForeignResNet, [{"lr": 1.0}], [LearningRateFinder()], "LearningRateFinder sets the learning rate"),
@@ -544,7 +595,7 @@ def test_a_switch_on_the_command_line(empty_folder: Path, lit_sphere: Callable[.
     few = ("--trainer.max_epochs", "2", "--data.train_size", "256", "--wandb", "disabled", "--run", "r")
     done = lit_sphere("fit", "--config", "elr.yaml", "--config", "c.yaml", *few)
     assert done.status == 0, done.err
-    assert "FineTuneSwitch: epoch 1, step 2 (epoch 1): elr 0.001 → 0.002" in done.err
+    assert "FineTuneSwitch: from epoch 1, step 2 on: elr 0.001 → 0.002" in done.err
     assert Path("r/checkpoints/before-switch-1-epoch0001.ckpt").is_file()
     on = ("--ckpt_path", "r/checkpoints/last.ckpt", "--run", "r", "--trainer.max_epochs", "3", "--wandb", "disabled")
     done = lit_sphere("fit", *on)

@@ -56,6 +56,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is missing, truncated, no Lightning checkpoint, or holds pickled code.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: is a folder; give the file in it, such as checkpoints/last.ckpt")
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     try:
@@ -69,7 +71,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a readable checkpoint, it may be truncated; take another one") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "global_step" not in checkpoint:
+    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict)) or (
+        "global_step" not in checkpoint
+    ):
         raise ValueError(f"{path}: no checkpoint of Lightning (no state_dict in it)")
     return checkpoint
 

@@ -123,7 +123,7 @@ class BeginAtWeights(Callback):
 
 def _take_radii(optimizer: SphereSGD, state: dict[str, Any]) -> None:
     """Replace measured radii by those stored, where the spheres are the same."""
-    saved = state["param_groups"]
+    saved = state.get("param_groups", [])
     kinds = [
         [(group.get("spheres"), len(group["params"])) for group in groups] for groups in (saved, optimizer.param_groups)
     ]

@@ -42,6 +42,8 @@ def exit_status(error: BaseException) -> int | None:
     lightning_errors = modules.get("lightning.fabric.utilities.exceptions")
     if lightning_errors and isinstance(error, lightning_errors.MisconfigurationException):
         return _say(str(error), 1)
+    if isinstance(error, RuntimeError) and str(error).startswith("Found more than one stateful callback"):
+        return _say(_twice(str(error)), 2)
     if isinstance(error, ValueError):
         # jsonargparse passes on what a constructor raised within its account of the types.
         refused = "Does not validate against any" in str(error)
@@ -80,8 +82,11 @@ def _argument_error(message: str) -> str:
         return f"{key}: there is no class {name!r}; there are {_classes(key)}"
     keys, given = (
         _option(text),
-        re.findall(r"Given value: (?!Namespace|NestedArg)(.+?)(?: - Expected| Given|$)", text),
+        re.findall(r"Given value: (?!\[?Namespace|NestedArg)(.+?)(?: - Expected| Given|$)", text),
     )
+    text = re.sub(r"(?:- )?Expected a path but \[.*? either not accessible or invalid", "", text)
+    text = re.sub(r"- Problem with given class_path 'lightning.Callback': Option '[^']+' is not accepted", "", text)
+    text = re.sub(r"-? ?Not a valid subclass of Callback.*$", "", text)
     text = re.sub(r'Parser key "[^"]+":', "", text)
     text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors:", "", text)
     text = re.sub(r"Given value(?: type)?: .*?(?= - Expected|$)", "", text)
@@ -91,8 +96,8 @@ def _argument_error(message: str) -> str:
     text = re.sub(r"Expected (?:a )?<class '(?:\w+\.)*(\w+)'>", r"expected \1", text)
     text = re.sub(r"Expected (?:a )?typing\.Literal\[(.*?)\]", r"expected one of \1", text)
     text = re.sub(
-        r"Option '(\w+)' is not accepted",
-        r"has no option '\1'; --model.help CLASS and --data.help CLASS list them",
+        r"Option '([^']+)' is not accepted",
+        rf"has no option '\1'; {_help_of(keys)}",
         text,
     )
     if "expected float" in text and given and given[0].strip(" .+-").lower() in ("nan", "inf"):
@@ -103,9 +108,24 @@ def _argument_error(message: str) -> str:
     return f"{keys}: {reason}{got}" if keys else f"{reason}{got}"
 
 
+def _twice(message: str) -> str:
+    """Two callbacks whose states Lightning cannot tell apart."""
+    named = re.search(r"callback of type `(\w+)`", message)
+    name = named[1] if named else "a callback"
+    built_in = {"EffectiveLearningRateMonitor": "--monitor", "RunCheckpoint": "--checkpoint"}.get(name)
+    remedy = f"it is there already, its options are {built_in}.…" if built_in else "leave one out, or change an option"
+    return f"--trainer.callbacks: {name} twice with the same options; {remedy}"
+
+
 def _option(text: str) -> str:
     keys = re.findall(r'Parser key "([^"]+)"', text)
     return "--" + ".".join(keys) if keys else ""
+
+
+def _help_of(option: str) -> str:
+    if option.startswith("--trainer.callbacks"):
+        return "--trainer.callbacks.help CLASS lists them"
+    return "--model.help CLASS and --data.help CLASS list them"
 
 
 def _classes(option: str) -> str:
@@ -115,5 +135,7 @@ def _classes(option: str) -> str:
     return (
         "SIConvNet, SIResNet18, SphereModule"
         if option == "--model"
+        else "those of lit_sphere.callbacks and lightning.pytorch.callbacks"
+        if option.startswith("--trainer.callbacks")
         else "those of import paths such as torch.optim.SGD"
     )

@@ -1,7 +1,6 @@
 """``lit-sphere interpolate A.ckpt B.ckpt``: loss and error between two checkpoints."""
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from lit_sphere.analysis.interpolation import Statistics
 from lit_sphere.cli.checkpoints import base_config
 from lit_sphere.cli.config_names import replace_config_names
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.results_folder import free_folder, make_folder
 from lit_sphere.cli.sphere_cli import Parser
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.groups import find_groups
@@ -115,21 +115,26 @@ def run_interpolate(args: list[str]) -> None:
     _compare(states[0], model.state_dict(), of_model, "in the model; give the --model that it was trained with")
     data.prepare_data()
     data.setup()
-    folder = _folder(config.run)
+    folder = free_folder(config.run, "interpolate", "interpolation.csv")
+    make_folder(folder)
     result = _measure(model, data, states, config, positions, device)
     names = _names(paths)
-    write_interpolation(result, folder / "interpolation.csv")
     statistics = "batch statistics" if config.statistics == "batch" else "statistics re-estimated"
     title = f"{type(model).__name__} on {type(data).__name__}, {statistics}"
+    print(_table(result, title, names, folder))  # first: a folder that cannot be written does not lose it
+    write_interpolation(result, folder / "interpolation.csv")
     draw_interpolation(result, title, names).savefig(folder / "interpolation.png", dpi=130)
-    print(_table(result, title, names, folder))
 
 
 def _read(path: str) -> dict[str, Tensor]:
     try:
-        return tensors_of(read_checkpoint(path)["state_dict"])
+        weights = tensors_of(read_checkpoint(path)["state_dict"])
     except ValueError as error:
         raise CommandLineError(str(error)) from error
+    bad = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
+    if bad is not None:
+        raise CommandLineError(f"{path}: {bad} is NaN or infinite in it; take an earlier checkpoint")
+    return weights
 
 
 def _compare(state: dict[str, Tensor], other: dict[str, Tensor], message: str, where: str) -> None:
@@ -157,14 +162,6 @@ def _configs(start: str, args: list[str]) -> list[str]:
 def _model_and_data(path: str) -> str:
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     return json.dumps({key: content[key] for key in ("model", "data") if key in content})
-
-
-def _folder(asked: str | None) -> Path:
-    folder = Path(asked or Path("runs") / f"interpolate-{time.strftime('%Y%m%d-%H%M%S')}")
-    if (folder / "interpolation.csv").exists():
-        raise CommandLineError(f"{folder / 'interpolation.csv'} exists already: choose another --run")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _device(asked: str | None) -> torch.device:

@@ -162,7 +162,8 @@ class SphereCLI(LightningCLI):
                 )  # also where config.yaml is used elsewhere
                 if self.checkpoint is None:
                     self.weights = read_checkpoint(config.ckpt_weights, OPTION)
-            name = Path(str(config.config[-1])).stem if config.get("config") else "run"
+            path = Path(str(config.config[-1])) if config.get("config") else Path("run")
+            name = path.stem if path.stem != "config" else path.resolve().parent.name  # of the run that goes on
             self.folder = run_folder(config.run, name, config.ckpt_path, _is_first_rank())
             if config.checkpoint.dirpath is None:
                 config.checkpoint.dirpath = str(self.folder / "checkpoints")

@@ -1,19 +1,20 @@
 """``lit-sphere toy``: the theory's toy systems, their pictures and the numbers they predict."""
 
 import csv
-import time
+import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.results_folder import free_folder, make_folder
 from lit_sphere.report.toy import ToyMap, draw_plane, draw_toy
 from lit_sphere.theory.toy import equilibrium_loss, settled_losses, toy_curves
 from lit_sphere.theory.toy_plane import mean_period, plane_curves
 
+_MOST = 2**32
 _DESCRIPTION = (
     "Train F = Σ α x²/(x² + y²) on the sphere at fixed effective learning rates, and leave toy.png and toy.csv in a "
     "folder: the loss at a few ELRs, the ELRs of the single groups with the levels that the theory predicts, and a "
@@ -56,8 +57,9 @@ def run_toy(args: list[str]) -> None:
         args: Command line after ``toy``.
     """
     config = make_parser().parse_args(args)
+    folder = free_folder(config.run, "toy", "toy.csv")
     table, figure, rows = _plane(config) if config.weight_decay else _sphere(config)
-    folder = _folder(config.run)
+    make_folder(folder)
     figure.savefig(folder / "toy.png", dpi=130)
     with (folder / "toy.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
@@ -65,9 +67,9 @@ def run_toy(args: list[str]) -> None:
 
 
 def _sphere(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
-    for name, least in (("steps", 2), ("grid", 2), ("seeds", 1)):
-        if config[name] < least:
-            raise CommandLineError(f"--{name} must be at least {least}, got {config[name]}")
+    for name, least in (("steps", 2), ("grid", 2), ("seeds", 1), ("seed", 0)):
+        if not least <= config[name] < _MOST:
+            raise CommandLineError(f"--{name} must be at least {least}, and below {_MOST}, got {config[name]}")
     alphas, elrs, half = config.alphas, config.elrs, config.steps // 2
     curves = toy_curves(alphas, elrs, epochs=2 * half, steps_per_epoch=1, seeds=[config.seed])
     grid = torch.logspace(-1, 1, config.grid, dtype=torch.float64) / sum(alphas)
@@ -93,6 +95,8 @@ def _sphere(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
 
 
 def _plane(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
+    if not (math.isfinite(config.lr) and config.lr > 0) or config.plane_steps < 1:
+        raise CommandLineError("--lr must be positive and finite, and --plane-steps at least 1")
     curves = plane_curves(config.weight_decay, config.lr, steps=config.plane_steps)
     # Of more steps than are drawn: a mean of few periods is rough.
     long = plane_curves(config.weight_decay, config.lr, steps=max(1000, config.plane_steps))
@@ -110,11 +114,3 @@ def _plane(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
 
 def _listed(numbers: Sequence[float]) -> str:
     return ", ".join(f"{number:g}" for number in numbers)
-
-
-def _folder(asked: str | None) -> Path:
-    folder = Path(asked or Path("runs") / f"toy-{time.strftime('%Y%m%d-%H%M%S')}")
-    if (folder / "toy.csv").exists():
-        raise CommandLineError(f"{folder} holds a toy already: choose another --run")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -86,7 +86,7 @@ def _grad_norms(axes: Axes, series: Mapping[str, Series], validation_name: str) 
 
 
 def _elrs(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
-    _quantity(axes, series, "elr", "effective learning rate η̃ = η/ρ²")
+    _quantity(axes, series, "elr", "effective learning rate η̃")
 
 
 def _esses(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
@@ -96,7 +96,8 @@ def _esses(axes: Axes, series: Mapping[str, Series], validation_name: str) -> No
 def _quantity(axes: Axes, series: Mapping[str, Series], quantity: str, title: str) -> None:
     groups = [key for key in series if key.startswith(f"{quantity}/") and not key.endswith("/total")]
     shown = f" (the first {_MOST_GROUPS} of {len(groups)})" if len(groups) > _MOST_GROUPS else ""
-    name = f"single groups{shown}"
+    statistics = all(key.partition("/")[2] in ("min", "median", "max") or "/q" in key for key in groups)
+    name = "quantiles over the groups" if statistics else f"single groups{shown}"
     for i, key in enumerate(groups[:_MOST_GROUPS]):
         # One legend entry for all groups: which is which stands in metrics.csv and W&B.
         _line(axes, series, key, name if i == 0 else "_", _GROUP, width=0.7)
@@ -110,13 +111,15 @@ def _mark_switches(axes: Axes, series: Mapping[str, Series], named: bool) -> Non
     for key in sorted(series):
         if key.startswith("switch/"):
             for epoch, value in zip(series[key].epochs, series[key].values, strict=True):
+                if epoch <= 0:
+                    continue  # so from the start
                 switched.setdefault(epoch, []).append(f"{key.partition('/')[2]} {value:.3g}")
     for i, (epoch, changes) in enumerate(sorted(switched.items())):
         label = f"from epoch {epoch:g}: {', '.join(changes)}" if named and i < _MOST_SWITCHES else "_"
         # A value by epoch is a mean over the epoch: the change lies between two of them.
         axes.axvline(epoch - 0.5, color=_SWITCH, linewidth=0.8, linestyle=(0, (4, 1 + 2 * (i % 3))), label=label)
     if switched and named:
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(fontsize=7, framealpha=0.7, edgecolor="none")
 
 
 def _scale(series: Mapping[str, Series], *keys: str) -> str:
@@ -137,4 +140,8 @@ def _line(
         return
     one = series[key]
     values = [scale * value for value in one.values]
-    axes.plot(one.epochs, values, label=label, color=color, linewidth=width, marker="" if len(values) > 1 else "o")
+    epochs = one.epochs
+    if len(set(epochs)) < len(epochs):  # several steps of an epoch: parts of it
+        per_epoch = (max(one.steps) + 1) / (max(epochs) + 1)
+        epochs = [step / per_epoch for step in one.steps]
+    axes.plot(epochs, values, label=label, color=color, linewidth=width, marker="" if len(values) > 1 else "o")

@@ -16,6 +16,13 @@ from lit_sphere.report.regime_curves import REGIME_COLORS
 from lit_sphere.report.style import BLUE, RED, house_style
 
 _LINE, _MARK = BLUE, RED
+# At a rate that falls, a regime is where a run stands to the peak of its sharpness, not where it would end.
+_NAMES = {
+    "convergence": "regime 1 (past the peak of sharpness)",
+    "chaotic equilibrium": "regime 2 (not past it)",
+    "divergence": "regime 3 (at chance)",
+    "undecided": "undecided",
+}
 
 
 def schedule_report(analysis: ScheduleAnalysis) -> str:
@@ -36,7 +43,7 @@ def schedule_report(analysis: ScheduleAnalysis) -> str:
     lines = [f"Learning rate schedule, by regime: {analysis.verdict}", f"  {analysis.evidence}"]
     if analysis.verdict == "undecided":
         return "\n".join(lines)
-    shares = ", ".join(f"{share:.0%} {regime}" for regime, share in analysis.shares.items())
+    shares = ", ".join(f"{share:.0%} {_NAMES[regime]}" for regime, share in analysis.shares.items())
     lines.append(f"  training was {shares}")
     outside = " outside regime 3" if "divergence" in analysis.shares else ""
     for name, moment in ((f"greatest sharpness{outside}", analysis.peak), ("peak passed", analysis.passed)):
@@ -116,9 +123,9 @@ def draw_schedule_regimes(epochs: Sequence[Mapping[str, Any]], analysis: Schedul
             figure.axes[0].annotate(
                 text, (analysis.passed.epoch, analysis.passed.lr), (6, 6), textcoords="offset points", color=_MARK
             )
-        patches = [Patch(color=REGIME_COLORS[regime], label=regime) for regime in analysis.shares]
+        patches = [Patch(color=REGIME_COLORS[regime], label=_NAMES[regime]) for regime in analysis.shares]
         figure.legend(handles=patches, frameon=False, ncols=max(1, len(patches)), loc="outside lower center")
-        figure.suptitle(analysis.verdict + (f"\n{title}" if title else ""), fontsize=10)
+        figure.suptitle(f"schedule: {analysis.verdict}" + (f"\n{title}" if title else ""), fontsize=10)
     return figure
 
 

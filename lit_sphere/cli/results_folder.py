@@ -1,0 +1,41 @@
+"""Folders for the results of commands that are no runs."""
+
+import time
+from pathlib import Path
+
+from lit_sphere.cli.errors import CommandLineError
+
+
+def free_folder(asked: str | None, command: str, file: str) -> Path:
+    """Choose a folder, before the work; not made yet.
+
+    Args:
+        asked: The user's choice; None for ``runs/COMMAND-DATE-TIME``.
+        command: The subcommand.
+        file: Name of its table, of which there must be none yet.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CommandLineError: If it holds another result.
+    """
+    folder = Path(asked or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if (folder / file).exists():
+        raise CommandLineError(f"{folder / file} exists already: choose another --run")
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Args:
+        folder: The folder; may exist.
+
+    Raises:
+        CommandLineError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandLineError(f"--run {folder}: cannot be made ({error.strerror}); choose another folder") from error
