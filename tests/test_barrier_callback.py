@@ -401,7 +401,7 @@ def test_a_run_too_short_for_two_snapshots() -> None:
 
 @pytest.mark.slow
 def test_barriers_between_learning_rates_and_within_the_chaotic_equilibrium() -> None:
-    """E6 and E9 of TR on digits: optima of far ELRs lie behind barriers, checkpoints of one regime-2 run do not."""
+    """TR §5 on digits: optima of far ELRs lie behind barriers, checkpoints of one regime-2 run do not."""
 
     def trained(elr: float, *barriers: LinearInterpolationBarrier) -> dict[str, Tensor]:
         model = module(width=8, elr=elr)

@@ -433,7 +433,7 @@ def test_no_optimizer_for_a_whole_group_is_refused_before_the_first_step(tmp_pat
 
 @pytest.mark.slow
 def test_filters_settle_at_one_effective_step_size_in_the_chaotic_equilibrium(tmp_path: Path) -> None:
-    # E7 of the papers, on the digits: ELR 3e-2 is in regime 2.
+    # Equal effective step sizes (TR §5), on the digits: ELR 3e-2 is in regime 2.
     torch.manual_seed(0)
     memory = Memory()
     monitor = EffectiveLearningRateMonitor("filter", scatter_epochs=20)

@@ -76,7 +76,7 @@ def test_chance_error_is_divergence_at_whatever_loss(classes: int) -> None:
         ([1.0] * 19, "only 19 epochs"),
         ([math.exp(-0.03 * t) for t in range(100)], "still falls"),
         ([math.exp(0.02 * t) for t in range(100)], "still rises"),
-        # A sudden convergence at the end of a long equilibrium (E14) is not yet one regime or the other.
+        # A sudden convergence at the end of a long equilibrium is not yet one regime or the other.
         ([1.0] * 95 + [0.5, 0.1, 0.02, 5e-3, 1e-3], "below 0.01 in 2 of the last 25 epochs only"),
     ],
 )

@@ -11,7 +11,11 @@ def total_elr(elrs: Tensor) -> Tensor:
 
     Returns:
         η̃, shape (...).
-    """
+
+    Raises:
+        ValueError: If an ELR is not positive.
+    """  # noqa: DOC502
+    _require(elrs > 0, "effective learning rates must be positive")
     return elrs.reciprocal().sum(-1).reciprocal()
 
 
@@ -24,7 +28,11 @@ def total_ess(elrs: Tensor, esses: Tensor) -> Tensor:
 
     Returns:
         η̃g̃, shape (...).
-    """
+
+    Raises:
+        ValueError: If an ELR is not positive, or a step size negative.
+    """  # noqa: DOC502
+    _require(esses >= 0, "effective step sizes must not be negative")
     weights = total_elr(elrs).unsqueeze(-1) / elrs  # ω_i of TR eq. (4); they sum to one
     return (weights * esses.square()).sum(-1).sqrt()
 
@@ -42,5 +50,15 @@ def next_elr(elr: Tensor, ess: Tensor, ess_total: Tensor) -> Tensor:
 
     Returns:
         η̃_i after the step, the same shape.
-    """
+
+    Raises:
+        ValueError: If the ELR is not positive, or a step size negative.
+    """  # noqa: DOC502
+    _require(elr > 0, "effective learning rates must be positive")
+    _require((ess >= 0) & (ess_total >= 0), "effective step sizes must not be negative")
     return elr * (1 + ess_total.square()) / (1 + ess.square())
+
+
+def _require(holds: Tensor, message: str) -> None:
+    if not bool(holds.all()):
+        raise ValueError(message)
