@@ -1,9 +1,12 @@
 """TR eqs. (3), (4) and (5) along steps of the toy, for any weights, and what is refused."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lit_sphere.theory import next_elr, total_elr, total_ess
 from lit_sphere.theory.toy import toy_gradient
@@ -32,11 +35,16 @@ def test_identities_hold_for_a_step_on_the_joint_sphere(seed: int, alphas: list[
     torch.testing.assert_close(next_elr(elrs, esses, ess), eta / moved.norm(dim=0) ** 2, rtol=1e-10, atol=0)
 
 
-def test_refusals() -> None:
-    good, bad = torch.tensor([0.1, 0.2]), torch.tensor([0.1, -0.2])
-    for call in (lambda: total_elr(bad), lambda: total_ess(bad, good), lambda: next_elr(bad, good, good)):
-        with pytest.raises(ValueError, match="learning rates must be positive"):
-            call()
-    for call in (lambda: total_ess(good, bad), lambda: next_elr(good, bad, good)):
-        with pytest.raises(ValueError, match="step sizes must not be negative"):
-            call()
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda good, bad: total_elr(bad), "learning rates must be positive"),
+        (lambda good, bad: total_ess(bad, good), "learning rates must be positive"),
+        (lambda good, bad: next_elr(bad, good, good), "learning rates must be positive"),
+        (lambda good, bad: total_ess(good, bad), "step sizes must not be negative"),
+        (lambda good, bad: next_elr(good, bad, good), "step sizes must not be negative"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(call: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(torch.tensor([0.1, 0.2]), torch.tensor([0.1, -0.2]))
