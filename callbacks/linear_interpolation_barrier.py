@@ -135,6 +135,12 @@ class LinearInterpolationBarrier(BetweenEpochs):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the checkpoint to start from, and find what is scale-invariant."""
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, LinearInterpolationBarrier) and other is not self and other._files == self._files:
+                raise ValueError(
+                    "LinearInterpolationBarrier: two of them measure the same paths, and would write the same files; "
+                    "leave one out"
+                )
         if self.start is not None:
             self._ends = [(Path(self.start).stem, self._read(self.start, pl_module))]
         super().on_fit_start(trainer, pl_module)
@@ -168,6 +174,12 @@ class LinearInterpolationBarrier(BetweenEpochs):
     def _evaluate(self, pl_module: LightningModule, batch: Any) -> None:
         pl_module.eval()
         loss_and_error(pl_module, [batch], criterion_of(pl_module))
+
+    @property
+    def _files(self) -> tuple[Any, ...]:
+        """What tells the names of the written files apart."""
+        start = None if self.start is None else Path(self.start).stem
+        return self.between, start, self.every_n_epochs, self.great_circle, self.statistics
 
     def mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take a snapshot now, before a switch; the path from here is measured later.

@@ -391,6 +391,13 @@ def test_bad_options(options: dict[str, Any], words: str) -> None:
         LinearInterpolationBarrier(**options)
 
 
+def test_two_that_would_write_the_same_files_are_refused() -> None:
+    two = [LinearInterpolationBarrier(every_n_epochs=1, points=points) for points in (3, 5)]
+    with pytest.raises(ValueError, match="would write the same files"):
+        fit(None, *two)
+    fit(None, two[0], LinearInterpolationBarrier(every_n_epochs=1, points=3, great_circle=True), max_epochs=2)
+
+
 def test_a_run_too_short_for_two_snapshots() -> None:
     with pytest.warns(UserWarning, match="no two snapshots 20 epochs apart in 4 epochs; lower every_n_epochs"):
         fit(None, LinearInterpolationBarrier())
