@@ -84,7 +84,7 @@ class CurveCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Read the learning rate of this step, before a scheduler moves it, and observe."""
-        self._curves.before_step(optimizer)
+        self._curves.before_step(trainer, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.analysis.regimes import CONVERGED_LOSS, converged_mse
-from lit_sphere.callbacks._module_groups import groups_of, short_names
-from lit_sphere.effective import QUANTITIES, EffectiveQuantities, StepMeans
+from lit_sphere.callbacks._step_watch import StepWatch
+from lit_sphere.effective import QUANTITIES
 
 Row = dict[str, Any]
 """An epoch: numbers ``epoch``, ``step`` (before it), ``loss``, ``error``, ``lr``, and lists ``elr``, ``ess``,
@@ -38,7 +38,6 @@ class EpochCurves:
 
     Attributes:
         rows: The rows so far.
-        group_names: Short names of the groups, once they are found.
     """
 
     def __init__(
@@ -49,16 +48,10 @@ class EpochCurves:
         error_keys: tuple[str, ...] = ERROR_KEYS,
         accuracy_keys: tuple[str, ...] = ACCURACY_KEYS,
     ) -> None:
-        self._asks, self._every = asks, every_n_steps
         self._loss_keys, self._error_keys, self._accuracy_keys = loss_keys, error_keys, accuracy_keys
         self.rows: list[Row] = []
-        self.group_names: list[str] = []
-        self._means: StepMeans | None = None
-        self._hooks: list[Any] = []
-        self._depth = 0  # of nested steps: that of a subclass which calls its parent's runs the hooks of both
-        self._due = False
+        self._watch = StepWatch(asks, self._take, every_n_steps, tells=False)
         self._open: dict[str, Any] = {}  # the epoch that is being measured
-        self._restored: dict[str, Any] = {}
 
     def fit_start(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Find the groups before training, where the module says what its input looks like.
@@ -72,73 +65,33 @@ class EpochCurves:
         """
         anew = trainer.ckpt_path is None and trainer.current_epoch == 0
         if anew:
-            self.rows, self._open, self._restored = [], {}, {}
-        self._means = None
-        self._find(trainer, pl_module, None)
+            self.rows, self._open = [], {}
+            self._watch.forget()
+        self._watch.fit_start(trainer, pl_module)
         return anew
 
     def batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Find the groups from the first batch otherwise; open the epoch."""
-        if self._means is None:
-            self._find(trainer, pl_module, batch)
+        self._watch.batch_start(trainer, pl_module, batch)
         if self._open.get("epoch") != trainer.current_epoch:
             if self._open:
                 self._close(trainer)  # an epoch whose last batch was in the checkpoint is not ended again
             step = trainer.global_step
             self._open = {"epoch": trainer.current_epoch, "step": step, "lr": 0.0, "lrs": 0, "sums": {}, "batches": 0}
-            assert self._means is not None
-            self._means.load_state({})
+            self._watch.steps = 0  # the first step of each epoch is measured, so that none is left out
+            assert self._watch.means is not None
+            self._watch.means.load_state({})
 
-    def _find(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        groups = groups_of(self._asks, pl_module, batch)
-        if groups is None:
-            return
-        for optimizer in trainer.optimizers:
-            trained = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-            mine = [group for group in groups if trained.keys() >= set(group.parameters)]
-            if mine:
-                break
-        else:
-            raise ValueError(
-                f"{type(self._asks).__name__}: no optimizer trains a scale-invariant group as a whole; give all "
-                "parameters of a group to one optimizer"
-            )
-        self._optimizer, self._index = optimizer, trained[mine[0].parameters[0]]
-        self.group_names = short_names(mine)
-        altered = bool(trainer.gradient_clip_val) or getattr(trainer.precision_plugin, "scaler", None) is not None
-        self._quantities = EffectiveQuantities(mine, optimizer, altered=altered)
-        self._means = StepMeans(self._quantities)
-        self._means.load_state(self._restored)
-        self._restored = {}
-        self.detach()
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._at_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+    def before_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """Read the learning rate, before a scheduler moves it, and observe or prepare to."""
+        if self._open and self._watch.is_watched(optimizer):
+            self._open["lr"] += self._watch.rate()
+            self._open["lrs"] += 1
+            self._watch.before_step(trainer, optimizer)
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Read the learning rate, and observe or prepare to."""
-        if self._means is None or getattr(optimizer, "optimizer", optimizer) is not self._optimizer or not self._open:
-            return
-        group = self._optimizer.param_groups[self._index]
-        self._open["lr"] += float(group["elr"] if group.get("elr") is not None else group["lr"])
-        self._due = self._open["lrs"] % self._every == 0  # the first step of each epoch, so that none is left out
-        self._open["lrs"] += 1
-        if self._due and self._quantities.before:
-            self._means.add()
-            self._due = False
-        elif self._due:
-            self._quantities.keep_gradients()
-            self._quantities.keep_weights()
-
-    def _at_step(self, *args: Any) -> None:
-        self._depth += 1
-
-    def _after_step(self, *args: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0 and self._due and self._means is not None:
-            self._means.add()
-            self._due = False
+    def _take(self, trainer: Trainer) -> None:
+        if self._open and self._watch.means is not None:
+            self._watch.means.add()
 
     def batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
         """Add up loss and error of the step, on their device."""
@@ -183,7 +136,7 @@ class EpochCurves:
         if names:
             mean = torch.stack([opened["sums"][name] for name in names]) / opened["batches"]
             row.update(zip(names, trainer.strategy.reduce(mean.to(trainer.strategy.root_device)).tolist(), strict=True))
-        measured = None if self._means is None else self._means.mean()
+        measured = None if self._watch.means is None else self._watch.means.mean()
         for quantity in _QUANTITIES:
             row[quantity] = None if measured is None else measured[QUANTITIES.index(quantity)].tolist()
         self.rows.append(row)
@@ -216,9 +169,12 @@ class EpochCurves:
 
     def detach(self) -> None:
         """Take the hooks off the optimizer."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._depth = [], 0
+        self._watch.detach()
+
+    @property
+    def group_names(self) -> list[str]:
+        """Short names of the groups, once they are found."""
+        return self._watch.names
 
     def state(self) -> dict[str, Any]:
         """Give what :meth:`load_state` takes: plain values and tensors.
@@ -226,9 +182,8 @@ class EpochCurves:
         Returns:
             The rows, and the epoch that is being measured.
         """
-        means = self._restored if self._means is None else self._means.state()
         opened = {**self._open, "sums": dict(self._open["sums"])} if self._open else {}
-        return {"rows": [dict(row) for row in self.rows], "open": opened, "means": means}
+        return {"rows": [dict(row) for row in self.rows], "open": opened, "watch": self._watch.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
@@ -237,7 +192,8 @@ class EpochCurves:
             state: As given by :meth:`state`.
         """
         self.rows = [dict(row) for row in state["rows"]]
-        self._open, self._restored = dict(state["open"]), state["means"]
+        self._open = dict(state["open"])
+        self._watch.load_state(state["watch"])
 
 
 def known_rows(rows: list[Row]) -> list[Row]:

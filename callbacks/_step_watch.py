@@ -29,6 +29,7 @@ class StepWatch:
         take: Called at every measured step; it calls ``watch.means.add()``.
         every_n_steps: Every n-th step is measured.
         view: ``tensor``, ``filter``, or ``joint`` for all groups as one.
+        tells: Say once where ``elr`` and ``ess`` come from; for callbacks that log them.
 
     Attributes:
         means: Means over the measured steps; None before the groups are found.
@@ -38,9 +39,14 @@ class StepWatch:
     """
 
     def __init__(
-        self, asks: Callback, take: Callable[[Trainer], None], every_n_steps: int = 1, view: Views = "tensor"
+        self,
+        asks: Callback,
+        take: Callable[[Trainer], None],
+        every_n_steps: int = 1,
+        view: Views = "tensor",
+        tells: bool = True,
     ) -> None:
-        self._asks, self._take, self._every, self._view = asks, take, every_n_steps, view
+        self._asks, self._take, self._every, self._view, self._tells = asks, take, every_n_steps, view, tells
         self.means: StepMeans | None = None
         self.names: list[str] = []
         self.source: Source | None = None
@@ -68,6 +74,10 @@ class StepWatch:
         self._find(trainer, self._groups(pl_module))
         return resumed
 
+    def forget(self) -> None:
+        """Begin anew, whatever was restored."""
+        self._restored, self.steps = {}, 0
+
     def batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Find the groups from the inputs of the first batch otherwise; and again for another optimizer.
 
@@ -90,7 +100,7 @@ class StepWatch:
             trainer: The trainer.
             optimizer: The optimizer of ``on_before_optimizer_step``.
         """
-        if self.means is None or getattr(optimizer, "optimizer", optimizer) is not self._optimizer:
+        if self.means is None or not self.is_watched(optimizer):
             return
         due = self.steps % self._every == 0
         if self.source == "gradients":
@@ -100,6 +110,16 @@ class StepWatch:
         elif due and not getattr(self._optimizer, "_step_supports_amp_scaling", False):
             # Not yet clipped, nor changed in place by the step. (A fused step unscales them itself.)
             self.means.quantities.keep_gradients()
+
+    def is_watched(self, optimizer: Optimizer) -> bool:
+        """Say whether this, or what it wraps, is the watched optimizer."""
+        return self.means is not None and getattr(optimizer, "optimizer", optimizer) is self._optimizer
+
+    def rate(self) -> float:
+        """Give the present (effective) learning rate of the parameter group that trains the first group."""
+        first = self.means.quantities.first_group if self.means is not None else 0
+        group = self._optimizer.param_groups[first]
+        return float(group["elr"] if group.get("elr") is not None else group["lr"])
 
     def detach(self) -> None:
         """Leave the optimizer as it was."""
@@ -153,7 +173,9 @@ class StepWatch:
         self.means = StepMeans(EffectiveQuantities(mine, self._optimizer, self._altered))
         self.means.load_state(before)
         self._restored = {}
-        self._say(f"{name}: ", kind, self.means.quantities.source)
+        if self._tells:
+            self._say(f"{name}: ", kind, self.means.quantities.source)
+        self.source = self.means.quantities.source
         self._attach(trainer)
 
     def _say(self, who: str, kind: str, source: Source) -> None:
@@ -165,7 +187,6 @@ class StepWatch:
                 f"{who}{kind} has {why}: ess/… and angle/… are measured from the weights before and after each "
                 "step, and elr/… = ess/… / effective_grad_norm/…"
             )
-        self.source = source
 
     def _attach(self, trainer: Trainer) -> None:
         """Be called around each real step, where the step is to be seen."""

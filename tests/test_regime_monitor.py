@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_sphere.analysis import name_regime
 from lit_sphere.analysis.regimes import RegimeVerdict
-from lit_sphere.callbacks import RegimeMonitor, RunSummary
+from lit_sphere.callbacks import EffectiveLearningRateMonitor, FineTuneSwitch, RegimeMonitor, RunSummary, Switch
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet
 from lit_sphere.optim import SphereSGD
@@ -302,3 +302,21 @@ def test_every_run_on_digits_is_named_rightly_over_the_whole_grid(elr: float) ->
         steps=[row["step"] for row in found],
     )
     assert blind.regime in GRID[elr], blind
+
+
+def test_step_sizes_are_right_where_momentum_is_switched_on() -> None:
+    monitor = RegimeMonitor(every_n_steps=1)
+    trainer = Trainer(
+        max_epochs=3,
+        callbacks=[EffectiveLearningRateMonitor(), monitor, FineTuneSwitch([Switch(epoch=1, momentum=0.9)])],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = SIConvNet(width=4, in_channels=1, optimizer=lambda params: torch.optim.SGD(params, lr=0.05))
+    trainer.fit(module, Digits(train_size=256, batch_size=64))
+    row = monitor._curves.rows[-1]
+    for quantity in ("ess", "elr", "effective_grad_norm"):
+        assert row[quantity][0] == pytest.approx(trainer.callback_metrics[f"{quantity}/total"].item(), rel=1e-6)

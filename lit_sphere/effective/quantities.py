@@ -94,6 +94,11 @@ class EffectiveQuantities:
         return len(QUANTITIES), 1 + self._atoms.groups
 
     @property
+    def first_group(self) -> int:
+        """Number of the optimizer's parameter group that trains the first group."""
+        return self._group_of[0]
+
+    @property
     def before(self) -> bool:
         """Whether :meth:`observe` is due before the step; after it otherwise."""
         return self.source == "gradients"
