@@ -60,8 +60,8 @@ def loss_of(x: Tensor, seed: int) -> Tensor:
     return torch.einsum("ri,ij,rj->", u, matrix / dim, u)
 
 
-def least_cosine(lr: float, weight_decay: float, **other_options: float) -> float:
-    """Least cosine of a filter under SGD and AdaGradG, over 1000 steps with the same losses."""
+def least_cosine(lr: float, weight_decay: float, steps: int = 1000, **other_options: float) -> float:
+    """Least cosine of a filter under SGD and AdaGradG, over steps with the same losses."""
     start = torch.randn(6, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start /= start.norm(dim=1, keepdim=True)
     mine, other = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -69,7 +69,7 @@ def least_cosine(lr: float, weight_decay: float, **other_options: float) -> floa
     optimizer = AdaGradG([mine], **options)
     sgd = torch.optim.SGD([other], lr=lr, weight_decay=weight_decay)
     least = 1.0
-    for step in range(1000):
+    for step in range(steps):
         for x, opt in ((mine, optimizer), (other, sgd)):
             opt.zero_grad()
             loss_of(x, step).backward()
@@ -81,14 +81,15 @@ def least_cosine(lr: float, weight_decay: float, **other_options: float) -> floa
 
 @pytest.mark.parametrize(("lr", "gap"), [(0.01, 1e-9), (0.1, 2e-6), (0.3, 2e-4)])
 def test_it_stays_with_sgd_with_l2_regularisation(lr: float, gap: float) -> None:
-    assert least_cosine(lr, 0.01) > 1 - gap
+    """Over 3000 shared steps; the gaps of this problem were 4e-14, 3e-8 and 2e-5."""
+    assert least_cosine(lr, 0.01, 3000) > 1 - gap
 
 
 def test_the_gap_to_sgd_closes_with_the_learning_rate() -> None:
     gaps = [1 - least_cosine(lr, 0.01) for lr in (0.3, 0.15, 0.075)]
-    # Equal to second order: angles differ at the third, and 1 − cos is half their square.
-    assert gaps[1] < gaps[0] / 2**4
-    assert gaps[2] < gaps[1] / 2**4
+    # Equal to second order: angles differ at the third, and 1 − cos is half their square. Seen: 74 and 63.
+    assert gaps[0] / gaps[1] == pytest.approx(2**6, rel=0.25)
+    assert gaps[1] / gaps[2] == pytest.approx(2**6, rel=0.1)
 
 
 def test_other_options_leave_sgd() -> None:
@@ -184,7 +185,9 @@ def test_unfit_tensors_are_refused() -> None:
         AdaGradG([nn.Parameter(torch.zeros(3, 2))], 0.1)
 
 
-@pytest.mark.parametrize(("lr", "weight_decay"), [(0.0, 0.1), (0.1, -1.0), (2.0, 0.5), (math.inf, 0.0)])
+@pytest.mark.parametrize(
+    ("lr", "weight_decay"), [(0.0, 0.1), (0.1, -1.0), (2.0, 0.5), (math.inf, 0.0), (math.nan, 0.0), (0.1, math.nan)]
+)
 def test_only_options_of_a_real_sgd_are_translated(lr: float, weight_decay: float) -> None:
     with pytest.raises(ValueError, match="needs lr > 0"):
         adagrad_g_like_sgd(lr, weight_decay)

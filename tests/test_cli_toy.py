@@ -1,18 +1,24 @@
 """``lit-sphere toy`` from an empty directory: pictures, numbers, and one line for bad input."""
 
 import csv
+import math
 from pathlib import Path
 
 import matplotlib.image
 import pytest
-from conftest import LitSphere
+from conftest import LitSphere, Result
 
 _SMALL = ["--grid", "12", "--seeds", "4", "--run", "toy"]
 
 
 def rows(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as file:
-        return [{key: float(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+        return [{k: float(cell) for k, cell in row.items() if k != "regime"} for row in csv.DictReader(file)]
+
+
+def regimes(path: Path) -> list[str]:
+    with path.open(newline="") as file:
+        return [row["regime"] for row in csv.DictReader(file)]
 
 
 def test_the_sphere_shows_three_regimes_and_the_levels_of_the_theory(empty_folder: Path, lit_sphere: LitSphere) -> None:
@@ -30,6 +36,12 @@ def test_the_sphere_shows_three_regimes_and_the_levels_of_the_theory(empty_folde
     assert len(table) == 12
     for row in table:
         assert row["median"] == pytest.approx(row["predicted_loss"], abs=0.12)
+    # Borders 1/Σα = 1/7, and 2/Σα, where the angle of a step at equilibrium reaches 60°.
+    expected = [
+        "convergence" if row["elr"] < 1 / 7 else "chaotic equilibrium" if row["elr"] < 2 / 7 else "divergence"
+        for row in table
+    ]
+    assert regimes(empty_folder / "toy" / "toy.csv") == expected
     assert matplotlib.image.imread(empty_folder / "toy" / "toy.png").std() > 0.05
 
 
@@ -53,20 +65,86 @@ def test_help_names_every_option(lit_sphere: LitSphere) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--elrs", "0"], "must be positive"),
-        (["--alphas", "-1"], "must be positive"),
+        (["--elrs", "0"], "--elrs must be positive, from 1e-06 to 1e+06, got 0"),
+        (["--elrs", "0.1", "-0.2"], "--elrs must be positive, from 1e-06 to 1e+06, got 0.1, -0.2"),
+        (["--elrs", "1e300"], "--elrs must be positive"),
+        (["--elrs", "nan"], "--elrs"),
+        (["--elrs", "inf"], "--elrs"),
         (["--elrs", "fast"], "--elrs"),
+        (["--alphas", "-1"], "--alphas must be positive, from 1e-06 to 1e+06, got -1"),
+        (["--alphas", "1", "nan"], "--alphas"),
+        (["--alphas"], "--alphas"),
         (["--steps", "1"], "--steps must be at least 2"),
-        (["--weight-decay", "1.5"], "below 1/lr"),
+        (["--grid", "1"], "--grid must be at least 2"),
+        (["--grid", "1.5"], "--grid"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--seed", "-1"], "--seed must be at least 0"),
         (["--unknown", "1"], "unknown"),
+        (["--elr", "0.1"], "--elr"),
+        (["--lr", "2"], "--lr needs --weight-decay as well"),
+        (["--plane-steps", "5"], "--plane-steps needs --weight-decay as well"),
     ],
 )
 def test_bad_input_gets_one_line(options: list[str], message: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
     result = lit_sphere("toy", *_SMALL, *options)
-    assert result.status != 0
+    refused(result, message, empty_folder / "toy")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weight-decay", "1.5"], "--weight-decay must be at least 0, and below 1/lr = 1, got 1.5"),
+        (["--weight-decay", "1"], "below 1/lr = 1, got 1"),
+        (["--weight-decay", "0.1", "--lr", "10"], "below 1/lr = 0.1, got 0.1"),
+        (["--weight-decay", "0.1", "-0.1"], "--weight-decay must be at least 0"),
+        (["--weight-decay", "0.1", "nan"], "--weight_decay"),
+        (["--weight-decay"], "--weight-decay"),
+        (["--weight-decay", "0.1", "--lr", "0"], "--lr must be positive, from 1e-06 to 1e+06, got 0"),
+        (["--weight-decay", "0.1", "--lr", "nan"], "--lr"),
+        (["--weight-decay", "0.1", "--plane-steps", "0"], "--plane-steps must be at least 1"),
+        (["--weight-decay", "0.1", "--elrs", "0.3"], "--elrs is of the toy on the sphere"),
+        (["--weight-decay", "0.1", "--seeds", "3"], "--seeds is of the toy on the sphere"),
+    ],
+)
+def test_bad_input_of_the_plane_gets_one_line(
+    options: list[str], message: str, empty_folder: Path, lit_sphere: LitSphere
+) -> None:
+    refused(lit_sphere("toy", "--run", "toy", *options), message, empty_folder / "toy")
+
+
+def refused(result: Result, message: str, folder: Path) -> None:
+    assert result.status in (1, 2)
     assert message in result.err
     assert len(result.err.strip().splitlines()) == 1
-    assert not (empty_folder / "toy").exists()
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(
+    empty_folder: Path, lit_sphere: LitSphere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_folder / "file").touch()
+    monkeypatch.setattr("lit_sphere.cli.toy.settled_losses", lambda *_: pytest.fail("worked already"))
+    result = lit_sphere("toy", *_SMALL[:-1], "file/toy")
+    assert result.status == 2
+    assert "--run file/toy: cannot be made" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--alphas", "1", "--elrs", "0.5", "2"],  # one group: its ELR is that of all
+        ["--elrs", "0.1", "0.12", "0.2", "0.3", "0.5"],  # more than fit in a row
+        ["--elrs", "1e6", "--steps", "250"],
+        ["--elrs", "0.2", "--steps", "250"],  # long enough for medians
+    ],
+)
+def test_other_toys_are_drawn(options: list[str], empty_folder: Path, lit_sphere: LitSphere) -> None:
+    result = lit_sphere("toy", *_SMALL, *([] if "--steps" in options else ["--steps", "20"]), *options)
+    assert result.status == 0, result.err
+    assert "nan" not in result.out
+    assert matplotlib.image.imread(empty_folder / "toy" / "toy.png").std() > 0.03
+    assert all(math.isfinite(cell) for row in rows(empty_folder / "toy" / "toy.csv") for cell in row.values())
 
 
 def test_results_are_not_overwritten(empty_folder: Path, lit_sphere: LitSphere) -> None:

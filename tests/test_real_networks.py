@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lit_sphere.groups import Group, find_groups
 from lit_sphere.networks import ConvNet, ResNet18, ResNet20
+from lit_sphere.theory import adam_elr, momentum_elr, radius_ratio, root_mean_square, sgd_elr, spherical_step
 from lit_sphere.theory import weight_decay as wd
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -35,6 +36,11 @@ def flat(group: Group, gradients: bool = False) -> Tensor:
     return torch.cat([t.flatten() for t in tensors if t is not None]).clone()
 
 
+def kept(group: Group, optimizer: torch.optim.Optimizer, key: str) -> Tensor:
+    """A buffer of the optimizer, for all weights of a group."""
+    return torch.cat([optimizer.state[p][key].flatten() for p in group.parameters])
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_norm_and_cosine_of_every_group_follow_their_recursions(name: str) -> None:
     net, lr, decay = make(name), 0.3, 0.05
@@ -53,6 +59,9 @@ def test_norm_and_cosine_of_every_group_follow_their_recursions(name: str) -> No
             cosine = wd.step_cosine(old.norm(), g, lr, decay)
             torch.testing.assert_close(new.norm(), norm, rtol=1e-8, atol=0)
             torch.testing.assert_close(torch.dot(old, new) / (old.norm() * new.norm()), cosine, rtol=1e-8, atol=0)
+            chord = (old / old.norm() - new / new.norm()).norm()
+            distance = wd.step_distance(old.norm(), g, lr, decay)
+            torch.testing.assert_close(chord, (2 * distance).sqrt(), rtol=1e-8, atol=1e-15)
             turned = max(turned, 1 - cosine.item())
     assert turned > 1e-3, "nothing turned: nothing was tested"
 
@@ -82,3 +91,71 @@ def test_rescaled_networks_train_through_the_same_functions(name: str, factor: f
         torch.testing.assert_close(losses[0], losses[1], rtol=1e-8, atol=1e-10)
     for p, q in zip(trained, others, strict=True):
         torch.testing.assert_close(factor * p, q, rtol=1e-7, atol=1e-8 * factor)
+
+
+def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.005, weight_decay=2.0)
+
+
+def momentum(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=0.1)
+
+
+def adam(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=3e-3, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-4)
+
+
+def adam_w(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=3e-3, weight_decay=10.0, betas=(0.8, 0.95), eps=1e-4)
+
+
+@pytest.mark.parametrize("make_optimizer", [sgd, momentum, adam, adam_w], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_of_every_scheme_are_theorem_2(
+    name: str, make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+) -> None:
+    """SP Theorem 2 and Table 1 along training: step, radius and η^e of each group, worked out from torch's buffers."""
+    net = make(name)
+    groups = find_groups(net, torch.zeros(2, 1, 8, 8))
+    optimizer = make_optimizer([p for group in groups for p in group.parameters])
+    (options,) = optimizer.param_groups
+    lr, decay = options["lr"], options["weight_decay"]
+    decoupled = decay if make_optimizer is adam_w else 0.0
+    turned = radial = 0.0
+    for k, (images, labels) in enumerate(batches(12), start=1):
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        before = [flat(group) for group in groups]
+        optimizer.step()
+        for group, x in zip(groups, before, strict=True):
+            b, r, new = torch.ones_like(x), x.norm(), flat(group)
+            if make_optimizer is sgd:
+                a = flat(group, gradients=True) + decay * x
+            elif make_optimizer is momentum:
+                a = kept(group, optimizer, "momentum_buffer")
+            else:
+                beta1, beta2 = options["betas"]
+                a = kept(group, optimizer, "exp_avg") / (1 - beta1**k)
+                b = (kept(group, optimizer, "exp_avg_sq") / (1 - beta2**k)).sqrt() + options["eps"]
+            step = spherical_step(x, a, lr, b, decoupled)
+            torch.testing.assert_close(step.point, new / new.norm(), rtol=1e-8, atol=1e-12)
+            torch.testing.assert_close(step.norm_ratio, new.norm() / r, rtol=1e-8, atol=0)
+            ratio = (1 - lr * decoupled) * radius_ratio(step.radial, step.ess)
+            torch.testing.assert_close(ratio, new.norm() / r, rtol=1e-8, atol=0)
+            # The rate that was really used: tangent of the angle, by the length of c⊥.
+            tangent = (new - (new @ x) / r**2 * x).norm() / ((new @ x) / r)
+            size = root_mean_square(b)
+            c = r * a / (b / size)
+            along = c @ x / r
+            used = tangent / (c - along * x / r).norm()
+            if make_optimizer is sgd:
+                stated = sgd_elr(r, lr, decay)
+            elif make_optimizer is momentum:
+                stated = momentum_elr(r, lr, along)
+            else:
+                stated = adam_elr(r, lr, along, size, decoupled)
+            torch.testing.assert_close(stated, used, rtol=1e-8, atol=0)
+            torch.testing.assert_close(step.distance, tangent.arctan(), rtol=1e-8, atol=0)
+            turned, radial = max(turned, tangent.item()), max(radial, step.radial.abs().item())
+    assert turned > 1e-2, "nothing turned: nothing was tested"
+    assert radial > 1e-3, "Table 1 must have had something to correct"

@@ -54,19 +54,3 @@ def test_norms_follow_the_recursion_of_weight_decay() -> None:
 def test_the_period_of_a_sine(period: int) -> None:
     curve = [math.exp(4 * math.sin(2 * math.pi * t / period + 0.3)) for t in range(200)]
     assert mean_period(curve) == pytest.approx(period, rel=0.02)  # crossings fall on whole steps
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"lr": 0.0},
-        {"steps": 0},
-        {"start": (0.0, 0.0)},
-        {"weight_decays": []},
-        {"weight_decays": [-0.1]},
-        {"weight_decays": [1.0]},
-    ],
-)
-def test_arguments_out_of_range_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="weight decay"):
-        plane_curves(**{"weight_decays": [0.1], **options})  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ def _argument_error(message: str) -> str:
     text = re.sub(r"(?:- )?Expected a path but \[.*? either not accessible or invalid", "", text)
     text = re.sub(r"- Problem with given class_path 'lightning.Callback': Option '[^']+' is not accepted", "", text)
     text = re.sub(r"-? ?Not a valid subclass of Callback.*$", "", text)
-    text = re.sub(r'Parser key "[^"]+":', "", text)
+    text = re.sub(r'Parser key "[^"]+"(?: element \d+)?:', "", text)
     text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors:", "", text)
     text = re.sub(r"Given value(?: type)?: .*?(?= - Expected|$)", "", text)
     text = re.sub(r"Problem with given class_path '[\w.]+?(\w+)':(?= Option)", r"\1", text)

@@ -1,5 +1,6 @@
 """Folders for the results of commands that are no runs."""
 
+import os
 import time
 from pathlib import Path
 
@@ -33,9 +34,11 @@ def make_folder(folder: Path) -> None:
         folder: The folder; may exist.
 
     Raises:
-        CommandLineError: If it cannot be made.
+        CommandLineError: If it cannot be made, or be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandLineError(f"--run {folder}: cannot be made ({error.strerror}); choose another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise CommandLineError(f"--run {folder}: cannot be written to; choose another folder")

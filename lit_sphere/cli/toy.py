@@ -1,25 +1,29 @@
 """``lit-sphere toy``: the theory's toy systems, their pictures and the numbers they predict."""
 
 import csv
-import math
 from collections.abc import Sequence
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from lit_sphere.analysis.regimes import SHORTEST_RUN, Regime, name_regime
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.results_folder import free_folder, make_folder
 from lit_sphere.report.toy import ToyMap, draw_plane, draw_toy
-from lit_sphere.theory.toy import equilibrium_loss, settled_losses, toy_curves
-from lit_sphere.theory.toy_plane import mean_period, plane_curves
+from lit_sphere.theory.toy import equilibrium_elrs, equilibrium_loss, settled_losses, threshold_elr, toy_curves
+from lit_sphere.theory.toy_plane import PlaneCurves, mean_period, plane_curves
 
 _MOST = 2**32
+_LARGE = 1e6  # beyond, and below its inverse, float64 ends before the runs do
+_OF_THE_SPHERE = {"steps": 2, "grid": 2, "seeds": 1, "seed": 0}  # and the least that makes sense
+_OF_THE_PLANE = {"lr": 0, "plane_steps": 1}
 _DESCRIPTION = (
     "Train F = Σ α x²/(x² + y²) on the sphere at fixed effective learning rates, and leave toy.png and toy.csv in a "
     "folder: the loss at a few ELRs, the ELRs of the single groups with the levels that the theory predicts, and a "
-    "map of settled losses over ELR. With --weight-decay instead: x²/(x² + y²) in the plane under SGD with weight "
-    "decay, and its periods."
+    "map of regimes and settled losses over ELR. With --weight-decay instead: x²/(x² + y²) in the plane under SGD with "
+    "weight decay, and its periods."
 )
 
 
@@ -40,12 +44,18 @@ def make_parser() -> ArgumentParser:
     add("--alphas", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="α of the terms, each positive.")
     add("--elrs", type=float, nargs="+", default=[0.1, 0.2, 0.5], help="Effective learning rates of the curves.")
     add("--steps", type=int, default=2000, help="Steps of each run on the sphere, and of the map.")
-    add("--grid", type=int, default=200, help="Effective learning rates in the map.")
+    add("--grid", type=int, default=200, help="Effective learning rates in the map, from 0.1/Σα to 10/Σα.")
     add("--seeds", type=int, default=100, help="Random starts for each of them.")
     add("--seed", type=int, default=0, help="Seed of the curves' start, and first seed of the map's.")
-    add("--weight-decay", type=float, nargs="+", default=None, help="λ of the plane's runs; draws the plane instead.")
-    add("--lr", type=float, default=1.0, help="Learning rate in the plane.")
-    add("--plane-steps", type=int, default=200, help="Steps of each run in the plane.")
+    add(
+        "--weight-decay",
+        type=float,
+        nargs="+",
+        default=None,
+        help="λ of runs in the plane, below 1/lr: draws the plane instead of the sphere.",
+    )
+    add("--lr", type=float, default=1.0, help="With --weight-decay: learning rate in the plane.")
+    add("--plane-steps", type=int, default=200, help="With --weight-decay: steps that are drawn.")
     add("--run", type=str | None, default=None, help="Folder for the results. Default: runs/toy-DATE-TIME.")
     return parser
 
@@ -55,55 +65,100 @@ def run_toy(args: list[str]) -> None:
 
     Args:
         args: Command line after ``toy``.
-    """
-    config = make_parser().parse_args(args)
+
+    Raises:
+        CommandLineError: If an option is out of its range, or has no effect beside the others.
+    """  # noqa: DOC502
+    parser = make_parser()
+    config = parser.parse_args(args)
+    _refuse_what_has_no_effect(config, parser.get_defaults())
+    (_check_sphere if config.weight_decay is None else _check_plane)(config)
     folder = free_folder(config.run, "toy", "toy.csv")
-    table, figure, rows = _plane(config) if config.weight_decay else _sphere(config)
-    make_folder(folder)
+    make_folder(folder)  # before the work
+    table, figure, rows = (_sphere if config.weight_decay is None else _plane)(config)
     figure.savefig(folder / "toy.png", dpi=130)
     with (folder / "toy.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     print("\n".join([*table, f"  folder  {folder}"]))
 
 
-def _sphere(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
-    for name, least in (("steps", 2), ("grid", 2), ("seeds", 1), ("seed", 0)):
+def _refuse_what_has_no_effect(config: Namespace, defaults: Namespace) -> None:
+    plane = config.weight_decay is not None
+    for name in ("alphas", "elrs", *_OF_THE_SPHERE) if plane else _OF_THE_PLANE:
+        if config[name] != defaults[name]:
+            option = f"--{name.replace('_', '-')}"
+            remedy = (
+                "is of the toy on the sphere: leave --weight-decay out" if plane else "needs --weight-decay as well"
+            )
+            raise CommandLineError(f"{option} {remedy}")
+
+
+def _check_sphere(config: Namespace) -> None:
+    for name, least in _OF_THE_SPHERE.items():
         if not least <= config[name] < _MOST:
             raise CommandLineError(f"--{name} must be at least {least}, and below {_MOST}, got {config[name]}")
+    for name in ("alphas", "elrs"):
+        if not all(1 / _LARGE <= value <= _LARGE for value in config[name]):
+            got = _listed(config[name])
+            raise CommandLineError(f"--{name} must be positive, from {1 / _LARGE:g} to {_LARGE:g}, got {got}")
+
+
+def _check_plane(config: Namespace) -> None:
+    if not 1 / _LARGE <= config.lr <= _LARGE:
+        raise CommandLineError(f"--lr must be positive, from {1 / _LARGE:g} to {_LARGE:g}, got {config.lr:g}")
+    if not 1 <= config.plane_steps < _MOST:
+        raise CommandLineError(f"--plane-steps must be at least 1, and below {_MOST}, got {config.plane_steps}")
+    if not all(decay >= 0 and config.lr * decay < 1 for decay in config.weight_decay):
+        got, most = _listed(config.weight_decay), 1 / config.lr
+        raise CommandLineError(f"--weight-decay must be at least 0, and below 1/lr = {most:g}, got {got}")
+
+
+def _sphere(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
     alphas, elrs, half = config.alphas, config.elrs, config.steps // 2
     curves = toy_curves(alphas, elrs, epochs=2 * half, steps_per_epoch=1, seeds=[config.seed])
-    grid = torch.logspace(-1, 1, config.grid, dtype=torch.float64) / sum(alphas)
-    seeds = range(config.seed, config.seed + config.seeds)
-    settled = settled_losses(alphas, grid.tolist(), config.steps, seeds)
+    threshold = threshold_elr(alphas).item()
+    grid = threshold * torch.logspace(-1, 1, config.grid, dtype=torch.float64)
+    settled = settled_losses(alphas, grid, config.steps, range(config.seed, config.seed + config.seeds))
     table = [
-        f"F = Σ α x²/(x² + y²) on the sphere, α = {_listed(alphas)}: converges below ELR 1/Σα = {1 / sum(alphas):.4g}",
-        f"  {'ELR':<8}{'predicted loss':<16}{'seen':<10}ELRs of the groups, predicted (seen)",
+        f"F = Σ α x²/(x² + y²) on the sphere, α = {_listed(alphas)}: converges below ELR 1/Σα = {threshold:.4g}",
+        f"  {'ELR':<8}{'predicted loss':<16}{'seen':<10}ELRs of the groups, predicted (median seen)",
     ]
     for i, elr in enumerate(elrs):
         seen = curves.losses[i, 0, half:].mean().item()
-        groups = [
-            f"{elr * sum(alphas) / alpha:.3g} ({curves.elrs[i, 0, half:, 1 + j].median().item():.3g})"
-            for j, alpha in enumerate(alphas)
-        ]
-        levels = "—" if elr <= 1 / sum(alphas) else "  ".join(groups)
-        table.append(f"  {elr:<8g}{equilibrium_loss(alphas, elr):<16.4g}{seen:<10.4g}{levels}")
-    rows: list[list[object]] = [["elr", "predicted_loss", "mean_loss", "low_10", "median", "high_90"]]
-    for elr, losses in zip(grid.tolist(), settled, strict=True):
-        spread = [losses.quantile(q).item() for q in (0.1, 0.5, 0.9)]
-        rows.append([elr, equilibrium_loss(alphas, elr), losses.mean().item(), *spread])
-    return table, draw_toy(curves, alphas, elrs, ToyMap(grid, settled)), rows
+        medians = curves.elrs[i, 0, half:, 1:].median(0).values.tolist()
+        pairs = zip(equilibrium_elrs(alphas, elr).tolist(), medians, strict=True)
+        levels = "—" if elr <= threshold else "  ".join(f"{level:.3g} ({median:.3g})" for level, median in pairs)
+        table.append(f"  {elr:<7g} {equilibrium_loss(alphas, elr).item():<15.4g} {seen:<9.4g} {levels}")
+    rows: list[list[object]] = [["elr", "predicted_loss", "mean_loss", "low_10", "median", "high_90", "regime"]]
+    quantiles = settled.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=1)
+    columns = torch.stack([grid, equilibrium_loss(alphas, grid), settled.mean(1), *quantiles], 1)
+    regimes = _regimes(alphas, grid, config.steps, config.seed)
+    rows += [[*row, regime] for row, regime in zip(columns.tolist(), regimes, strict=True)]
+    return table, draw_toy(curves, alphas, elrs, ToyMap(grid, settled, regimes)), rows
+
+
+def _regimes(alphas: Sequence[float], elrs: Tensor, steps: int, seed: int) -> list[Regime]:
+    """Regime of one run at each ELR, by the rule for any run, with twenty epochs."""
+    span = max(1, steps // SHORTEST_RUN)
+    curves = toy_curves(alphas, elrs, epochs=steps // span, steps_per_epoch=span, seeds=[seed])
+    begins = range(0, steps // span * span, span)
+    # There is no error, so the angle between consecutive iterates tells divergence.
+    return [
+        name_regime(
+            losses.tolist(), None, None, converged_loss=1e-3 * sum(alphas), esses=esses.tolist(), steps=begins
+        ).regime
+        for losses, esses in zip(curves.losses[:, 0], curves.esses[:, 0], strict=True)
+    ]
 
 
 def _plane(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
-    if not (math.isfinite(config.lr) and config.lr > 0) or config.plane_steps < 1:
-        raise CommandLineError("--lr must be positive and finite, and --plane-steps at least 1")
-    curves = plane_curves(config.weight_decay, config.lr, steps=config.plane_steps)
     # Of more steps than are drawn: a mean of few periods is rough.
     long = plane_curves(config.weight_decay, config.lr, steps=max(1000, config.plane_steps))
-    periods = [mean_period(losses.tolist()) for losses in long.losses]
+    curves = PlaneCurves(*(curve[:, : config.plane_steps] for curve in long))
+    periods = [mean_period(losses) for losses in long.losses]
     table = ["SGD with weight decay on x²/(x² + y²), from (0.01, 1)", f"  {'λ':<8}period [steps]"]
     table += [
-        f"  {d:<8g}{'none' if p is None else f'{p:.1f}'}" for d, p in zip(config.weight_decay, periods, strict=True)
+        f"  {d:<7g} {'none' if p is None else f'{p:.1f}'}" for d, p in zip(config.weight_decay, periods, strict=True)
     ]
     rows: list[list[object]] = [["weight_decay", "step", "loss", "norm", "elr"]]
     for i, decay in enumerate(config.weight_decay):

@@ -15,7 +15,7 @@ Per = Literal["filter", "tensor", "joint"]
 
 
 class AdaGradG(Optimizer):
-    """AdaGrad without momentum and with one accumulator v for each group, on the sphere (SP §4).
+    """AdaGrad without momentum and with one accumulator v for each group, on the sphere (SP §4; AdamG* there, too).
 
     On the unit sphere: x̂ = x − η∇L/√v; x ← x̂/‖x̂‖; v ← βv + ‖∇L‖². Here a group keeps the norm ρ that it has at
     construction (batch norm's eps would notice another), and gradients are those of the unit sphere, ρ∇L. To second

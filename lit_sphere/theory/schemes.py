@@ -1,13 +1,24 @@
 """A step of any optimization scheme, seen on the unit sphere (SP §2.3, Theorem 2 and Table 1).
 
-The generic scheme is x′ = x − η a ⊘ b (⊘: element by element), with a direction a such as momentum, and a divisor
-b > 0 such as Adam's; b = 1 for SGD. Notation of SP: r = ‖x‖, u = x/r, d the dimension, ν = r d^(−½)‖b‖;
+The generic scheme is x′ = x − η a ⊘ b with a = βa₋ + ∇L + λx (⊘: element by element): a direction, such as momentum,
+and a divisor b > 0, such as Adam's; b = 1 for SGD. Notation of SP: r = ‖x‖, u = x/r, d the dimension,
+ν = r d^(−½)‖b‖;
 
 * c = r a ⊘ (b / (d^(−½)‖b‖)), the direction, and c⊥ = c − ⟨c, u⟩u;
 * A = η / (r² d^(−½)‖b‖);
 * η^e = A / (1 − A⟨c, u⟩), the effective learning rate.
 
-Then u′ = (u − η^e c⊥) / √(1 + (η^e‖c⊥‖)²), exactly. Of SGD on a scale-invariant loss c⊥ is the gradient at u.
+Then u′ = (u − η^e c⊥) / √(1 + (η^e‖c⊥‖)²) and r′/r = (1 − A⟨c, u⟩)√(1 + (η^e‖c⊥‖)²), exactly. On a scale-invariant
+loss ⟨∇L, x⟩ = 0, so that of SGD c⊥ is the gradient at u. For each scheme:
+
+=========  ======================  =================  ===================  ============
+scheme     a                       b                  1 − A⟨c, u⟩          η^e, Table 1
+=========  ======================  =================  ===================  ============
+SGD        ∇L                      1                  1                    sgd_elr
+SGD + L2   ∇L + λx                 1                  1 − ηλ               sgd_elr
+SGD-M      βa₋ + ∇L + λx           1                  1 − η⟨c, u⟩/r²       momentum_elr
+Adam       m / (1 − β₁ᵏ)           √(v/(1 − β₂ᵏ))+ε   1 − η⟨c, u⟩/(rν)     adam_elr
+=========  ======================  =================  ===================  ============
 
 Decoupled weight decay λ, as in AdamW, is not in SP. The same derivation covers it: x′ = (1 − ηλ)x − η a ⊘ b is
 (1 − ηλ) times the generic step with η/(1 − ηλ) in place of η, and a factor does not move u′.
@@ -19,7 +30,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Number = Tensor | float
+from lit_sphere.theory._arguments import Number, double, finite, kept, not_negative, positive, require
+from lit_sphere.theory.sphere import effective_lr
+
+_TOO_FAR = "the step turns x by a right angle or more (A⟨c, u⟩ ≥ 1)"
 
 
 class SphericalStep(NamedTuple):
@@ -53,7 +67,7 @@ def spherical_step(
 
     Args:
         x: Point before the step, shape (..., d), not zero.
-        a: Direction (any weight decay that is not decoupled included), shape (..., d).
+        a: Direction (any weight decay that is not decoupled included), finite, shape (..., d).
         lr: η > 0, a number or shape (...).
         b: Divisor > 0, shape (..., d); None for 1.
         decoupled_weight_decay: λ ≥ 0 with ηλ < 1, a number or shape (...); 0 in SP.
@@ -70,29 +84,49 @@ def spherical_step(
         >>> print(f"{step.elr:.2f} {step.ess:.2f} {step.distance:.4f}")  # η/r², and η‖a‖/r = tan of the angle
         0.10 0.60 0.5404
     """  # noqa: DOC502
-    x, a = x.double(), a.double()
-    b = torch.ones_like(x) if b is None else b.double()
-    eta, decay = _number(lr, x), _number(decoupled_weight_decay, x)
+    x, a = finite("x", x), finite("a", a)
+    b = torch.ones_like(x) if b is None else positive("b", b)
+    eta, decay = (double(value).to(x.device) for value in (lr, decoupled_weight_decay))
+    keep = kept(eta, decay)
     r = torch.linalg.vector_norm(x, dim=-1)
-    _require(r > 0, "x must not be zero")
-    _require(eta > 0, "lr must be positive")
-    _require(b > 0, "b must be positive")
-    _require((decay >= 0) & (eta * decay < 1), "decoupled_weight_decay must be ≥ 0, and below 1/lr")
-    eta = eta / (1 - eta * decay)
+    require(r > 0, "x must not be zero")
     size = root_mean_square(b)
     u = x / r.unsqueeze(-1)
     c = r.unsqueeze(-1) * a / (b / size.unsqueeze(-1))
     along = (c * u).sum(-1)
     direction = c - along.unsqueeze(-1) * u
-    scale = eta / (r.square() * size)
+    scale = eta / keep / (r.square() * size)
     radial = scale * along
-    _require(radial < 1, "the step turns x by a right angle or more (A⟨c, u⟩ ≥ 1)")
-    elr = scale / (1 - radial)
+    elr = _effective(scale, radial)
     ess = elr * torch.linalg.vector_norm(direction, dim=-1)
-    secant = torch.hypot(torch.ones_like(ess), ess)
+    secant = radius_ratio(0.0, ess)  # √(1 + (η^e‖c⊥‖)²)
     point = (u - elr.unsqueeze(-1) * direction) / secant.unsqueeze(-1)
-    ratio = (1 - _number(lr, x) * decay) * (1 - radial) * secant
-    return SphericalStep(elr, direction, scale, radial, ess, ratio, ess.arctan(), point)
+    return SphericalStep(elr, direction, scale, radial, ess, keep * radius_ratio(radial, ess), ess.arctan(), point)
+
+
+def radius_ratio(radial: Number, ess: Number) -> Tensor:
+    """Factor that a step changes the radius by, SP Theorem 2: r′/r = (1 − A⟨c, u⟩)√(1 + (η^e‖c⊥‖)²). Exact.
+
+    On a scale-invariant loss 1 − A⟨c, u⟩ is 1 for SGD, whose radius never falls, 1 − ηλ with L2 regularisation,
+    1 − η⟨c, u⟩/r² with momentum and 1 − η⟨c, u⟩/(rν) for Adam.
+
+    Args:
+        radial: A⟨c, u⟩ < 1.
+        ess: η^e‖c⊥‖ ≥ 0.
+
+    Returns:
+        r′/r > 0, float64, broadcast; for AdamW it is 1 − ηλ times as large.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> print(f"{radius_ratio(0.0, 0.75):.2f}")  # a step of SGD with tangent 3/4
+        1.25
+    """  # noqa: DOC502
+    taken, turned = finite("radial", radial), not_negative("ess", ess)
+    require(taken < 1, _TOO_FAR)
+    return torch.hypot(1 - taken, (1 - taken) * turned)
 
 
 def elr_from_products(lr: Number, kept: Tensor, size: Number = 1.0) -> Tensor:
@@ -117,17 +151,29 @@ def root_mean_square(b: Tensor) -> Tensor:
     """Size of a divisor in SP, d^(−½)‖b‖.
 
     Args:
-        b: Shape (..., d).
+        b: Shape (..., d), d ≥ 1.
 
     Returns:
-        Shape (...).
+        Shape (...), float64.
+
+    Raises:
+        ValueError: If an element is not finite, or there is none.
+
+    Example:
+        >>> print(root_mean_square(torch.tensor([1.0, 7.0])))
+        tensor(5., dtype=torch.float64)
     """
-    size: Tensor = torch.linalg.vector_norm(b, dim=-1) / math.sqrt(b.shape[-1])
+    divisor = finite("b", b)
+    if divisor.ndim == 0 or not divisor.shape[-1]:
+        raise ValueError("b must have at least one element along its last dimension")
+    size: Tensor = torch.linalg.vector_norm(divisor, dim=-1) / math.sqrt(divisor.shape[-1])
     return size
 
 
 def sgd_elr(norm: Number, lr: Number, weight_decay: Number = 0.0) -> Tensor:
     """Effective learning rate of SGD, and of SGD with L2 regularisation, SP Table 1: η/(r²(1 − ηλ)).
+
+    Without λ it is TR's (:func:`~lit_sphere.theory.sphere.effective_lr`).
 
     Args:
         norm: r > 0.
@@ -139,11 +185,12 @@ def sgd_elr(norm: Number, lr: Number, weight_decay: Number = 0.0) -> Tensor:
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> print(f"{sgd_elr(2.0, 0.4):.3f} {sgd_elr(2.0, 0.4, weight_decay=0.5):.3f}")
+        0.100 0.125
     """  # noqa: DOC502
-    r, eta, decay = _numbers(norm, lr, weight_decay)
-    _require((r > 0) & (eta > 0), "norm and lr must be positive")
-    _require((decay >= 0) & (eta * decay < 1), "weight_decay must be ≥ 0, and below 1/lr")
-    return eta / (r.square() * (1 - eta * decay))
+    return effective_lr(norm, lr) / kept(lr, weight_decay)
 
 
 def momentum_elr(norm: Number, lr: Number, along: Number) -> Tensor:
@@ -159,11 +206,12 @@ def momentum_elr(norm: Number, lr: Number, along: Number) -> Tensor:
 
     Raises:
         ValueError: If an argument is out of its range, or η⟨c, u⟩ ≥ r².
+
+    Example:
+        >>> print(f"{momentum_elr(2.0, 0.4, along=2.0):.3f}")  # 0.1 / (1 − 0.2)
+        0.125
     """  # noqa: DOC502
-    r, eta, cu = _numbers(norm, lr, along)
-    _require((r > 0) & (eta > 0), "norm and lr must be positive")
-    _require(eta * cu < r.square(), "the step turns x by a right angle or more (η⟨c, u⟩ ≥ r²)")
-    return eta / r.square() / (1 - eta * cu / r.square())
+    return adam_elr(norm, lr, along, size=1.0)
 
 
 def adam_elr(norm: Number, lr: Number, along: Number, size: Number, decoupled_weight_decay: Number = 0.0) -> Tensor:
@@ -181,44 +229,43 @@ def adam_elr(norm: Number, lr: Number, along: Number, size: Number, decoupled_we
 
     Raises:
         ValueError: If an argument is out of its range, or the step reaches a right angle.
+
+    Example:
+        >>> print(f"{adam_elr(2.0, 0.4, along=2.0, size=0.5):.3f}")  # 0.2 / (1 − 0.4)
+        0.333
     """  # noqa: DOC502
-    r, eta, cu, b, decay = _numbers(norm, lr, along, size, decoupled_weight_decay)
-    _require((r > 0) & (eta > 0) & (b > 0), "norm, lr and size must be positive")
-    _require((decay >= 0) & (eta * decay < 1), "decoupled_weight_decay must be ≥ 0, and below 1/lr")
-    rate = eta / (1 - eta * decay) / (r.square() * b)
-    _require(rate * cu < 1, "the step turns x by a right angle or more (A⟨c, u⟩ ≥ 1)")
-    return rate / (1 - rate * cu)
+    scale = sgd_elr(norm, lr, decoupled_weight_decay) / positive("size", size)
+    return _effective(scale, scale * finite("along", along))
 
 
-def rates_without_l2(lr: float, weight_decay: float, steps: int) -> Tensor:
-    """Learning rates of SGD that takes the directions of SGD with L2 regularisation: η_k = η(1 − ηλ)^(−2k−1) (SP §3).
+def rates_without_l2(lr: Number, weight_decay: Number, steps: int) -> Tensor:
+    """Learning rates of SGD that takes the directions of SGD with L2 regularisation: η_k = η(1 − ηλ)^(−2k−1).
 
-    Exact for a scale-invariant function: the weights of both differ by the factor (1 − ηλ)^k at step k.
+    SP eq. (46). Exact for a scale-invariant function: the weights of both differ by the factor (1 − ηλ)^k at step k.
 
     Args:
         lr: η > 0.
         weight_decay: λ ≥ 0 with ηλ < 1.
-        steps: Number of steps.
+        steps: Number of steps, a whole number ≥ 0.
 
     Returns:
-        η_0, η_1, …, float64, shape (steps,).
+        η_0, η_1, …, float64, shape (..., steps) with the arguments' broadcast shape in front.
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> print(rates_without_l2(0.5, 1.0, 3))
+        tensor([ 1.,  4., 16.], dtype=torch.float64)
     """
-    if not (math.isfinite(lr) and lr > 0 and weight_decay >= 0 and lr * weight_decay < 1 and steps >= 0):
-        raise ValueError("needs lr > 0, weight_decay ≥ 0 below 1/lr, and steps ≥ 0")
-    return lr * (1 - lr * weight_decay) ** (-2 * torch.arange(steps, dtype=torch.float64) - 1)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps must be a whole number, and not negative, got {steps!r}")
+    keep = kept(lr, weight_decay).unsqueeze(-1)
+    k = torch.arange(steps, dtype=torch.float64, device=keep.device)
+    return double(lr).unsqueeze(-1) * keep ** (-2 * k - 1)
 
 
-def _number(value: Number, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64, device=like.device)
-
-
-def _numbers(*values: Number) -> list[Tensor]:
-    return list(torch.broadcast_tensors(*(torch.as_tensor(value, dtype=torch.float64) for value in values)))
-
-
-def _require(holds: Tensor, message: str) -> None:
-    if not bool(holds.all()):
-        raise ValueError(message)
+def _effective(scale: Tensor, radial: Tensor) -> Tensor:
+    """η^e = A/(1 − A⟨c, u⟩)."""
+    require(radial < 1, _TOO_FAR)
+    return scale / (1 - radial)

@@ -1,14 +1,37 @@
-"""The toy function of TR §3 on the sphere, where the three regimes can be worked out by hand.
+"""The toy function of TR §3 on the sphere, where the three regimes can be worked out by hand: its runs.
 
-F(x, y) = Σ α_i x_i²/(x_i² + y_i²) is scale-invariant in each pair (x_i, y_i), its n groups. Notation of TR §3.
+F(x, y) = Σ α_i x_i²/(x_i² + y_i²) is scale-invariant in each pair (x_i, y_i), its n groups. Notation of TR §3. What
+is known of its runs beforehand stands in :mod:`lit_sphere.theory.toy_equilibria`.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lit_sphere.theory._arguments import Numbers, positive
+from lit_sphere.theory.toy_equilibria import (
+    Orbit,
+    equilibrium_elrs,
+    equilibrium_loss,
+    one_term_orbit,
+    terms,
+    threshold_elr,
+)
+
+__all__ = [
+    "Orbit",
+    "ToyCurves",
+    "equilibrium_elrs",
+    "equilibrium_loss",
+    "one_term_orbit",
+    "settled_losses",
+    "threshold_elr",
+    "toy_curves",
+    "toy_gradient",
+    "toy_loss",
+]
 
 _PIECE = 4096  # runs
 
@@ -30,14 +53,20 @@ class ToyCurves(NamedTuple):
 
 
 def toy_loss(points: Tensor, alphas: Tensor) -> Tensor:
-    """F(x, y) = Σ α_i x_i²/(x_i² + y_i²).
+    """F(x, y) = Σ α_i x_i²/(x_i² + y_i²) (TR §3).
+
+    Nothing is checked, since it is called in each step of many.
 
     Args:
         points: x in the first row and y in the second, shape (..., 2, n); no pair may vanish.
         alphas: α_i > 0, shape (n,).
 
     Returns:
-        F, between 0 and Σ α_i, shape (...).
+        F, between 0 and Σ α_i, shape (...); NaN where a pair vanishes.
+
+    Example:
+        >>> print(toy_loss(torch.tensor([[0.6], [0.8]]), torch.tensor([2.0])))
+        tensor(0.7200)
     """
     x2, y2 = points.square().unbind(-2)
     loss: Tensor = (alphas * x2 / (x2 + y2)).sum(-1)
@@ -45,14 +74,14 @@ def toy_loss(points: Tensor, alphas: Tensor) -> Tensor:
 
 
 def toy_gradient(points: Tensor, alphas: Tensor) -> Tensor:
-    """Gradient of :func:`toy_loss`.
+    """Gradient of :func:`toy_loss`; nothing is checked either.
 
     Args:
         points: As of :func:`toy_loss`, shape (..., 2, n).
         alphas: α_i > 0, shape (n,).
 
     Returns:
-        ∇F, shape (..., 2, n), orthogonal to each pair (Euler's identity).
+        ∇F, shape (..., 2, n), orthogonal to each pair (Euler's identity); NaN where a pair vanishes.
     """
     x, y = points.unbind(-2)
     common = 2 * alphas * x * y / (x.square() + y.square()).square()
@@ -60,8 +89,8 @@ def toy_gradient(points: Tensor, alphas: Tensor) -> Tensor:
 
 
 def toy_curves(
-    alphas: Sequence[float],
-    elrs: Sequence[float],
+    alphas: Numbers,
+    elrs: Numbers,
     epochs: int = 100,
     steps_per_epoch: int = 100,
     seeds: Sequence[int] = (0,),
@@ -81,7 +110,7 @@ def toy_curves(
         The curves, float64.
 
     Raises:
-        ValueError: If α or an ELR is not positive, or nothing is asked for.
+        ValueError: If an α or an ELR is not positive and finite, or nothing is asked for.
 
     Example:
         >>> curves = toy_curves((1.0, 2.0, 4.0), (0.1, 0.2), seeds=range(3))
@@ -92,10 +121,9 @@ def toy_curves(
     """
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError("the toy needs at least one epoch and one step")
-    _check(alphas, elrs, seeds)
-    alpha, elr = (torch.tensor(values, dtype=torch.float64) for values in (alphas, elrs))
-    elr = elr[:, None, None, None]
-    point = torch.stack([_random_point(seed, len(alphas)) for seed in seeds]).expand(len(elrs), -1, -1, -1)
+    alpha, rates = _asked(alphas, elrs, seeds)
+    elr = rates[:, None, None, None]
+    point = torch.stack([_random_point(seed, len(alpha)) for seed in seeds]).expand(len(elr), -1, -1, -1)
     kept: list[list[Tensor]] = [[], [], []]
     for _ in range(epochs):
         sums: list[Tensor] | None = None
@@ -107,9 +135,7 @@ def toy_curves(
     return ToyCurves(*(torch.stack(curve, 2) for curve in kept))
 
 
-def settled_losses(
-    alphas: Sequence[float], elrs: Sequence[float], steps: int = 2000, seeds: Sequence[int] = range(100)
-) -> Tensor:
+def settled_losses(alphas: Numbers, elrs: Numbers, steps: int = 2000, seeds: Sequence[int] = range(100)) -> Tensor:
     """Mean loss over the second half of many runs, the same runs as of :func:`toy_curves`.
 
     Made for maps: 1000 ELRs × 100 seeds × 2000 steps take seconds on one core, and no memory to speak of.
@@ -124,19 +150,18 @@ def settled_losses(
         float64 tensor of shape (ELRs, seeds).
 
     Raises:
-        ValueError: If α or an ELR is not positive, or nothing is asked for.
+        ValueError: If an α or an ELR is not positive and finite, or nothing is asked for.
     """
     if steps < 2:
         raise ValueError(f"a run has a second half from 2 steps on, got {steps}")
-    _check(alphas, elrs, seeds)
-    alpha = torch.tensor(alphas, dtype=torch.float64)
-    starts = torch.stack([_random_point(seed, len(alphas)) for seed in seeds], -1)  # (2, n, seeds)
-    points = starts.repeat(1, 1, len(elrs))
-    rates = torch.tensor(elrs, dtype=torch.float64).repeat_interleave(len(seeds))
+    alpha, elr = _asked(alphas, elrs, seeds)
+    starts = torch.stack([_random_point(seed, len(alpha)) for seed in seeds], -1)  # (2, n, seeds)
+    points = starts.repeat(1, 1, len(elr))
+    rates = elr.repeat_interleave(len(seeds))
     # In pieces that stay in a core's cache.
     pieces = zip(points.split(_PIECE, -1), rates.split(_PIECE), strict=True)
     losses = [_mean_of_second_half(piece.clone(), 2 * alpha[:, None] * rate, alpha, steps) for piece, rate in pieces]
-    return torch.cat(losses).view(len(elrs), len(seeds))
+    return torch.cat(losses).view(len(elr), len(seeds))
 
 
 def _mean_of_second_half(points: Tensor, turn: Tensor, alpha: Tensor, steps: int) -> Tensor:
@@ -160,11 +185,11 @@ def _mean_of_second_half(points: Tensor, turn: Tensor, alpha: Tensor, steps: int
     return total / (steps - steps // 2)
 
 
-def _check(alphas: Sequence[float], elrs: Sequence[float], seeds: Sequence[int]) -> None:
-    if not (alphas and elrs and seeds):
-        raise ValueError("the toy needs at least one α, one ELR and one seed")
-    if not min(*alphas, *elrs) > 0 or not max(*alphas, *elrs) < math.inf:
-        raise ValueError(f"α and ELR must be positive and finite, got α = {tuple(alphas)} and ELR = {tuple(elrs)}")
+def _asked(alphas: Numbers, elrs: Numbers, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    alpha, elr = terms(alphas), positive("ELR", elrs).cpu()
+    if elr.ndim != 1 or not len(elr) or not len(seeds):
+        raise ValueError("the toy needs at least one ELR and one seed")
+    return alpha.cpu(), elr
 
 
 def _step(point: Tensor, alpha: Tensor, elr: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -184,68 +209,3 @@ def _random_point(seed: int, n: int) -> Tensor:
     point = torch.randn(2, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     unit: Tensor = point / torch.linalg.vector_norm(point)
     return unit
-
-
-def equilibrium_loss(alphas: Sequence[float], elr: float) -> float:
-    """Level at which the toy settles: 0 for η̃ ≤ 1/Σα, else ½(Σα − 1/η̃).
-
-    TR §3 shows ½(α − 1/η̃) for one term. The sum is a corollary: η̃_i* α_i = η̃ Σα in every term.
-
-    Args:
-        alphas: α_i > 0.
-        elr: Effective learning rate η̃ > 0.
-
-    Returns:
-        The mean of F.
-    """
-    return max(0.0, (sum(alphas) - 1 / elr) / 2)
-
-
-class Orbit(NamedTuple):
-    """Where one term of the toy settles, as the angle φ from its minimum, tan φ = x/y.
-
-    Attributes:
-        angle: φ* in [0, π/4): the point is at φ* and −φ* in turn; 0 is the minimum itself.
-        loss: α sin² φ*.
-        contraction: Factor of a small distance from the orbit in one step; the orbit attracts if |factor| < 1.
-    """
-
-    angle: float
-    loss: float
-    contraction: float
-
-
-def one_term_orbit(alpha: float, elr: float) -> Orbit:
-    """Period-2 orbit of F = α x²/(x² + y²) at a fixed effective learning rate (TR Proposition 1).
-
-    A step takes φ to φ − arctan(η̃α sin 2φ). For η̃α < 1 it contracts linearly to the minimum; for η̃α > 1 to
-    ±φ* with cos 2φ* = 1/(η̃α), where F = ½(α − 1/η̃), at whatever ELR.
-
-    Args:
-        alpha: α > 0.
-        elr: η̃ > 0.
-
-    Returns:
-        The orbit.
-
-    Raises:
-        ValueError: If α or the ELR is not positive and finite.
-    """  # noqa: DOC502
-    _check([alpha], [elr], [0])
-    product = elr * alpha
-    if product <= 1:
-        return Orbit(0.0, 0.0, 1 - 2 * product)
-    return Orbit(math.acos(1 / product) / 2, (alpha - 1 / elr) / 2, 1 - 2 / product**2)
-
-
-def equilibrium_elrs(alphas: Sequence[float], elr: float) -> tuple[float, ...]:
-    """Effective learning rates to which the groups settle where F does not converge: η̃_i* = η̃ Σα_j/α_i.
-
-    Args:
-        alphas: α_i > 0.
-        elr: Effective learning rate η̃ of all groups together.
-
-    Returns:
-        η̃_i* of each group; all have the same effective step size there.
-    """
-    return tuple(elr * sum(alphas) / alpha for alpha in alphas)

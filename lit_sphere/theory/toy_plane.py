@@ -1,11 +1,12 @@
 """The toy x²/(x² + y²) in the plane under SGD with weight decay: periods in two dimensions (PB §3, KT)."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lit_sphere.theory._arguments import Numbers, not_negative, positive, require
 
 
 class PlaneCurves(NamedTuple):
@@ -23,7 +24,7 @@ class PlaneCurves(NamedTuple):
 
 
 def plane_curves(
-    weight_decays: Sequence[float],
+    weight_decays: Numbers,
     lr: float = 1.0,
     start: tuple[float, float] = (0.01, 1.0),
     steps: int = 200,
@@ -34,9 +35,9 @@ def plane_curves(
     the run is thrown out again, in periods that are the shorter the larger ηλ is.
 
     Args:
-        weight_decays: λ ≥ 0 of the runs, with ηλ < 1.
+        weight_decays: λ ≥ 0 of the runs, with ηλ < 1, shape (runs,).
         lr: η > 0.
-        start: First point, not the origin.
+        start: First point, finite and not the origin.
         steps: Number of steps, at least 1.
 
     Returns:
@@ -50,11 +51,14 @@ def plane_curves(
         >>> print(f"{curves.losses[0, -1]:.1e} {mean_period(curves.losses[1].tolist()):.1f}")
         5.6e-14 11.2
     """
-    if not (math.isfinite(lr) and lr > 0) or steps < 1 or not weight_decays or math.hypot(*start) == 0:
-        raise ValueError("needs lr > 0, steps >= 1, a start other than the origin, and at least one weight decay")
-    if min(weight_decays) < 0 or lr * max(weight_decays) >= 1:
-        raise ValueError(f"weight decays must be at least 0, and below 1/lr = {1 / lr:g}: got {list(weight_decays)}")
-    keep = 1 - lr * torch.tensor(list(weight_decays), dtype=torch.float64)
+    decays = not_negative("weight_decays", weight_decays).cpu()
+    if not decays.ndim == 1 or not len(decays) or steps < 1:
+        raise ValueError("the plane needs at least one weight decay and one step")
+    if not 0 < math.hypot(*start) < math.inf:
+        raise ValueError(f"start must be finite, and not the origin, got {start}")
+    positive("lr", lr)
+    require(lr * decays < 1, f"weight decays must be below 1/lr = {1 / lr:g}, got {decays.tolist()}")
+    keep = 1 - lr * decays
     x, y = (torch.full_like(keep, value) for value in start)
     curves: list[tuple[Tensor, Tensor]] = []
     for _ in range(steps):
@@ -66,15 +70,25 @@ def plane_curves(
     return PlaneCurves(losses, rho2.sqrt(), lr / rho2)
 
 
-def mean_period(losses: Sequence[float]) -> float | None:
+def mean_period(losses: Numbers) -> float | None:
     """Mean number of steps between two destabilisations: upward crossings of a tenth of the greatest loss.
 
     Args:
-        losses: Values ≥ 0, step by step.
+        losses: Values ≥ 0, step by step, shape (steps,).
 
     Returns:
-        The mean over all whole periods; None where there are fewer than two.
+        The mean over all whole periods; None where there are fewer than two destabilisations.
+
+    Raises:
+        ValueError: If a loss is negative or not finite, or there is none.
+
+    Example:
+        >>> print(mean_period([0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]))
+        3.5
     """
-    level = 0.1 * max(losses)
-    ups = [t for t in range(1, len(losses)) if losses[t - 1] < level <= losses[t]]
+    curve = not_negative("losses", losses)
+    if curve.ndim != 1 or not len(curve):
+        raise ValueError("a period is that of one curve of at least one step")
+    level = 0.1 * curve.max()
+    ups = ((curve[:-1] < level) & (curve[1:] >= level)).nonzero()[:, 0].tolist()
     return (ups[-1] - ups[0]) / (len(ups) - 1) if len(ups) > 1 else None

@@ -1,28 +1,15 @@
 """Norm and effective learning rate of scale-invariant weights under SGD with weight decay (PB §3 and appendix A).
 
-The step is x′ = (1 − ηλ)x − η∇f(x), with ⟨∇f(x), x⟩ = 0 and ∇f(x) = g̃(x/‖x‖)/‖x‖: η learning rate, λ weight
+The step is x′ = (1 − ηλ)x − η∇f(x), with ⟨∇f(x), x⟩ = 0 and ‖∇f(x)‖ = g̃(x/‖x‖)/‖x‖: η learning rate, λ weight
 decay, ρ = ‖x‖, g̃ effective gradient norm. ``grad_min`` ≤ g̃ ≤ ``grad_max`` are PB's ℓ and L.
-All arguments may be tensors and broadcast; results are float64.
+All arguments may be numbers or tensors of any real dtype, and broadcast; results are float64.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Number = Tensor | float
-
-
-class Interval(NamedTuple):
-    """Ends of an interval.
-
-    Attributes:
-        low: Lower ends.
-        high: Upper ends, of the same shape.
-    """
-
-    low: Tensor
-    high: Tensor
+from lit_sphere.theory._arguments import Number, double, finite, kept, not_negative, positive, require
+from lit_sphere.theory.undetermined import Interval, undetermined_interval
 
 
 def next_norm(norm: Number, effective_grad_norm: Number, lr: Number, weight_decay: Number) -> Tensor:
@@ -40,9 +27,8 @@ def next_norm(norm: Number, effective_grad_norm: Number, lr: Number, weight_deca
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
-    rho, g = _positive("norm", norm), _not_negative("effective_grad_norm", effective_grad_norm)
-    eta, keep = _positive("lr", lr), _kept(lr, weight_decay)
-    return torch.hypot(keep * rho, eta * g / rho)
+    rho, g = positive("norm", norm), not_negative("effective_grad_norm", effective_grad_norm)
+    return torch.hypot(kept(lr, weight_decay) * rho, double(lr) * g / rho)
 
 
 def step_cosine(norm: Number, effective_grad_norm: Number, lr: Number, weight_decay: Number) -> Tensor:
@@ -60,9 +46,33 @@ def step_cosine(norm: Number, effective_grad_norm: Number, lr: Number, weight_de
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
-    rho, g = _positive("norm", norm), _not_negative("effective_grad_norm", effective_grad_norm)
-    eta, keep = _positive("lr", lr), _kept(lr, weight_decay)
-    return torch.hypot(torch.ones(()).double(), eta * g / (keep * rho.square())).reciprocal()
+    return _secant(_step_tangent(norm, effective_grad_norm, lr, weight_decay)).reciprocal()
+
+
+def step_distance(norm: Number, effective_grad_norm: Number, lr: Number, weight_decay: Number) -> Tensor:
+    """Cosine distance of a step, 1 − cos(x, x′), which PB holds against δ: 1 − :func:`step_cosine`, small ones too.
+
+    To first order η²g̃²/(2ρ⁴). It grows with g̃: bounds ℓ ≤ g̃ ≤ L bound it by its values at ℓ and L.
+
+    Args:
+        norm: ρ > 0 before the step.
+        effective_grad_norm: g̃ ≥ 0 = ρ‖∇f‖.
+        lr: η > 0.
+        weight_decay: λ ≥ 0, with ηλ < 1.
+
+    Returns:
+        1 − cos(x, x′) in [0, 1), right to its last digits where the cosine itself rounds to 1.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> print(f"{step_distance(10.0, 1e-6, 0.1, 0.0):.2e}")  # η²g̃²/(2ρ⁴)
+        5.00e-19
+    """  # noqa: DOC502
+    tangent = _step_tangent(norm, effective_grad_norm, lr, weight_decay)
+    secant = _secant(tangent)
+    return tangent / secant * (tangent / (1 + secant))  # 1 − 1/secant, without cancellation or overflow
 
 
 def jump_norm(delta: Number, effective_grad_norm: Number, lr: Number, weight_decay: Number) -> Tensor:
@@ -83,8 +93,8 @@ def jump_norm(delta: Number, effective_grad_norm: Number, lr: Number, weight_dec
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
-    g, eta, keep = _positive("effective_grad_norm", effective_grad_norm), _positive("lr", lr), _kept(lr, weight_decay)
-    return (eta * g / (keep * _tangent(delta))).sqrt()
+    g, keep = positive("effective_grad_norm", effective_grad_norm), kept(lr, weight_decay)
+    return (double(lr) * g / (keep * _tangent(delta))).sqrt()
 
 
 def steps_before_jump(
@@ -113,23 +123,21 @@ def steps_before_jump(
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
-    rho2 = _positive("norm", norm).square()
-    _ordered(grad_min, grad_max)
-    a = _decay(lr, weight_decay)
-    fixed_min, fixed_max = (_positive("lr", lr) * _double(g) / a.sqrt() for g in (grad_min, grad_max))
+    rho2, a = positive("norm", norm).square(), _decay(lr, weight_decay)
+    fixed_min, fixed_max = (double(lr) * g / a.sqrt() for g in _ordered(grad_min, grad_max))
     possible = jump_norm(delta, grad_max, lr, weight_decay).square()
     certain = jump_norm(delta, grad_min, lr, weight_decay).square()
     low = _steps(rho2, possible, fixed_min, 1 - 2 * a)
     # Where the map may throw ρ² far up again (2a ≥ 1) there is no such lower bound but the trivial one.
-    low = torch.where(2 * a < 1, low, torch.zeros_like(low))
+    low = torch.where(2 * a < 1, low, 0.0)
     return Interval(low, _steps(rho2, certain, fixed_max, 1 - a).ceil())
 
 
 def equilibrium_norms(grad_min: Number, grad_max: Number, lr: Number, weight_decay: Number) -> Interval:
     """Norms at the generalised equilibrium (PB §3): κℓ ≤ ρ² ≤ κL for large t, κ = √(η/2λ).
 
-    Exact form: ρ² is a β-undetermined sequence (:func:`undetermined_interval`) with α = 1 − (1 − ηλ)² and
-    β = η²g̃² in [η²ℓ², η²L²]; PB's κ is the first order in ηλ of η/√α.
+    Exact form: ρ² is a β-undetermined sequence with α = 1 − (1 − ηλ)² and β = η²g̃² in [η²ℓ², η²L²]
+    (:func:`~lit_sphere.theory.undetermined.undetermined_interval`); PB's κ is the first order in ηλ of η/√α.
 
     Args:
         grad_min: ℓ > 0.
@@ -142,11 +150,10 @@ def equilibrium_norms(grad_min: Number, grad_max: Number, lr: Number, weight_dec
 
     Raises:
         ValueError: If an argument is out of its range, or the interval can be left (see
-            :func:`undetermined_interval`).
+            :func:`~lit_sphere.theory.undetermined.undetermined_interval`).
     """  # noqa: DOC502
-    _ordered(grad_min, grad_max)
-    eta, a = _positive("lr", lr), _decay(lr, weight_decay)
-    squares = undetermined_interval(a, (eta * _double(grad_min)).square(), (eta * _double(grad_max)).square())
+    betas = [(double(lr) * g).square() for g in _ordered(grad_min, grad_max)]
+    squares = undetermined_interval(_decay(lr, weight_decay), *betas)
     return Interval(squares.low.sqrt(), squares.high.sqrt())
 
 
@@ -168,38 +175,36 @@ def equilibrium_elrs(grad_min: Number, grad_max: Number, lr: Number, weight_deca
         ValueError: As :func:`equilibrium_norms`.
     """  # noqa: DOC502
     norms = equilibrium_norms(grad_min, grad_max, lr, weight_decay)
-    eta = _double(lr)
-    return Interval(eta / norms.high.square(), eta / norms.low.square())
+    return Interval(double(lr) / norms.high.square(), double(lr) / norms.low.square())
 
 
-def undetermined_interval(alpha: Number, low: Number, high: Number) -> Interval:
-    """Interval that every β-undetermined sequence enters and never leaves (PB appendix, Lemmas 1 and 2).
+def equilibrium_ess(lr: Number, weight_decay: Number) -> Tensor:
+    """Effective step size at a fixed norm: √(1 − (1 − ηλ)²)/(1 − ηλ), to first order √(2ηλ). Exact.
 
-    x′ = (1 − α)x + β_t/x with any β_t in [a, b] tends to [√(a/α), √(b/α)] from every x₀ > 0. It cannot be left
-    again if α ≤ ½ and α(1 + √(b/a)) ≤ 1: x ↦ (1 − α)x + β/x is then increasing where it could fall below the
-    lower end, and its value at the lower end with β = b is not above the upper end. (PB's condition for norms,
-    2ηλL ≤ ℓ, reads α√(b/a) ≤ 1 and is a little too weak: α = 0.5, a = 1, b = 4 maps √2 to 3.54 > 2.83.)
+    PB's generalised equilibrium where ℓ = L = g̃. A step that leaves the norm as it is, ρ′ = ρ, has by
+    :func:`next_norm` ρ⁴ = η²g̃²/(1 − (1 − ηλ)²). In :func:`step_cosine` ρ and g̃ then cancel: the cosine of the step
+    is 1 − ηλ, and its tangent is the effective step size, the same for every group, whatever the gradients. A step
+    with a larger tangent ηg̃/((1 − ηλ)ρ²) raises the norm and lowers the ELR, one with a smaller tangent does the
+    reverse: these are phases A and B of PB's periods.
 
     Args:
-        alpha: α in (0, ½].
-        low: a > 0.
-        high: b ≥ a.
+        lr: η > 0.
+        weight_decay: λ > 0, with ηλ < 1.
 
     Returns:
-        √(a/α) and √(b/α).
+        Tangent of the angle of a step, dimensionless, broadcast.
 
     Raises:
-        ValueError: If an argument is out of its range, or the interval can be left.
-    """
-    alpha, a, b = _positive("alpha", alpha), _positive("low", low), _positive("high", high)
-    if not bool((a <= b).all()):
-        raise ValueError("low must not be above high")
-    if not bool(((alpha <= 0.5) & (alpha * (1 + (b / a).sqrt()) <= 1)).all()):
-        raise ValueError("the interval can be left: needs α ≤ 1/2 and α(1 + √(high/low)) ≤ 1 (lower lr · weight decay)")
-    return Interval((a / alpha).sqrt(), (b / alpha).sqrt())
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> print(f"{equilibrium_ess(0.1, 0.05):.6f}")  # √(2 · 0.1 · 0.05) = 0.1
+        0.100377
+    """  # noqa: DOC502
+    return _decay(lr, weight_decay).sqrt() / kept(lr, weight_decay)
 
 
-def rescaled(x: Tensor, lr: Number, weight_decay: Number, factor: Number) -> tuple[Tensor, Tensor, Tensor]:
+def rescaled(x: Number, lr: Number, weight_decay: Number, factor: Number) -> tuple[Tensor, Tensor, Tensor]:
     """Give another start, learning rate and weight decay with the same functions at all steps (PB Proposition 4).
 
     (x₀, η, λ) and (cx₀, c²η, λ/c²) train a scale-invariant function through the same directions x/‖x‖.
@@ -207,71 +212,53 @@ def rescaled(x: Tensor, lr: Number, weight_decay: Number, factor: Number) -> tup
     Args:
         x: x₀, any shape.
         lr: η > 0.
-        weight_decay: λ ≥ 0.
-        factor: c > 0.
+        weight_decay: λ ≥ 0, with ηλ < 1.
+        factor: c > 0; a number, or of a shape that broadcasts with the others.
 
     Returns:
-        cx₀, c²η, λ/c².
+        cx₀, c²η, λ/c²; their product ηλ is the same.
 
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
-    c, eta = _positive("factor", factor), _positive("lr", lr)
-    _kept(lr, weight_decay)
-    return x * c.to(x.dtype), c.square() * eta, _double(weight_decay) / c.square()
+    c, _ = positive("factor", factor), kept(lr, weight_decay)
+    return finite("x", x) * c, c.square() * double(lr), double(weight_decay) / c.square()
+
+
+def _step_tangent(norm: Number, effective_grad_norm: Number, lr: Number, weight_decay: Number) -> Tensor:
+    """Tangent ηg̃/((1 − ηλ)ρ²) of the angle of a step."""
+    rho, g = positive("norm", norm), not_negative("effective_grad_norm", effective_grad_norm)
+    return double(lr) * g / rho / (kept(lr, weight_decay) * rho)
+
+
+def _secant(tangent: Tensor) -> Tensor:
+    return torch.hypot(torch.ones_like(tangent), tangent)
 
 
 def _steps(start: Tensor, goal: Tensor, fixed: Tensor, rate: Tensor) -> Tensor:
     """Steps in which ``start − fixed``, shrinking by ``rate`` a step, comes down to ``goal − fixed``."""
     reached = start <= goal
     never = ~reached & (goal <= fixed)
-    ratio = torch.where(reached | never, torch.ones(()).double(), (goal - fixed) / (start - fixed))
-    steps = torch.where(ratio < 1, ratio.log() / rate.clamp(min=1e-300).log(), torch.zeros(()).double())
-    return torch.where(never, torch.full((), torch.inf).double(), steps)
+    ratio = torch.where(reached | never, 1.0, (goal - fixed) / (start - fixed))
+    steps = torch.where(ratio < 1, ratio.log() / rate.clamp(min=1e-300).log(), 0.0)
+    return torch.where(never, torch.inf, steps)
 
 
 def _tangent(delta: Number) -> Tensor:
     """Tangent of the angle of a step whose cosine is 1 − δ."""
-    delta = _positive("delta", delta)
-    if not bool((delta < 1).all()):
-        raise ValueError("delta must be below 1: no step turns weights by a right angle or more")
+    delta = positive("delta", delta)
+    require(delta < 1, "delta must be below 1: no step turns weights by a right angle or more")
     # √((1 − δ)⁻² − 1) without cancellation at small δ
     return (delta * (2 - delta)).sqrt() / (1 - delta)
 
 
 def _decay(lr: Number, weight_decay: Number) -> Tensor:
     """α = 1 − (1 − ηλ)², without cancellation."""
-    product = _double(lr) * _positive("weight_decay", weight_decay)
-    _kept(lr, weight_decay)
-    return product * (2 - product)
+    product = positive("lr", lr) * positive("weight_decay", weight_decay)
+    return product * (1 + kept(lr, weight_decay))
 
 
-def _kept(lr: Number, weight_decay: Number) -> Tensor:
-    """1 − ηλ, the share of the weights that decay leaves."""
-    product = _double(lr) * _not_negative("weight_decay", weight_decay)
-    if not bool((product < 1).all()):
-        raise ValueError("lr · weight_decay must be below 1")
-    return 1 - product
-
-
-def _ordered(grad_min: Number, grad_max: Number) -> None:
-    if not bool((_positive("grad_min", grad_min) <= _double(grad_max)).all()):
-        raise ValueError("grad_min must not be above grad_max")
-
-
-def _double(value: Number) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64)  # a Python float would lose digits on a way through float32
-
-
-def _positive(name: str, value: Number) -> Tensor:
-    tensor = _double(value)
-    if not bool((tensor.isfinite() & (tensor > 0)).all()):
-        raise ValueError(f"{name} must be positive and finite")
-    return tensor
-
-
-def _not_negative(name: str, value: Number) -> Tensor:
-    tensor = _double(value)
-    if not bool((tensor.isfinite() & (tensor >= 0)).all()):
-        raise ValueError(f"{name} must be finite and not negative")
-    return tensor
+def _ordered(grad_min: Number, grad_max: Number) -> tuple[Tensor, Tensor]:
+    low, high = positive("grad_min", grad_min), positive("grad_max", grad_max)
+    require(low <= high, "grad_min must not be above grad_max")
+    return low, high
