@@ -117,8 +117,8 @@ class StepWatch:
 
     def rate(self) -> float:
         """Give the present (effective) learning rate of the parameter group that trains the first group."""
-        first = self.means.quantities.first_group if self.means is not None else 0
-        group = self._optimizer.param_groups[first]
+        groups = self._optimizer.param_groups if self.means is None else self.means.quantities.param_groups
+        group = groups[0]
         return float(group["elr"] if group.get("elr") is not None else group["lr"])
 
     def detach(self) -> None:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lit_sphere.callbacks._equal_ess import report_equal_ess
 from lit_sphere.callbacks._pictures import run_folder_of
 from lit_sphere.callbacks._step_watch import StepWatch, Views
-from lit_sphere.effective import QUANTITIES, Source, quantile_name, quantiles_over_groups
+from lit_sphere.effective import QUANTITIES, Source, predicted_equilibrium, quantile_name, quantiles_over_groups
 
 _MOST_CURVES = 64
 _QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -35,6 +35,8 @@ class EffectiveLearningRateMonitor(Callback):
     | ``norm/total``, ``norm/<group>`` | norm ρ |
     | ``angle/total``, ``angle/<group>`` | angle of the step in radians |
     | ``radial/total``, ``radial/<group>`` | share of the norm that the step takes away along the weights, A⟨c, u⟩ |
+    | ``equilibrium/ess`` | predicted: the ESS at which a group's ELR stays (TR eq. (5); PB §3) |
+    | ``equilibrium/elr`` | predicted from it: the ELR of all groups at the present g̃, in the whole space |
     | ``equal_ess/slope`` | slope of the scatter at the end of fit: −1 where all groups have one ESS |
     | ``equal_ess/spread`` | standard deviation of ln ESS over the groups: 0 where all have one |
 
@@ -46,6 +48,10 @@ class EffectiveLearningRateMonitor(Callback):
       ``AdamW`` with any of their options, with gradients clipped too;
     * ``weights``: anything else (a third party's optimizer, a subclass with a ``step`` of its own, a gradient
       scaler): weights before and after the step, for which one copy of them is kept. ``elr`` = ``ess`` / g̃ then.
+
+    Predictions (:func:`~lit_sphere.effective.predicted_equilibrium`) are made where the papers make them, for
+    ``SphereSGD`` on one sphere and for ``torch.optim.SGD`` with weight decay and without momentum: a group's ELR rises
+    while its ESS is below ``equilibrium/ess``. :class:`~lit_sphere.callbacks.RunSummary` draws them dashed.
 
     Of several optimizers the one that trains most of the groups is watched. Other callbacks find the totals in
     ``trainer.callback_metrics``.
@@ -155,11 +161,20 @@ class EffectiveLearningRateMonitor(Callback):
         if quantiles is not None and self._watch.names:
             names = ["total", *map(quantile_name, quantiles)]
             measured = quantiles_over_groups(measured, quantiles)
-        metrics: dict[str, float] = {"epoch": trainer.current_epoch}
+        metrics: dict[str, float] = {"epoch": trainer.current_epoch, **self._predictions(measured[:, 0])}
         for quantity, row in zip(QUANTITIES, measured.tolist(), strict=True):
             metrics.update({f"{quantity}/{name}": value for name, value in zip(names, row, strict=False)})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
+
+    def _predictions(self, total: Tensor) -> dict[str, float]:
+        """What the theory says of all groups together where it says anything."""
+        means = self._watch.means
+        if means is None or self._watch.source != "gradients":
+            return {}
+        _, grad_norm, _, ess, *_ = total.tolist()
+        predicted = predicted_equilibrium(means.quantities.param_groups, grad_norm, ess)
+        return {f"equilibrium/{quantity}": value for quantity, value in predicted.items()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the scatter over the last epochs."""

@@ -1,36 +1,28 @@
 """Logs the sharpness of the loss on the sphere of scale-invariant parameters, and its curvature."""
 
 import math
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from lit_sphere.analysis.curvature import measure_curvature
-from lit_sphere.analysis.sharpness import (
-    Objective,
-    StepMean,
-    Weighting,
-    effective_gradient_norms,
-    observe_norms,
-    train_pass,
-)
-from lit_sphere.callbacks._fixed_weights import add_up_ranks, criterion_of, train_batches, untouched
+from lit_sphere.analysis.edge_of_stability import Rate, descent_rate, edge_of_stability
+from lit_sphere.analysis.sharpness import Weighting, effective_gradient_norms, observe_norms, train_pass
+from lit_sphere.callbacks._fixed_weights import train_batches, untouched
 from lit_sphere.callbacks._module_groups import groups_of
 from lit_sphere.callbacks._pictures import run_folder_of, save_picture
+from lit_sphere.callbacks._sharpness_objective import TrainSetObjective
+from lit_sphere.callbacks._stoppable_passes import PassStopped, can_stop
+from lit_sphere.callbacks._twins import refuse_twin
+from lit_sphere.effective import StepMean
 from lit_sphere.groups import Group
 from lit_sphere.report.sharpness import draw_sharpness
-
-_SECONDS_BEFORE_BAR = 2.0
 
 
 class SharpnessMonitor(Callback):
@@ -54,6 +46,12 @@ class SharpnessMonitor(Callback):
     | ``sharpness/hessian_trace`` | ρ² tr PHP, P the projection on the tangent space (Hutchinson) |
     | ``sharpness/fisher_trace_error``, ``sharpness/hessian_trace_error`` | standard errors of these estimates |
     | ``sharpness/top_eigenvalue`` | largest eigenvalue of ρ² PHP (Lanczos) |
+    | ``sharpness/edge_of_stability`` | 2/η̃, beside it: gradient descent leaves minima of larger eigenvalues |
+
+    The edge of stability (Cohen et al., 2021) is that of the last step's learning rate. It is logged where a step is
+    one of plain gradient descent, with one learning rate for all scale-invariant parameters: by ``SphereSGD`` on one
+    joint sphere over just these, or ``torch.optim.SGD`` without momentum, η̃ = η/(ρ²(1 − ηλ)); and nothing is clipped.
+    Where steps are made on mini-batches, their noise lets the eigenvalue settle lower: it is an upper bound then.
 
     Other callbacks find these in ``trainer.callback_metrics``. ``sharpness.png`` is drawn into the folder of the first
     logger, and sent to W&B, when training ends. Under DDP a mini-batch is the global one, batch statistics each rank's.
@@ -73,7 +71,8 @@ class SharpnessMonitor(Callback):
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if the module has no scale-invariant group
-            or the train set cannot be passed over, its batches are no pairs or have no loss.
+            the train set cannot be passed over, its batches are no pairs or have no loss, or there is another
+            ``SharpnessMonitor``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -84,8 +83,8 @@ class SharpnessMonitor(Callback):
         >>> trainer = Trainer(max_epochs=1, callbacks=[monitor], enable_checkpointing=False, **quiet)
         >>> trainer.fit(SIConvNet(width=4, in_channels=1, elr=1e-3), Digits(train_size=256))
         >>> sorted(key[10:] for key in trainer.callback_metrics if key.startswith("sharpness/"))
-        ['fisher_trace', 'fisher_trace_error', 'hessian_trace', 'hessian_trace_error', 'online', 'top_eigenvalue',
-         'train_pass']
+        ['edge_of_stability', 'fisher_trace', 'fisher_trace_error', 'hessian_trace', 'hessian_trace_error', 'online',
+         'top_eigenvalue', 'train_pass']
     """
 
     def __init__(
@@ -113,10 +112,12 @@ class SharpnessMonitor(Callback):
         self.train_pass_every, self.weighting = train_pass_every, weighting
         self.curvature_every, self.curvature_at_end = curvature_every, curvature_at_end
         self.curvature_batches, self.curvature_vectors, self.seed = curvature_batches, curvature_vectors, seed
+        self._objective = TrainSetObjective(self, seed)
         self._parameters: list[nn.Parameter] = []
         self._norms, self._losses = StepMean(effective_gradient_norms), StepMean()
         self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
         self._rows: list[dict[str, float]] = []
+        self._rate: Rate | None = None  # of the last step
 
     @property
     def state_key(self) -> str:
@@ -128,13 +129,14 @@ class SharpnessMonitor(Callback):
         )
 
     @property
-    def _passes(self) -> bool:
-        return self.curvature_at_end or self.train_pass_every is not None or self.curvature_every is not None
+    def _measures_curvature(self) -> bool:
+        return self.curvature_at_end or self.curvature_every is not None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin a new series; a checkpoint is loaded later."""
         if stage == "fit":
-            self._rows, self._epoch = [], -1
+            refuse_twin(self, SharpnessMonitor, trainer, "sharpness/… and sharpness.png")
+            self._rows, self._epoch, self._rate = [], -1, None
             self._norms.load_state({})
             self._losses.load_state({})
 
@@ -142,17 +144,18 @@ class SharpnessMonitor(Callback):
         """Find the scale-invariant parameters, if the module says what its input looks like."""
         self._parameters = []
         self._folder = run_folder_of(trainer)
+        self._clips = bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
         self._find(trainer, groups_of(self, pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try a batch of the train set, if it is to be passed over."""
-        if not self._passes:
+        if self.train_pass_every is None and not self._measures_curvature:
             return
         with untouched(pl_module):
             batch = next(iter(train_batches(self, trainer, pl_module)))
         if not self._parameters:
             self._find(trainer, groups_of(self, pl_module, batch))
-        self._check(trainer, pl_module, batch)
+        self._objective.check(trainer, pl_module, self._parameters, batch)
 
     def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
         if groups is None:
@@ -168,7 +171,7 @@ class SharpnessMonitor(Callback):
                 "SharpnessMonitor: no optimizer trains a scale-invariant parameter; give one to an optimizer, or leave "
                 "the callback out"
             )
-        self._optimizer = optimizer
+        self._optimizer, self._watched = optimizer, frozenset(self._parameters)
         left_out = len(invariant) - len(self._parameters)
         if left_out:
             rank_zero_warn(
@@ -183,29 +186,13 @@ class SharpnessMonitor(Callback):
         if self._norms.steps and self._epoch != trainer.current_epoch:
             self._end_epoch(trainer, pl_module)  # the resumed run's last epoch, all of whose batches were done
 
-    def _check(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-            size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-            raise ValueError(
-                "SharpnessMonitor: a pass over the train set needs batches of (inputs, labels), not a "
-                f"{type(batch).__name__}{size}; leave out train_pass_every and curvature_… to watch only the steps"
-            )
-        with self._at_fixed_weights(trainer, pl_module, "trying a batch", [batch]) as objective:
-            try:
-                for _ in objective.gradients():
-                    pass
-            except Exception as error:
-                raise ValueError(
-                    f"SharpnessMonitor: {type(pl_module).__name__} gives no loss of a batch by criterion("
-                    f"module(inputs), labels) ({error}); give it a method criterion(logits, labels), or leave out "
-                    "train_pass_every and curvature_…"
-                ) from error
-
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Observe; nothing is brought to the host."""
         if getattr(optimizer, "optimizer", optimizer) is self._optimizer:
             self._epoch = trainer.current_epoch
-            self._norms.add(observe_norms(self._parameters))
+            self._norms.keep(observe_norms(self._parameters))
+            if self._measures_curvature:  # now, since a scheduler moves on before the epoch's end
+                self._rate = descent_rate(self._optimizer, self._watched, self._clips)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -214,13 +201,21 @@ class SharpnessMonitor(Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             # Lightning has divided it under automatic optimisation.
-            self._losses.add(loss.detach() * trainer.accumulate_grad_batches)
+            self._losses.keep(loss.detach() * trainer.accumulate_grad_batches)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's mean, and make the passes that are due."""
-        if self._norms.steps:
-            row = self._end_epoch(trainer, pl_module)
-            pl_module.log_dict(row, logger=False, sync_dist=True, batch_size=1)
+        """Log the epoch's mean, and make the passes that are due; a signal leaves them to the resumed run."""
+        if not self._norms.steps:
+            return
+        norms, losses = self._norms.state(), self._losses.state()
+        self._objective.may_stop = can_stop(trainer)
+        try:
+            self._end_epoch(trainer, pl_module)
+        except PassStopped:
+            self._norms.load_state(norms)
+            self._losses.load_state(losses)
+        finally:
+            self._objective.may_stop = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure curvature if asked to, and draw the picture."""
@@ -231,17 +226,17 @@ class SharpnessMonitor(Callback):
             row = self._curvature(trainer, pl_module)
             last.update(row)
             self._log(trainer, row)
-            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.items()})
         if self._folder is not None and trainer.is_global_zero:
             title = f"{type(pl_module).__name__}, {len(self._parameters)} scale-invariant tensors"
             save_picture(trainer, self._folder, "sharpness", draw_sharpness(self._rows, title))
 
-    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         online, loss = self._norms.mean(), self._losses.mean()
         assert online is not None
         row = {"sharpness/online": online.item()}
         if self.train_pass_every is not None and (self._epoch + 1) % self.train_pass_every == 0:
-            with self._at_fixed_weights(trainer, pl_module, "pass over the train set") as objective:
+            what = (trainer, pl_module, self._parameters, "pass over the train set")
+            with self._objective.at_fixed_weights(*what) as objective:
                 measured = train_pass(objective, self.weighting)
             row |= {f"train_pass/{name}": getattr(measured, name) for name in ("loss", "error")}
             row["sharpness/train_pass"] = measured.sharpness
@@ -251,50 +246,35 @@ class SharpnessMonitor(Callback):
         if loss is not None:
             self._rows[-1]["loss"] = trainer.strategy.reduce(loss, reduce_op="mean").item()
         self._log(trainer, row)
-        return row
 
     def _curvature(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        with self._at_fixed_weights(trainer, pl_module, "curvature", most=self.curvature_batches) as objective:
+        what = (trainer, pl_module, self._parameters, "curvature")
+        with self._objective.at_fixed_weights(*what, most=self.curvature_batches) as objective:
             measured = measure_curvature(objective, self.curvature_vectors, self.seed, **share)
         if math.isnan(measured.top_eigenvalue):
             rank_zero_warn(
                 "SharpnessMonitor: Lanczos' method gave no top eigenvalue of the Hessian; it is logged as NaN"
             )
-        return {f"sharpness/{name}": value for name, value in measured._asdict().items()}
-
-    @contextmanager
-    def _at_fixed_weights(
-        self, trainer: Trainer, pl_module: LightningModule, what: str, given: Any = None, most: int | None = None
-    ) -> Iterator[Objective]:
-        hidden = None if trainer.is_global_zero else True  # None: where there is no terminal
-        bar = tqdm(desc=what, unit=" batches", leave=False, delay=_SECONDS_BEFORE_BAR, disable=hidden)
-
-        def batches() -> Iterator[Any]:
-            # Passes are to agree in dropout and random transforms; `untouched` gives the generators' states back.
-            for seed in (torch.manual_seed, random.seed, np.random.seed):
-                seed(self.seed + trainer.global_rank)
-            source = given or train_batches(self, trainer, pl_module)
-            for batch in islice(source, most):
-                yield trainer.precision_plugin.convert_input(batch)
-                bar.update()
-
-        # In the weights' own precision: autocast would blur second derivatives.
-        full = torch.autocast(pl_module.device.type, enabled=False)
-        with untouched(pl_module), bar, trainer.precision_plugin.forward_context(), full:
-            yield Objective(pl_module, batches, self._parameters, criterion_of(pl_module), add_up_ranks(trainer))
+        row = {f"sharpness/{name}": value for name, value in measured._asdict().items()}
+        if self._rate is not None:
+            row["sharpness/edge_of_stability"] = edge_of_stability(self._rate, self._parameters)
+        return row
 
     def _log(self, trainer: Trainer, row: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": self._epoch, **row}, step=trainer.global_step - 1)
+        # All ranks have the same numbers: there is nothing to reduce, and self.log costs more than the steps' norms.
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """The series so far, and the state of an unfinished epoch."""
-        rows = [dict(row) for row in self._rows]
-        return {"rows": rows, "epoch": self._epoch, "norms": self._norms.state(), "losses": self._losses.state()}
+        means = {"norms": self._norms.state(), "losses": self._losses.state()}
+        return {"rows": [dict(row) for row in self._rows], "epoch": self._epoch, "rate": self._rate, **means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        self._rows, self._epoch = [dict(row) for row in state_dict["rows"]], state_dict["epoch"]
+        self._rows = [dict(row) for row in state_dict["rows"]]
+        self._epoch, self._rate = state_dict["epoch"], state_dict["rate"]
         self._norms.load_state(state_dict["norms"])
         self._losses.load_state(state_dict["losses"])

@@ -124,7 +124,7 @@ class ForeignManual(ForeignModule):
 
     def configure_optimizers(self) -> Any:
         *body, weight, bias = self.parameters()
-        return [torch.optim.SGD(body, lr=0.05), torch.optim.Adam([weight, bias], lr=1e-3)]
+        return [torch.optim.SGD(body, lr=0.05, weight_decay=1e-3), torch.optim.Adam([weight, bias], lr=1e-3)]
 
 
 class Lion(torch.optim.Optimizer):

@@ -30,7 +30,7 @@ def test_steps_are_parts_of_their_epoch() -> None:
 
 @pytest.mark.parametrize(
     ("keys", "label"),
-    [(["convs.0.weight", "convs.1.weight"], "single groups"), (["min", "q25", "median"], "quantiles over the groups")],
+    [([f"convs.{i}.weight" for i in range(7)], "single groups"), (["min", "median"], "quantiles over the groups")],
 )
 def test_groups_and_their_quantiles_are_told_apart(keys: list[str], label: str) -> None:
     series = {f"elr/{key}": by_epoch([0.1, 0.2]) for key in [*keys, "total"]}
@@ -44,6 +44,54 @@ def test_a_switch_is_a_line_before_its_epoch_and_none_at_the_start() -> None:
     axes = axes_of(draw_curves({"train/loss": loss, **marks}), "loss")
     assert [list(line.get_xdata()) for line in axes.lines[1:]] == [[1.5, 1.5]]
     assert axes.get_legend().get_texts()[-1].get_text() == "from epoch 2: elr 0.5"
+
+
+GROUPS = ("a.weight", "b.weight")
+
+
+def sphere(**more: Series) -> dict[str, Series]:
+    """Two groups on one sphere; the second turns twice as far as the whole."""
+    series = {"elr/total": by_epoch([0.1, 0.1]), "ess/total": by_epoch([0.3, 0.2]), **more}
+    for name, elr, norm in zip(GROUPS, (0.2, 0.4), (1.5, 1.0), strict=True):
+        series |= {f"elr/{name}": by_epoch([elr] * 2), f"effective_grad_norm/{name}": by_epoch([norm, norm / 2])}
+    return series
+
+
+def dashed(figure: Figure, title: str) -> list[tuple[str, list[float]]]:
+    axes = axes_of(figure, title)
+    return [(line.get_label(), list(line.get_ydata())) for line in axes.lines if line.get_linestyle() == "--"]
+
+
+def test_on_one_sphere_the_elrs_of_a_few_groups_are_predicted_in_their_colours() -> None:
+    figure = draw_curves(sphere(**{"equilibrium/ess": by_epoch([0.3, 0.2])}))
+    first, second = dashed(figure, "effective learning rate")
+    assert first[0] == "equilibrium (theory)"
+    assert first[1] == pytest.approx([0.3 / 1.5, 0.2 / 0.75])
+    assert second[1] == pytest.approx([0.3, 0.4])
+    lines = axes_of(figure, "effective learning rate").lines
+    colours = {style: [line.get_color() for line in lines if line.get_linestyle() == style] for style in ("-", "--")}
+    assert colours["--"] == colours["-"][:2]
+    assert len({*colours["-"]}) == 3
+    assert dashed(figure, "effective step size") == [], "the line of the whole is the prediction"
+
+
+def test_under_weight_decay_the_step_size_and_the_elr_of_the_whole_are_predicted() -> None:
+    settled = {"equilibrium/ess": by_epoch([0.5, 0.5]), "equilibrium/elr": by_epoch([0.25, 0.5])}
+    figure = draw_curves(sphere(**settled))
+    assert dashed(figure, "effective step size") == [("equilibrium (theory)", [0.5, 0.5])]
+    assert dashed(figure, "effective learning rate") == [("equilibrium (theory)", [0.25, 0.5])]
+
+
+def test_without_theory_nothing_is_dashed() -> None:
+    figure = draw_curves(sphere())
+    assert dashed(figure, "effective step size") == dashed(figure, "effective learning rate") == []
+
+
+def test_the_names_of_a_few_groups_stand_once() -> None:
+    figure = draw_curves(sphere(**{"effective_grad_norm/total": by_epoch([2.0, 1.0])}))
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_title().startswith("effective")]
+    (legend,) = [legend for legend in legends if legend is not None]
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "total"]
 
 
 def test_nothing_to_draw_is_refused() -> None:

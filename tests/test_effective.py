@@ -15,6 +15,7 @@ from lit_sphere.data import Digits
 from lit_sphere.effective import (
     EffectiveQuantities,
     StepMeans,
+    predicted_equilibrium,
     quantile_name,
     quantiles_over_groups,
     source_of,
@@ -22,7 +23,8 @@ from lit_sphere.effective import (
 from lit_sphere.groups import Group, find_groups
 from lit_sphere.networks import ConvNet
 from lit_sphere.optim import SphereSGD
-from lit_sphere.theory import next_elr, spherical_step, total_elr, total_ess
+from lit_sphere.theory import next_elr, sgd_elr, spherical_step, total_elr, total_ess
+from lit_sphere.theory.weight_decay import next_norm
 
 
 def assert_exact(measured: torch.Tensor, closed: torch.Tensor) -> None:
@@ -425,3 +427,43 @@ def test_weight_decay_that_forgets_the_weights_has_no_finite_effective_learning_
         assert (
             EffectiveQuantities(groups, torch.optim.SGD(params, lr=0.5, weight_decay=decay)).measure()[2, 0] == math.inf
         )
+
+
+def _groups(*options: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"momentum": 0.0, "nesterov": False, **each} for each in options]
+
+
+def test_the_equilibrium_of_a_joint_sphere_is_the_step_of_the_whole() -> None:
+    sphere = {"elr": 1e-3, "spheres": "joint", "radius": 2.0}
+    assert predicted_equilibrium(_groups(sphere), 5.0, 0.3) == {"ess": 0.3}
+    assert predicted_equilibrium(_groups(sphere, sphere), 5.0, 0.3) == {}, "their ELRs are fixed one by one"
+    assert predicted_equilibrium(_groups({**sphere, "spheres": "filter"}), 5.0, 0.3) == {}
+
+
+def test_the_equilibrium_under_weight_decay_is_that_of_a_fixed_norm() -> None:
+    lr, decay, grad_norm = 0.3, 0.02, 0.7
+    (ess, elr) = predicted_equilibrium(_groups({"lr": lr, "weight_decay": decay}), grad_norm, 0.1).values()
+    norm = torch.tensor(1.0, dtype=torch.float64)
+    for _ in range(5000):
+        norm = next_norm(norm, grad_norm, lr, decay)
+    # SP's effective learning rate, with which step sizes are logged, η/(ρ²(1 − ηλ)).
+    assert elr == pytest.approx(sgd_elr(norm, lr, decay).item(), rel=1e-10)
+    assert ess == pytest.approx(elr * grad_norm, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [{"lr": 0.1, "weight_decay": 0.0}],
+        [{"lr": 0.1, "weight_decay": 10.0}],
+        [{"lr": 0.0, "weight_decay": 0.1}],
+        [{"lr": 0.1, "weight_decay": 0.1}, {"lr": 0.2, "weight_decay": 0.1}],
+        [{"lr": 0.1, "weight_decay": 0.1}, {"elr": 0.1, "spheres": "joint", "radius": 1.0}],
+    ],
+)
+def test_without_an_equilibrium_none_is_predicted(options: list[dict[str, Any]]) -> None:
+    assert predicted_equilibrium(_groups(*options), 1.0, 0.1) == {}
+
+
+def test_without_gradient_there_is_no_equilibrium() -> None:
+    assert predicted_equilibrium(_groups({"lr": 0.1, "weight_decay": 0.1}), 0.0, 0.0) == {}

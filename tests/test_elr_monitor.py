@@ -1,6 +1,7 @@
 """EffectiveLearningRateMonitor with optimizers of all kinds: what it logs is what the weights did."""
 
 import csv
+import itertools
 import logging
 import math
 import re
@@ -193,6 +194,13 @@ def test_the_mean_of_an_epoch_is_that_of_its_steps(tmp_path: Path) -> None:
             assert memory.logged[BATCHES * (epoch + 1) - 1, f"ess/{key}"] == pytest.approx(value, rel=1e-8)
 
 
+def test_single_steps_of_a_long_epoch_are_logged(tmp_path: Path) -> None:
+    memory = Memory()
+    trainer = trainer_for("ours", [EffectiveLearningRateMonitor(per="step")], tmp_path, max_epochs=1, logger=memory)
+    trainer.fit(SIConvNet(width=4, in_channels=1, elr=1e-3), Digits(train_size=1200, batch_size=4))
+    assert len([step for step, key in memory.logged if key == "elr/total"]) == trainer.global_step == 300
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -291,6 +299,38 @@ def test_of_two_optimizers_the_one_with_most_groups_is_watched(tmp_path: Path) -
     with pytest.warns(UserWarning, match="watches the 2 groups of AdamW; 1 are trained elsewhere"):
         trainer.fit(Both(), cases()["manual"].data())
     assert monitor.source == "state"
+
+
+def test_the_equilibrium_is_predicted_where_the_theory_holds(tmp_path: Path) -> None:
+    lr, decay = 0.05, 1e-2
+    for name, predicted in {"SGD": True, "momentum": False, "AdamW": False}.items():
+        memory, _ = watched(with_optimizer(SOURCES[name][0]), tmp_path / name, EffectiveLearningRateMonitor())
+        assert any(key.startswith("equilibrium/") for _, key in memory.logged) == predicted, name
+        if not predicted:
+            continue
+        for step in {step for step, key in memory.logged if key == "equilibrium/ess"}:
+            ess = memory.logged[step, "equilibrium/ess"]
+            assert ess == pytest.approx(math.tan(math.acos(1 - lr * decay)), rel=1e-10)
+            grad_norm = memory.logged[step, "effective_grad_norm/total"]
+            assert memory.logged[step, "equilibrium/elr"] == pytest.approx(ess / grad_norm, rel=1e-12)
+
+
+def test_on_one_sphere_the_equilibrium_is_the_step_of_the_whole(tmp_path: Path) -> None:
+    """TR eq. (5): in each step the ELRs of the groups move towards the predicted ones."""
+    monitor, memory = EffectiveLearningRateMonitor(per="step"), Memory()
+    trainer = trainer_for("ours", [monitor], tmp_path, max_epochs=1, logger=memory, precision="64-true")
+    trainer.fit(SIConvNet(width=4, in_channels=1, elr=3e-2, eps=1e-30), Digits(train_size=500))
+    assert not any(key == "equilibrium/elr" for _, key in memory.logged), "fixed, not predicted"
+    names = [key[5:] for step, key in memory.logged if step == 1 and key.startswith("norm/") and "total" not in key]
+    steps = sorted({step for step, key in memory.logged if key == "equilibrium/ess"})
+    assert len(names) == 4
+    assert len(steps) > 3
+    for step, after in itertools.pairwise(steps):
+        ess = memory.logged[step, "equilibrium/ess"]
+        assert ess == memory.logged[step, "ess/total"]
+        for name in names:
+            elr, goes_to = memory.logged[step, f"elr/{name}"], ess / memory.logged[step, f"effective_grad_norm/{name}"]
+            assert (memory.logged[after, f"elr/{name}"] > elr) == (goes_to > elr), (step, name)
 
 
 def test_joint_is_the_totals_alone(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from lit_sphere.analysis import (
     Objective,
-    StepMean,
     effective_gradient_norms,
     fisher_trace,
     hutchinson_trace,
@@ -26,6 +25,7 @@ from lit_sphere.analysis import (
     train_pass,
 )
 from lit_sphere.analysis.sharpness import flatten
+from lit_sphere.effective import StepMean
 from lit_sphere.report import draw_sharpness
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -328,13 +328,13 @@ def test_means_survive_an_interruption_to_the_last_bit(steps: int, data: st.Data
     saved_at = data.draw(st.integers(0, steps))
     whole, first, second = (StepMean(effective_gradient_norms) for _ in range(3))
     for step, each in enumerate(observed):
-        whole.add(each)
+        whole.keep(each)
         if step < saved_at:
-            first.add(each)
+            first.keep(each)
     second.load_state(first.state())
     assert second.steps == saved_at
     for each in observed[saved_at:]:
-        second.add(each)
+        second.keep(each)
     mean = whole.mean()
     assert mean is not None
     resumed = second.mean()
@@ -342,6 +342,22 @@ def test_means_survive_an_interruption_to_the_last_bit(steps: int, data: st.Data
     assert torch.equal(mean, resumed)
     torch.testing.assert_close(mean, effective_gradient_norms(observed).mean())
     assert whole.mean() is None
+
+
+def test_the_last_value_is_there_at_every_step_and_means_of_others_are_passed_over() -> None:
+    means = StepMean(lambda observed: 2 * observed, shape=(2,))
+    for step in range(600):  # a chunk is added up at steps 257 and 513
+        means.keep(torch.tensor([step, 1.0], dtype=torch.float64))
+        if step % 100 == 55 or step in (255, 256, 511, 512):
+            assert means.last().tolist() == [2 * step, 2]
+    other, same = StepMean(shape=(3,)), StepMean(shape=(2,))
+    other.load_state(means.state())
+    same.load_state(means.state())
+    assert other.steps == 0
+    assert other.mean() is None
+    for one in (same, means):
+        assert (mean := one.mean()) is not None
+        assert mean.tolist() == [599, 2]
 
 
 def test_the_picture_takes_all_signs_and_gaps() -> None:

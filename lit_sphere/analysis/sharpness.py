@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_sphere.analysis.evaluation import Criterion
-from lit_sphere.optim import joint_norm, squared_norms
+from lit_sphere.optim import block_norms, joint_norm
 
 Weighting = Literal["sample", "batch"]
 """Mini-batches count by their size, or all alike."""
@@ -123,101 +123,29 @@ def train_pass(objective: Objective, weighting: Weighting = "sample") -> TrainPa
 
 
 def observe_norms(parameters: Sequence[Tensor]) -> Tensor:
-    """Take squared norms of parameters and gradients, and leave the arithmetic for later; nothing waits for a device.
+    """Take norms of parameters and gradients, and leave the arithmetic for later; nothing waits for a device.
 
     Args:
         parameters: At least one; missing gradients count as zero.
 
     Returns:
-        float64 tensor of shape (2 · tensors,) for :func:`effective_gradient_norms`.
+        Tensor of shape (2 · blocks,) for :func:`effective_gradient_norms`, a block being a tensor or a part of one.
     """
-    return squared_norms([*parameters, *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)])
+    return block_norms([*parameters, *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)])
 
 
 def effective_gradient_norms(observed: Tensor) -> Tensor:
     """Work out ρ‖∇‖ over all parameters together.
 
     Args:
-        observed: What :func:`observe_norms` gave at one or more steps, shape (..., 2 · tensors).
+        observed: What :func:`observe_norms` gave at one or more steps, shape (..., 2 · blocks).
 
     Returns:
-        Tensor of shape (...).
+        float64 tensor of shape (...).
     """
-    rho2, g2 = observed.unflatten(-1, (2, -1)).sum(-1).unbind(-1)
+    rho2, g2 = observed.double().square().unflatten(-1, (2, -1)).sum(-1).unbind(-1)
     norms: Tensor = (rho2 * g2).sqrt()
     return norms
-
-
-class StepMean:
-    """Mean over training steps, with no work at a step but to keep what was observed.
-
-    The mean is the same to the last bit wherever a run is interrupted, its state saved and restored.
-
-    Args:
-        evaluate: Makes values (steps,) of stacked observations (steps, …).
-    """
-
-    _CHUNK = 256  # steps; bounds the memory
-
-    def __init__(self, evaluate: Callable[[Tensor], Tensor] = Tensor.double) -> None:
-        self._evaluate = evaluate
-        self.load_state({})
-
-    @property
-    def steps(self) -> int:
-        """Number of observations since the last mean."""
-        return self._steps
-
-    def add(self, observed: Tensor) -> None:
-        """Keep what is observed at a step.
-
-        Args:
-            observed: A tensor that nobody changes later; of one shape and device.
-        """
-        self._observed.append(observed)
-        self._steps += 1
-        if self._steps % self._CHUNK == 0:
-            self._add_up()
-
-    def mean(self) -> Tensor | None:
-        """Give the mean since the last call, and begin anew.
-
-        Returns:
-            Scalar tensor; None if nothing was observed.
-        """
-        self._add_up()
-        mean = None if self._sum is None else self._sum / self._steps
-        self.load_state({})
-        return mean
-
-    def state(self) -> dict[str, Any]:
-        """Give what :meth:`load_state` takes.
-
-        Returns:
-            Tensors and plain values.
-        """
-        return {"observed": self._stacked() if self._observed else None, "sum": self._sum, "steps": self._steps}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; from none with an empty one.
-
-        Args:
-            state: As given by :meth:`state`.
-        """
-        observed = state.get("observed")
-        self._observed: list[Tensor] = [] if observed is None else list(observed)
-        self._sum: Tensor | None = state.get("sum")
-        self._steps: int = state.get("steps", 0)
-
-    def _add_up(self) -> None:
-        if self._observed:
-            chunk = self._evaluate(self._stacked()).sum()
-            self._sum = chunk if self._sum is None else self._sum.to(chunk.device) + chunk
-            self._observed = []
-
-    def _stacked(self) -> Tensor:
-        device = self._observed[-1].device  # what was restored lies on the CPU
-        return torch.stack([each.to(device) for each in self._observed])
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:

@@ -19,7 +19,8 @@ _SHARED_NAME = "LIT_SPHERE_RUN"
 _SECTIONS = (
     *("train", "val", "test", "train_pass"),
     *("elr", "ess", "effective_grad_norm", "norm", "angle", "radial", "sharpness"),
-    *("barrier", "similarity", "ensemble", "switch"),
+    *("equilibrium", "equal_ess", "barrier", "similarity", "ensemble", "schedule", "switch"),
+    "optimizer_comparison",
 )
 
 

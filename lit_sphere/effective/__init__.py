@@ -6,17 +6,20 @@ with momentum, weight decay or adaptive steps ELR and ESS are those of SP Theore
 """
 
 from lit_sphere.effective.atoms import Atoms
+from lit_sphere.effective.equilibrium import predicted_equilibrium
 from lit_sphere.effective.quantities import QUANTITIES, EffectiveQuantities
 from lit_sphere.effective.sources import Source, source_of
 from lit_sphere.effective.spread import quantile_name, quantiles_over_groups
-from lit_sphere.effective.step_means import StepMeans
+from lit_sphere.effective.step_means import StepMean, StepMeans
 
 __all__ = [
     "QUANTITIES",
     "Atoms",
     "EffectiveQuantities",
     "Source",
+    "StepMean",
     "StepMeans",
+    "predicted_equilibrium",
     "quantile_name",
     "quantiles_over_groups",
     "source_of",

@@ -1,6 +1,7 @@
 """What an optimizer step does to groups of parameters, from sums over them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,9 +95,9 @@ class EffectiveQuantities:
         return len(QUANTITIES), 1 + self._atoms.groups
 
     @property
-    def first_group(self) -> int:
-        """Number of the optimizer's parameter group that trains the first group."""
-        return self._group_of[0]
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups that train the groups, that of the first group first."""
+        return [self._optimizer.param_groups[i] for i in dict.fromkeys(self._group_of)]
 
     @property
     def before(self) -> bool:

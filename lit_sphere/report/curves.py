@@ -1,6 +1,7 @@
 """One picture of one run: what was lost, how large the steps were, and which path was taken."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -8,8 +9,10 @@ from matplotlib.figure import Figure
 from lit_sphere.report.metrics_csv import Series
 from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style
 
-_TRAIN, _VAL, _GROUP, _SWITCH = BLUE, RED, GREY, GREEN
+_TRAIN, _VAL, _GROUP, _SWITCH, _THEORY = BLUE, RED, GREY, GREEN, "black"
+_FEW = ("#8e7cc3", "#e69138", "#45818e", "#a64d79", "#7f6000", GREY)  # colours of groups, where they suffice
 _MOST_GROUPS, _MOST_SWITCHES = 24, 6
+_QUANTITIES = ("effective_grad_norm", "elr", "ess")  # in the order of their panels
 
 
 def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: str = "val") -> Figure:
@@ -17,7 +20,9 @@ def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: 
 
     Only panels with data are drawn. The last panel shows the run as a path in the plane of train loss and
     effective gradient norm, as TR fig. 1 does. Thin vertical lines stand where ``switch/…`` was logged, before the
-    first epoch with the new value; the legend of the first panel says what was switched.
+    first epoch with the new value; the legend of the first panel says what was switched. Where
+    ``equilibrium/…`` was logged, the step size at which effective learning rates stay is dashed, and the effective
+    learning rates that it gives at the present gradient norms: of a few groups in their colours.
 
     Args:
         series: Series by key, as :func:`~lit_sphere.report.read_metrics` gives them.
@@ -95,15 +100,45 @@ def _esses(axes: Axes, series: Mapping[str, Series], validation_name: str) -> No
 
 def _quantity(axes: Axes, series: Mapping[str, Series], quantity: str, title: str) -> None:
     groups = [key for key in series if key.startswith(f"{quantity}/") and not key.endswith("/total")]
-    shown = f" (the first {_MOST_GROUPS} of {len(groups)})" if len(groups) > _MOST_GROUPS else ""
     statistics = all(key.partition("/")[2] in ("min", "median", "max") or "/q" in key for key in groups)
+    few = len(groups) <= len(_FEW) and not statistics
+    shown = f" (the first {_MOST_GROUPS} of {len(groups)})" if len(groups) > _MOST_GROUPS else ""
+    # One legend entry for many groups: which is which stands in metrics.csv and W&B.
     name = "quantiles over the groups" if statistics else f"single groups{shown}"
+    named = quantity == next(each for each in _QUANTITIES if f"{each}/total" in series)  # once for all panels
     for i, key in enumerate(groups[:_MOST_GROUPS]):
-        # One legend entry for all groups: which is which stands in metrics.csv and W&B.
-        _line(axes, series, key, name if i == 0 else "_", _GROUP, width=0.7)
-    _line(axes, series, f"{quantity}/total", "total", _TRAIN)
+        label = key.partition("/")[2].removesuffix(".weight") if few else name if i == 0 else "_"
+        _line(axes, series, key, label if named else "_", _FEW[i] if few else _GROUP, width=0.7)
+    _line(axes, series, f"{quantity}/total", "total" if named else "_", _TRAIN)
+    _equilibrium(axes, series, quantity, groups if few else [])
     axes.set(title=title, xlabel="epoch", yscale=_scale(series, f"{quantity}/total"))
-    axes.legend(frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, framealpha=0.75, edgecolor="none", ncols=2 if few else 1)
+
+
+def _equilibrium(axes: Axes, series: Mapping[str, Series], quantity: str, groups: Sequence[str]) -> None:
+    style: dict[str, Any] = {"linestyle": (0, (5, 2)), "linewidth": 1.1, "alpha": 0.8}
+    label = "equilibrium (theory)"
+    predicted = series.get(f"equilibrium/{quantity}")
+    if predicted is not None and predicted != series.get(f"{quantity}/total"):
+        axes.plot(_at_epochs(predicted), predicted.values, label=label, color=_THEORY, **style)
+    elif predicted is None and quantity == "elr":  # that of all groups is fixed
+        for i, key in enumerate(groups):
+            levels = _equilibrium_elr(series, key.partition("/")[2])
+            if levels is not None:
+                name = label if i == 0 else "_"
+                axes.plot(_at_epochs(levels), levels.values, label=name, color=_FEW[i], **style)
+
+
+def _equilibrium_elr(series: Mapping[str, Series], group: str) -> Series | None:
+    """Where the ELR of a group would stay at its present gradient norm: at the step size of the equilibrium."""
+    settled, norm = series.get("equilibrium/ess"), series.get(f"effective_grad_norm/{group}")
+    if settled is None or norm is None:
+        return None
+    at = dict(zip(norm.steps, norm.values, strict=True))
+    rows = zip(settled.epochs, settled.steps, settled.values, strict=True)
+    points = [(epoch, step, ess / at[step]) for epoch, step, ess in rows if at.get(step, 0) > 0]
+    return Series(*map(list, zip(*points, strict=True))) if points else None
 
 
 def _mark_switches(axes: Axes, series: Mapping[str, Series], named: bool) -> None:
@@ -136,12 +171,14 @@ def _line(
     scale: float = 1.0,
     width: float = 1.4,
 ) -> None:
-    if key not in series:
-        return
-    one = series[key]
-    values = [scale * value for value in one.values]
-    epochs = one.epochs
-    if len(set(epochs)) < len(epochs):  # several steps of an epoch: parts of it
-        per_epoch = (max(one.steps) + 1) / (max(epochs) + 1)
-        epochs = [step / per_epoch for step in one.steps]
-    axes.plot(epochs, values, label=label, color=color, linewidth=width, marker="" if len(values) > 1 else "o")
+    if key in series:
+        values = [scale * value for value in series[key].values]
+        marker = "" if len(values) > 1 else "o"
+        axes.plot(_at_epochs(series[key]), values, label=label, color=color, linewidth=width, marker=marker)
+
+
+def _at_epochs(one: Series) -> list[float]:
+    if len(set(one.epochs)) == len(one.epochs):
+        return one.epochs
+    per_epoch = (max(one.steps) + 1) / (max(one.epochs) + 1)  # several steps of an epoch: parts of it
+    return [step / per_epoch for step in one.steps]

@@ -14,7 +14,7 @@ _POINT, _LINE = BLUE, RED
 
 
 def draw_equal_ess(elrs: Sequence[float], grad_norms: Sequence[float], title: str = "") -> Figure:
-    """Draw groups as points (η̃_i, g̃_i), both axes logarithmic, and the line of equal effective step size.
+    """Draw groups as points (η̃_i, g̃_i), both axes logarithmic, and dashed the line of equal effective step size.
 
     Where all groups take steps of one effective size, as TR finds in the chaotic equilibrium, the points lie on the
     line, whose slope is −1.
@@ -43,6 +43,7 @@ def draw_equal_ess(elrs: Sequence[float], grad_norms: Sequence[float], title: st
             [found.ess / x for x in ends],
             color=_LINE,
             linewidth=1.2,
+            linestyle="--",
             label=f"equal ESS, {found.ess:.3g} (slope −1)",
         )
         axes.set(xscale="log", yscale="log", xlabel="effective learning rate η̃ᵢ")

@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style
 
+_LEGEND = 2.2  # inches beside the curvature
 _ONLINE, _PASS, _FISHER, _PATH = BLUE, RED, GREEN, GREY
 
 Row = Mapping[str, float]
@@ -21,7 +25,7 @@ def draw_sharpness(rows: Sequence[Row], title: str = "") -> Figure:
     Args:
         rows: One for each epoch, with ``epoch`` and any of ``sharpness/online`` (with ``loss``, the mean over the
             training steps), ``sharpness/train_pass`` (with ``train_pass/loss``), ``sharpness/fisher_trace``,
-            ``sharpness/hessian_trace`` and ``sharpness/top_eigenvalue``.
+            ``sharpness/hessian_trace`` and ``sharpness/top_eigenvalue`` (with ``sharpness/edge_of_stability``).
         title: Line above the panels.
 
     Returns:
@@ -39,10 +43,14 @@ def draw_sharpness(rows: Sequence[Row], title: str = "") -> Figure:
     drawn = [draw for draw, needs in panels if needs & keys]
     if not drawn:
         raise ValueError("no sharpness to draw: no row has any of the keys sharpness/…")
+    width = 4.2 * len(drawn) + _LEGEND * (_curvature in drawn)
     with house_style():
-        figure = Figure(figsize=(4.2 * len(drawn), 3.4), layout="constrained")
+        figure = Figure(figsize=(width, 3.4), layout="constrained")
         for i, draw in enumerate(drawn):
-            draw(figure.add_subplot(1, len(drawn), i + 1), rows)
+            axes = figure.add_subplot(1, len(drawn), i + 1)
+            draw(axes, rows)
+            _plain_ticks(axes.xaxis)
+            _plain_ticks(axes.yaxis)
         figure.suptitle(title, fontsize=10)
     return figure
 
@@ -72,17 +80,21 @@ def _path(axes: Axes, rows: Sequence[Row]) -> None:
         else:
             axes.scatter(x, y, c=epoch, s=22, norm=scale, zorder=3, marker="D", edgecolors=_PASS, linewidths=0.9)
     axes.set(title="path of the run", xlabel="train loss", xscale="log", yscale="log", ylabel="sharpness")
-    axes.figure.colorbar(ScalarMappable(scale), ax=axes, label="epoch")
+    axes.figure.colorbar(ScalarMappable(scale), ax=axes, label="epoch", ticks=_whole_numbers())
 
 
 def _curvature(axes: Axes, rows: Sequence[Row]) -> None:
-    kinds = {"fisher_trace": _FISHER, "hessian_trace": _ONLINE, "top_eigenvalue": _PASS}
+    kinds = {
+        "fisher_trace": ("Fisher trace", _FISHER),
+        "hessian_trace": ("Hessian trace", _ONLINE),
+        "top_eigenvalue": ("Top Hessian eigenvalue", _PASS),
+    }
     sizes = []
-    for kind, color in kinds.items():
+    for kind, (name, color) in kinds.items():
         x, y = _series(rows, f"sharpness/{kind}")
         if x:
-            name = f"{kind.replace('_', ' ').capitalize().replace('Top', 'Top Hessian')}, last {y[-1]:.3g}"
-            axes.plot(x, y, color=color, linewidth=1.2, marker="o", markersize=3.5, label=name)
+            label = f"{name},\nlast {_short(y[-1])}"
+            axes.plot(x, y, color=color, linewidth=1.2, marker="o", markersize=3.5, label=label)
             sizes += y
     if min(sizes, default=1) > 0:
         axes.set_yscale("log")
@@ -92,8 +104,35 @@ def _curvature(axes: Axes, rows: Sequence[Row]) -> None:
         decade = math.floor(math.log10(max(1e-9, *map(abs, sizes))))
         axes.set_yscale("symlog", linthresh=10.0 ** (decade - 2))
         axes.margins(y=0.1)
+    x, y = _series(rows, "sharpness/edge_of_stability")
+    if x:
+        label = f"Edge of stability 2/η̃, last {_short(y[-1])}:\nabove it gradient descent\nleaves any minimum"
+        line: dict[str, Any] = {"color": _PASS, "linewidth": 1.2, "linestyle": "--", "label": label}
+        if len(x) > 1:
+            axes.plot(x, y, **line)
+        else:
+            axes.axhline(y[0], **line)
     axes.set(title="curvature on the unit sphere (× ρ²)", xlabel="epoch")
-    axes.legend(frameon=False)
+    # Beside the panel: inside it would lie on one of the curves.
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.8)
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Whole epochs; and where a logarithmic axis has few powers of ten, 20 between them rather than 2 × 10¹."""
+    if axis.get_scale() == "linear":
+        axis.set_major_locator(_whole_numbers())
+    elif axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        named = "2346" if high < 10 * low else "25" if high < 100 * low else ""
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else ""))
+
+
+def _whole_numbers() -> MaxNLocator:
+    return MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10])
+
+
+def _short(value: float) -> str:
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def _series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
