@@ -11,6 +11,7 @@ from lit_sphere.callbacks.fixed_norm import FixedNorm
 from lit_sphere.callbacks.graceful_stop import GracefulStop, Interrupted
 from lit_sphere.callbacks.linear_interpolation_barrier import LinearInterpolationBarrier
 from lit_sphere.callbacks.non_finite import NonFinite, StopOnNonFinite
+from lit_sphere.callbacks.optimizer_comparison import OptimizerComparison
 from lit_sphere.callbacks.regime_monitor import RegimeMonitor
 from lit_sphere.callbacks.run_checkpoint import RunCheckpoint
 from lit_sphere.callbacks.run_progress import RunProgressBar
@@ -28,6 +29,7 @@ __all__ = [
     "Interrupted",
     "LinearInterpolationBarrier",
     "NonFinite",
+    "OptimizerComparison",
     "RegimeMonitor",
     "RunCheckpoint",
     "RunProgressBar",

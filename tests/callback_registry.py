@@ -4,9 +4,12 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback
+from torch.optim import SGD
 
 import lit_sphere.callbacks
 from lit_sphere.callbacks import (
@@ -17,6 +20,7 @@ from lit_sphere.callbacks import (
     FixedNorm,
     GracefulStop,
     LinearInterpolationBarrier,
+    OptimizerComparison,
     RegimeMonitor,
     RunCheckpoint,
     RunProgressBar,
@@ -24,7 +28,7 @@ from lit_sphere.callbacks import (
     SharpnessMonitor,
     StopOnNonFinite,
 )
-from lit_sphere.optim import Switch
+from lit_sphere.optim import AdaGradG, Switch
 
 EPOCHS = 3
 ANYWHERE = ("resnet", "layer_norm", "manual", "accumulated", "lion", "ours")
@@ -72,6 +76,11 @@ class Entry:
         """As the first word of the docstring says."""
         return (inspect.getdoc(self.kind) or "").startswith("Monitor:")
 
+
+RIVALS: dict[str, Any] = {
+    "SGD": partial(SGD, lr=0.01, momentum=0.9),
+    "AdaGradG": partial(AdaGradG, lr=0.01, per="joint"),
+}
 
 REGISTRY: dict[str, Entry] = {
     "elr": Entry(
@@ -146,6 +155,27 @@ REGISTRY: dict[str, Entry] = {
         needs_groups=True,
         pictures=("cosine_regimes.png",),
         waits_for_nothing=True,
+    ),
+    "comparison": Entry(
+        lambda _: OptimizerComparison(RIVALS, every_n_steps=4, steps=None, granularity="tensor"),
+        lambda _: OptimizerComparison({"SGD": RIVALS["SGD"]}, every_n_steps=4, granularity="tensor"),
+        logs=(r"optimizer_comparison/SGD_(cosine|distance)_(min|max|median)", r"optimizer_comparison/AdaGradG_loss"),
+        needs_groups=True,
+        pictures=("optimizer_comparison.png",),
+    ),
+    "comparison-filters": Entry(
+        lambda _: OptimizerComparison({**RIVALS, "AdaGradG": partial(AdaGradG, lr=0.01)}, every_n_steps=4),
+        cases=("ours",),
+        needs_groups=True,
+        waits_for_nothing=True,  # elsewhere Adam's counts of steps are read, which lie on the CPU
+    ),
+    "comparison-later": Entry(
+        lambda _: OptimizerComparison(RIVALS, start_epoch=1, every_n_steps=4, steps=6),
+        lambda _: OptimizerComparison(RIVALS, start_epoch=1, every_n_steps=2, steps=6),
+        cases=("resnet", "manual", "ours"),
+        logs=(r"optimizer_comparison/.*_cosine_min",),
+        needs_groups=True,
+        pictures=("optimizer_comparison.png",),
     ),
     "switch": Entry(
         lambda _: FineTuneSwitch([Switch(epoch=1, lr=2e-4), Switch(after_epochs=1, lr=1e-4)]),

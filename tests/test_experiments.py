@@ -8,8 +8,10 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import yaml
 from conftest import LitSphere
 
+from lit_sphere.optim import adagrad_g_like_sgd
 from lit_sphere.report import Series, read_metrics
 
 pytestmark = pytest.mark.slow
@@ -128,12 +130,52 @@ def test_the_effective_learning_rate_of_adam_rises_and_its_steps_shrink(fit: Fit
     assert ess[-1] < ess[0] / 10
 
 
-def test_adagrad_g_trains_as_its_sgd_does(fit: Fit) -> None:
-    text = (Path(__file__).parent.parent / "configs" / "adagradg.yaml").read_text()
-    (command,) = re.findall(r"^#   lit-sphere fit --config (.*)$", text, re.MULTILINE)
-    mine, sgd = fit("adagradg.yaml"), fit(*command.split(), name="sgd")
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param((), id="BN"),
+        pytest.param(("--model.network.affine", "false"), id="BN without affine"),
+        pytest.param(("--model.network.normalisation", "weight"), id="WN"),
+        pytest.param(("--model", "SIConvNet", "--model.width", "8"), id="ConvNet"),
+    ],
+)
+def test_adagrad_g_stays_with_sgd_and_adagrad_leaves(variant: tuple[str, ...], fit: Fit, empty_folder: Path) -> None:
+    metrics = fit("adagradg.yaml", *variant)
+    with (empty_folder / "run" / "optimizer_comparison.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(10, 501, 10))
+
+    def last(key: str) -> float:
+        return metrics[f"optimizer_comparison/{key}"].values[-1]
+
+    assert last("AdaGradG_cosine_min") > 0.999
+    assert last("AdaGradG_distance_max") < 1e-3 * last("start_distance_max"), "next to what the run itself turns"
+    assert last("AdaGrad_cosine_min") < 0.9995
+    assert last("AdaGrad_distance_max") > 50 * last("start_distance_max")
+    losses = [metrics[f"optimizer_comparison/{name}_loss"].values for name in ("run", "AdaGradG", "AdaGrad")]
+    for run, ours in zip(*losses[:2], strict=True):
+        assert ours == pytest.approx(run, rel=1e-3)
+
+
+def test_a_whole_run_by_adagrad_g_is_that_of_its_sgd(fit: Fit) -> None:
+    """From random weights, at a high learning rate; norms stay under AdaGradG."""
+    like: dict[str, float] = adagrad_g_like_sgd(0.1, 1e-3)
+    model = ("--model", "SIConvNet", "--model.width", "8", "--model.elr", "null", "--monitor.granularity", "filter")
+    options = [f"--model.optimizer.{name}={value}" for name, value in like.items()]
+    sgd_options = ("--model.optimizer.lr", "0.1", "--model.optimizer.weight_decay", "1e-3")
+    mine = fit("elr.yaml", *model, "--model.optimizer", "lit_sphere.optim.AdaGradG", *options)
+    sgd = fit("elr.yaml", *model, "--model.optimizer", "SGD", *sgd_options, name="sgd")
     for ours, theirs in zip(mine["train/loss"].values[1:], sgd["train/loss"].values[1:], strict=True):
         assert ours == pytest.approx(theirs, rel=0.25)
     norms = mine["norm/total"].values
     assert max(norms) == pytest.approx(min(norms), rel=1e-5)
     assert max(sgd["norm/total"].values) > 1.002 * min(sgd["norm/total"].values)
+
+
+@pytest.mark.parametrize("config", ["adagradg.yaml", "paper/adagradg.yaml"])
+def test_the_config_has_the_options_of_its_sgd(config: str) -> None:
+    text = yaml.safe_load((Path(__file__).parent.parent / "configs" / config).read_text())
+    switch, comparison = (each["init_args"] for each in text["trainer"]["callbacks"])
+    last = switch["switches"][-1]
+    written = comparison["optimizers"]["AdaGradG"]["init_args"]
+    assert written == pytest.approx(adagrad_g_like_sgd(last["lr"], last["weight_decay"]), rel=1e-11)
+    assert last["epoch"] == comparison["start_epoch"]

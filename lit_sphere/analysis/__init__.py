@@ -9,6 +9,8 @@ from lit_sphere.analysis.curvature import (
     sphere_hessian,
     top_eigenvalue,
 )
+from lit_sphere.analysis.directions import Directions
+from lit_sphere.analysis.edge_of_stability import descent_rate, edge_of_stability
 from lit_sphere.analysis.equal_ess import EqualESS, equal_ess
 from lit_sphere.analysis.evaluation import LossAndError, loss_and_error
 from lit_sphere.analysis.interpolation import (
@@ -23,7 +25,6 @@ from lit_sphere.analysis.regimes import RegimeVerdict, name_regime
 from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis, analyse_schedule
 from lit_sphere.analysis.sharpness import (
     Objective,
-    StepMean,
     TrainPass,
     effective_gradient_norms,
     observe_norms,
@@ -34,6 +35,7 @@ from lit_sphere.analysis.weights import difference, put_weights, read_checkpoint
 
 __all__ = [
     "Curvature",
+    "Directions",
     "EnsembleErrors",
     "EqualESS",
     "Interpolation",
@@ -41,15 +43,16 @@ __all__ = [
     "Objective",
     "RegimeVerdict",
     "ScheduleAnalysis",
-    "StepMean",
     "TraceEstimate",
     "TrainPass",
     "WeightPath",
     "analyse_schedule",
     "barrier_height",
     "cosine_matrix",
+    "descent_rate",
     "difference",
     "dip_depth",
+    "edge_of_stability",
     "effective_gradient_norms",
     "ensemble_errors",
     "equal_ess",

@@ -1,0 +1,297 @@
+"""Trains the same network by other optimizers beside the run, and compares directions of weights."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_sphere.analysis import Directions
+from lit_sphere.callbacks._comparable import comparable, refuse_batch, refuse_what_cannot_be_followed
+from lit_sphere.callbacks._module_groups import groups_of
+from lit_sphere.callbacks._pictures import run_folder_of, save_picture
+from lit_sphere.callbacks._real_steps import RealSteps
+from lit_sphere.callbacks._rivals import OptimizerCallable, Rivals
+from lit_sphere.callbacks._running_loss import add_loss, mean_loss
+from lit_sphere.groups import Granularity, Group
+from lit_sphere.report import draw_optimizer_comparison, write_optimizer_comparison
+
+_NAME, _TAKEN = "OptimizerComparison", ("run", "start")
+
+
+class OptimizerComparison(Callback):
+    """Monitor: trains the network by other optimizers beside the run, and logs how far their weights get from its own.
+
+    From some epoch on, each *rival* is a copy of the network that sees the same batches and the same dropout masks as
+    the run, and steps when the run steps. Its own optimizer trains the scale-invariant weights; whatever else there is
+    (biases, norms, heads) is trained by a copy of the run's optimizer, state and options included, or all rivals would
+    differ for its sake. What is compared are directions, since lengths of scale-invariant weights mean nothing. SP §5
+    shows so that ``AdaGradG`` takes the steps of SGD with L2 regularisation, while AdaGrad goes elsewhere.
+
+    | key | quantity |
+    |---|---|
+    | ``optimizer_comparison/<name>_cosine_min`` | cosine between rival's and run's weights, of the worst group |
+    | ``optimizer_comparison/<name>_cosine_median`` | the same of the median group |
+    | ``optimizer_comparison/<name>_distance_max`` | 1 − cosine of the worst group, without cancellation |
+    | ``optimizer_comparison/<name>_distance_median`` | the same of the median group |
+    | ``optimizer_comparison/<name>_loss`` | mean train loss of the rival since it was last logged |
+    | ``optimizer_comparison/run_loss`` | the same of the run, where its ``training_step`` returns the loss |
+    | ``optimizer_comparison/start_…`` | as ``<name>_…``, of the first weights: how far the run itself has turned |
+
+    The last values are in ``trainer.callback_metrics``, too. ``optimizer_comparison.png`` and ``.csv`` are left
+    in the folder of the first logger when training ends, the picture sent to W&B.
+
+    Copies are made before the first batch of the epoch, when a ``FineTuneSwitch`` at that epoch has acted, wherever it
+    stands in the list of callbacks. Optimizers of rivals begin without a past; their options stay as given, whatever a
+    schedule does to the run's. A rival costs about one training step a step, and the memory (also in checkpoints) of
+    one more network with its optimizer. Gradients are averaged over accumulated batches and over ranks, and clipped as
+    the trainer clips the run's. Batches that the run's ``training_step`` skips, rivals skip.
+
+    Rivals learn by ``criterion(module(inputs), labels)``, cross-entropy where the module has no ``criterion``. At the
+    first step of a fit this is tried, and refused where its gradient is not that of the run.
+
+    Args:
+        optimizers: What makes the optimizer of each rival, by name; called with the scale-invariant weights.
+        start_epoch: Epoch, counted from 0, before whose first batch the copies are made.
+        steps: Optimizer steps to compare over; null for the rest of the run.
+        every_n_steps: Compare after every n-th of these steps, and after the last.
+        granularity: ``filter``: what is compared, and what the rivals' optimizers train, are the single output
+            channels that are scale-invariant. ``tensor``: all scale-invariant tensors, and those that are so only
+            jointly; each of these groups is one parameter group of the rivals' optimizers.
+
+    Raises:
+        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no such groups, none is
+            trained as a whole by one optimizer, a rival's optimizer cannot train them, batches are no pairs or give
+            the run's loss by no ``criterion``, gradients are scaled, or parameters sharded.
+
+    Example:
+        >>> from functools import partial
+        >>> from lightning.pytorch import Trainer
+        >>> from torch.optim import SGD, Adam
+        >>> from lit_sphere.data import Digits
+        >>> from lit_sphere.modules import SIConvNet
+        >>> rivals = {"SGD": partial(SGD, lr=0.1), "Adam": partial(Adam, lr=1e-3)}
+        >>> comparison = OptimizerComparison(rivals)
+        >>> quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar"], False)
+        >>> trainer = Trainer(max_epochs=1, callbacks=[comparison], enable_model_summary=False, **quiet)
+        >>> trainer.fit(SIConvNet(4, in_channels=1, optimizer=rivals["SGD"]), Digits(train_size=256))
+        >>> sgd, adam = (trainer.callback_metrics[f"optimizer_comparison/{name}_cosine_min"] for name in rivals)
+        >>> print(f"{sgd:.6f}", bool(adam < 0.99))
+        1.000000 True
+    """
+
+    def __init__(
+        self,
+        optimizers: Mapping[str, OptimizerCallable],
+        start_epoch: int = 0,
+        steps: int | None = 500,
+        every_n_steps: int = 10,
+        granularity: Granularity = "filter",
+    ) -> None:
+        if not isinstance(optimizers, Mapping) or not optimizers:
+            raise ValueError(f"{_NAME}: optimizers must name at least one, e.g. {{Adam: torch.optim.Adam}}")
+        for name in optimizers:
+            if not re.fullmatch(r"[\w.\-]+", name) or name in _TAKEN:
+                raise ValueError(
+                    f"{_NAME}: {name!r} cannot name an optimizer; take letters, digits, _ . and -, and not "
+                    f"{' or '.join(_TAKEN)}"
+                )
+        for key, value, least in (
+            ("start_epoch", start_epoch, 0),
+            ("steps", steps, 1),
+            ("every_n_steps", every_n_steps, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{_NAME}: {key} must be at least {least}, got {value}")
+        if granularity not in get_args(Granularity):
+            raise ValueError(f"{_NAME}: granularity must be 'filter' or 'tensor', got {granularity!r}")
+        self.optimizers, self.start_epoch, self.steps = dict(optimizers), start_epoch, steps
+        self.every_n_steps, self.granularity = every_n_steps, granularity
+        self._folder: Path | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        """What was measured: ``step`` of the comparison, ``epoch``, and the logged quantities."""
+        self._done = 0  # steps compared
+        self._epoch = -1  # of the last of them
+        self._main = 0  # number of the run's optimizer that trains the groups
+        self._run_losses: Tensor | None = None  # their sum and number
+        self._rivals: Rivals | None = None
+        self._restored: dict[str, Any] | None = None
+        self._groups: list[Group] = []
+        self._watch: RealSteps | None = None
+        self._tries = self._tried = False
+
+    @property
+    def state_key(self) -> str:
+        """Differs between differently set up ones."""
+        return self._generate_state_key(
+            optimizers=sorted(self.optimizers),
+            start=self.start_epoch,
+            every=self.every_n_steps,
+            granularity=self.granularity,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin anew; a checkpoint is loaded later."""
+        if stage == "fit":
+            self._begin()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be followed, and find the groups, if the module says what its input looks like."""
+        self._folder = run_folder_of(trainer)
+        refuse_what_cannot_be_followed(self, trainer, pl_module)
+        self._find(trainer, groups_of(self, pl_module, granularity=self.granularity))
+
+    def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
+        if groups is not None:
+            self._groups, self._main = comparable(self, trainer, groups, self.granularity)
+            self._directions = Directions(self._groups)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Make the rivals when it is time, and have them learn from the batch."""
+        if not self._tried:
+            refuse_batch(self, batch)
+        if not self._groups:
+            self._find(trainer, groups_of(self, pl_module, batch, self.granularity))
+        if self._restored is not None:
+            self._make(trainer, pl_module)
+        self._log_if_due(trainer)
+        self._epoch = trainer.current_epoch
+        if self._is_over():
+            return
+        begins = self._epoch >= self.start_epoch
+        if self._rivals is None and (begins or not self._tried):
+            self._make(trainer, pl_module, trial=not begins)
+        if self._rivals is not None:
+            self._learn(self._rivals, pl_module, batch)
+
+    def _learn(self, rivals: Rivals, pl_module: LightningModule, batch: Any) -> None:
+        try:
+            rivals.learn(batch)
+        except Exception as error:
+            if self._tried:
+                raise
+            module = type(pl_module).__name__
+            raise ValueError(
+                f"{_NAME}: {module} gives no loss of a batch by criterion(module(inputs), labels) ({error}); give it a "
+                f"method criterion(outputs, labels), or leave {_NAME} out"
+            ) from error
+
+    def _make(self, trainer: Trainer, pl_module: LightningModule, trial: bool = False) -> None:
+        joint: list[list[Tensor]] = [list(group.parameters) for group in self._groups]
+        own = [self._directions.params] if self.granularity == "filter" else joint
+        state, self._restored = self._restored, None
+        self._rivals = Rivals(_NAME, trainer, pl_module, self.optimizers, own, self._main, state)
+        self._tries = trial
+        self._watch = RealSteps(trainer.optimizers, self._rivals.before_step, self._after_step)
+        if not trial and state is None:
+            rank_zero_info(
+                f"{_NAME}: from epoch {trainer.current_epoch}, step {trainer.global_step} on, "
+                f"{', '.join(self.optimizers)} beside the run, on {len(self._groups)} scale-invariant "
+                f"{'filters' if self.granularity == 'filter' else 'groups'}"
+            )
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Keep the gradients of the first step, complete and unclipped."""
+        if self._rivals is not None:
+            self._rivals.see_gradients(getattr(optimizer, "optimizer", optimizer))
+
+    def _after_step(self, number: int) -> None:
+        if self._rivals is not None and not self._is_over():
+            self._rivals.step(number)
+            if number == self._main:
+                self._tried = True
+                self._done += not self._tries
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare, if it is time."""
+        if self._tries and self._tried:
+            self._dismiss()
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if self._rivals is not None and isinstance(loss, Tensor):
+            # Lightning has divided it under automatic optimisation.
+            scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            self._run_losses = add_loss(self._run_losses, loss * scale)
+        self._log_if_due(trainer)
+
+    def _is_over(self) -> bool:
+        return self.steps is not None and self._done >= self.steps
+
+    def _log_if_due(self, trainer: Trainer, ends: bool = False) -> None:
+        if self._rivals is None or self._tries or self._done <= (self.rows[-1]["step"] if self.rows else 0):
+            return
+        if not (ends or self._is_over() or self._done % self.every_n_steps == 0):
+            return
+        row: dict[str, float] = {"step": self._done, "epoch": self._epoch}
+        row |= self._rivals.measure(self._directions)
+        row |= mean_loss("run_loss", self._run_losses, trainer)
+        self._run_losses = None
+        self.rows.append(row)
+        metrics = {key: value for key, value in row.items() if key not in ("step", "epoch")}
+        for name in ("start", *self.optimizers):
+            metrics[f"{name}_cosine_min"] = 1 - row[f"{name}_distance_max"]
+            metrics[f"{name}_cosine_median"] = 1 - row[f"{name}_distance_median"]
+        metrics = {f"optimizer_comparison/{key}": value for key, value in metrics.items()}
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": row["epoch"], **metrics}, step=trainer.global_step - 1)
+        if self._is_over():
+            self._dismiss()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare a last time, and draw the picture."""
+        self._log_if_due(trainer, ends=True)
+        if not self.rows:
+            rank_zero_warn(
+                f"{_NAME}: the run ended after {trainer.current_epoch} epochs, and the comparison from epoch "
+                f"{self.start_epoch} on never took place; train longer, or lower start_epoch"
+            )
+        elif self._folder is not None and trainer.is_global_zero:
+            run = f"the run ({type(trainer.optimizers[self._main]).__name__})"
+            what = f"{len(self._groups)} {'filters' if self.granularity == 'filter' else 'groups'}"
+            title = f"{type(pl_module).__name__}, {what}, from epoch {self.start_epoch} on"
+            figure = draw_optimizer_comparison(self.rows, list(self.optimizers), run, title)
+            save_picture(trainer, self._folder, "optimizer_comparison", figure)
+            write_optimizer_comparison(self.rows, self._folder / "optimizer_comparison.csv")
+
+    def _dismiss(self) -> None:
+        self._detach()
+        self._rivals, self._tries = None, False
+
+    def _detach(self) -> None:
+        if self._watch is not None:
+            self._watch.detach()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizers as they were; the rivals stay, for checkpoints that are saved later."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizers as they were."""
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rivals, and what was measured, as tensors and plain values."""
+        return {
+            "rows": [dict(row) for row in self.rows],
+            "done": self._done,
+            "epoch": self._epoch,
+            "run_losses": self._run_losses,
+            "rivals": self._restored if self._rivals is None or self._tries else self._rivals.state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.rows, self._done = [dict(row) for row in state_dict["rows"]], state_dict["done"]
+        self._epoch = state_dict["epoch"]
+        self._run_losses, self._restored = state_dict["run_losses"], state_dict["rivals"]
+        self._tried = self._restored is not None
