@@ -50,7 +50,8 @@ def train_batches(asks: Callback, trainer: Trainer, pl_module: LightningModule) 
     The training loader itself is left alone: to iterate it would move its order and its count. A data module
     or a module with a method ``train_pass_dataloader()`` says itself how; otherwise a plain ``DataLoader`` is made
     over the dataset of the training loader. Random transforms of the dataset stay; call inside
-    :func:`untouched`.
+    :func:`untouched`. A last batch of one sample, on which batch norm cannot work in train mode and which a training
+    loader with ``drop_last`` never gives, is joined to the one before.
 
     Args:
         asks: The callback, to be named in errors.
@@ -86,6 +87,8 @@ def train_batches(asks: Callback, trainer: Trainer, pl_module: LightningModule) 
 
 def val_batches(trainer: Trainer) -> Iterable[Any] | None:
     """Give the batches of the (first) validation set: this rank's share, on the device.
+
+    A last batch of one sample is joined to the one before, as in :func:`train_batches`.
 
     Args:
         trainer: The trainer, not before its first validation where the loader was given to ``fit``.
@@ -134,7 +137,33 @@ def criterion_of(pl_module: LightningModule) -> Criterion:
 
 def _on_device(trainer: Trainer, loader: Iterable[Any]) -> Iterator[Any]:
     """As Lightning's own loops bring batches to the module."""
-    for batch in loader:
+    for batch in _none_of_one_sample(loader):
         converted = trainer.precision_plugin.convert_input(batch)
         before = trainer.lightning_module._on_before_batch_transfer(converted)
         yield trainer.strategy.batch_to_device(before)
+
+
+def _none_of_one_sample(batches: Iterable[Any]) -> Iterator[Any]:
+    """Join a batch of one sample to a larger one before it, where both are tuples or lists of tensors."""
+    kept: list[Any] = []
+    for batch in batches:
+        if kept and _samples(batch) == 1 < _samples(kept[0]) and _shape(batch) == _shape(kept[0]):
+            parts = [torch.cat(pair) for pair in zip(kept[0], batch, strict=True)]
+            kept = [type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)]
+            continue
+        yield from kept
+        kept = [batch]
+    yield from kept
+
+
+def _samples(batch: Any) -> int:
+    """Number of samples; 0 where it cannot be told."""
+    if not isinstance(batch, (tuple, list)) or not all(isinstance(each, Tensor) and each.ndim for each in batch):
+        return 0
+    counts = {len(each) for each in batch}
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def _shape(batch: Any) -> list[torch.Size]:
+    """Shapes of a sample."""
+    return [each.shape[1:] for each in batch]

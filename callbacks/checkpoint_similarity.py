@@ -8,11 +8,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lit_sphere.analysis import cosine_matrix, ensemble_errors, take_weights
 from lit_sphere.callbacks._fixed_weights import add_up_ranks, untouched
 from lit_sphere.callbacks._pictures import save_picture
-from lit_sphere.callbacks._weight_snapshots import BetweenEpochs, Snapshot, snapshot
+from lit_sphere.callbacks._stoppable_passes import StoppablePasses
+from lit_sphere.callbacks._twins import refuse_twin
+from lit_sphere.callbacks._weight_snapshots import Snapshot, snapshot
 from lit_sphere.report import PairOfSnapshots, draw_similarity, write_similarity
 
 
-class CheckpointSimilarity(BetweenEpochs):
+class CheckpointSimilarity(StoppablePasses):
     """Monitor: compares snapshots of a run: cosine similarity, and the error of ensembles of two.
 
     Snapshots are taken every few epochs. The cosine is that of the scale-invariant weights, found from the
@@ -43,7 +45,7 @@ class CheckpointSimilarity(BetweenEpochs):
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if the module has no scale-invariant
-            group, or batches are no pairs of tensors.
+            group, batches are no pairs of tensors, or there is another ``CheckpointSimilarity``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -75,6 +77,7 @@ class CheckpointSimilarity(BetweenEpochs):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is scale-invariant, and say if there will be nothing to compare."""
+        refuse_twin(self, CheckpointSimilarity, trainer, "similarity/…, ensemble/… and similarity.csv")
         super().on_fit_start(trainer, pl_module)
         epochs = trainer.max_epochs
         if epochs and 0 < epochs < 2 * self.every_n_epochs:
@@ -89,23 +92,24 @@ class CheckpointSimilarity(BetweenEpochs):
     def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         if epochs % self.every_n_epochs:
             return
-        self._kept.append(snapshot(trainer, pl_module, epochs))
-        if len(self._kept) > 1:
-            self._compare(trainer, pl_module, epochs)
+        now = snapshot(trainer, pl_module, epochs)
+        if self._kept:
+            self._compare(trainer, pl_module, now, epochs)
+        self._kept.append(now)
         if len(self._kept) > self.keep:
             del self._kept[1]
 
-    def _compare(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        now = self._kept[-1]["weights"]
-        cosines = [cosine_matrix([each["weights"], now], self._names)[0, 1].item() for each in self._kept[:-1]]
+    def _compare(self, trainer: Trainer, pl_module: LightningModule, now: Snapshot, epochs: int) -> None:
+        weights = now["weights"]
+        cosines = [cosine_matrix([each["weights"], weights], self._names)[0, 1].item() for each in self._kept]
         pairs = [
-            PairOfSnapshots((each["epochs"], epochs), cosine) for each, cosine in zip(self._kept, cosines, strict=False)
+            PairOfSnapshots((each["epochs"], epochs), cosine) for each, cosine in zip(self._kept, cosines, strict=True)
         ]
         metrics = {"similarity/previous": cosines[-1], "similarity/first": cosines[0]}
         validation = self._batches(trainer, pl_module).get("val")
         if validation is not None:
             with untouched(pl_module), trainer.precision_plugin.forward_context():
-                members = [each["weights"] for each in self._kept[-2:]]
+                members = [self._kept[-1]["weights"], weights]
                 errors = ensemble_errors(pl_module, members, validation(), add_up_ranks(trainer))
             pairs[-1] = pairs[-1]._replace(ensemble_error=errors.ensemble, member_errors=errors.members)
             metrics["ensemble/error"] = errors.ensemble

@@ -10,6 +10,7 @@ from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis, analyse_sched
 from lit_sphere.callbacks._curve_callback import CurveCallback
 from lit_sphere.callbacks._epoch_curves import Row, known_rows
 from lit_sphere.callbacks._pictures import save_picture
+from lit_sphere.callbacks._twins import refuse_twin
 from lit_sphere.callbacks.non_finite import NonFinite
 from lit_sphere.report.schedule_regimes import draw_schedule_regimes, schedule_report, write_schedule_regimes
 
@@ -50,7 +51,7 @@ class CosineRegimeAnalysis(CurveCallback):
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if the module has no
-            scale-invariant group.
+            scale-invariant group, or there is another ``CosineRegimeAnalysis``.
 
     Attributes:
         analysis: The :class:`~lit_sphere.analysis.ScheduleAnalysis`, after training.
@@ -83,6 +84,7 @@ class CosineRegimeAnalysis(CurveCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training."""
+        refuse_twin(self, CosineRegimeAnalysis, trainer, "schedule/… and cosine_regimes.json")
         self.analysis = None
         super().on_fit_start(trainer, pl_module)
 

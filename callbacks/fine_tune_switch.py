@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_sphere.analysis.regimes import REGIME_NUMBERS
-from lit_sphere.callbacks._epoch_loss import EpochLoss
 from lit_sphere.callbacks._module_groups import groups_of
 from lit_sphere.callbacks._pictures import run_folder_of
 from lit_sphere.callbacks._switch_rivals import (
@@ -16,6 +15,9 @@ from lit_sphere.callbacks._switch_rivals import (
     refuse_rivals,
     refuse_what_is_missing,
 )
+from lit_sphere.callbacks._switch_times import is_due, is_over, last_epoch, warn_of_those_too_late
+from lit_sphere.callbacks._switches_before import made_others, state_of_a_shorter_list
+from lit_sphere.callbacks._watched_loss import WatchedLoss
 from lit_sphere.callbacks.regime_monitor import regime_monitor_of
 from lit_sphere.groups import Group
 from lit_sphere.optim import Switch, SwitchableOptions
@@ -27,7 +29,8 @@ class FineTuneSwitch(Callback):
     Switches take place one after another, each at an epoch, at a step, some epochs after the one before, when the
     train loss falls below a threshold, or when ``RegimeMonitor`` names a regime (see
     :class:`~lit_sphere.optim.Switch`). What is decided at the end of an epoch holds from the first step of the next.
-    Nothing is exchanged: options change in the optimizer's own parameter groups, and are saved with them.
+    Nothing is exchanged: options change in the optimizer's own parameter groups, and are saved with them; but the
+    sphere that ``torch.optim.SGD`` enters and augmentation are kept by this callback: a resumed run needs it again.
 
     A checkpoint ``checkpoints/before-switch-1-epoch0100.ckpt`` in the run's folder keeps the state before each
     switch; ``LinearInterpolationBarrier(between="switches")`` is told of it, and ``RegimeMonitor`` begins anew.
@@ -44,8 +47,9 @@ class FineTuneSwitch(Callback):
 
     Args:
         switches: In the order in which they take place.
-        loss_key: Logged metric that ``loss_below`` looks at. None: the mean over the samples of an epoch of the losses
-            that ``training_step`` returns, as the weights move; ``train/loss`` of lit-sphere's modules.
+        loss_key: Logged metric that ``loss_below`` looks at, logged by the end of the first epoch (the first
+            validation). None: the mean over the samples of an epoch of the losses that ``training_step`` returns, as
+            the weights move; ``train/loss`` of lit-sphere's modules.
         snapshot: Keep a checkpoint before each switch.
         stop_after_last: End the run this number of epochs after the last switch.
 
@@ -53,7 +57,8 @@ class FineTuneSwitch(Callback):
         ValueError: If there is no switch, or one cannot come after the one before; at the start of ``fit``, if
             an optimizer has no such option, ``RegimeMonitor`` or the data's augmentation is missing, a switch waits
             for a ``RegimeMonitor`` that is listed after this callback, or another callback or a scheduler changes the
-            same option.
+            same option, or a resumed run would leave the sphere that other switches entered; at the start of the second
+            epoch, if ``loss_key`` is not logged.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -98,7 +103,7 @@ class FineTuneSwitch(Callback):
         self.fired: list[dict[str, Any]] = []
         """Epoch, step and new values of the switches that took place."""
         self._decided = 0  # up to the beginning of this epoch
-        self._loss = EpochLoss()
+        self._loss = WatchedLoss(loss_key)
         self._options: SwitchableOptions | None = None
         self._restored: dict[str, Any] = {}
         self._folder: Path | None = None
@@ -121,6 +126,7 @@ class FineTuneSwitch(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be, before training, and go on with a sphere that was entered."""
         self._folder = run_folder_of(trainer) if self.snapshot else None
+        self._loss.begin()
         refuse_what_is_missing(self, trainer)
         if self._options is not None:
             self._options.detach()
@@ -149,9 +155,15 @@ class FineTuneSwitch(Callback):
                 raise ValueError(f"FineTuneSwitch: {switch}: {error}") from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Catch up: an epoch whose last batch was the last thing saved is not ended again."""
+        """Catch up: an epoch whose last batch was the last thing saved is not ended again; say what cannot come."""
         self._decide(trainer, pl_module, trainer.current_epoch, saves=False)
         self._at_step(trainer, pl_module, trainer.current_epoch, saves=False)
+        warn_of_those_too_late(self._pending(), self.fired, trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a metric that nobody logs, as soon as all that are logged are known."""
+        if any(switch.loss_below is not None for switch in self._pending()):
+            self._loss.refuse_unknown(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find the groups from the first batch, where the module does not say what its input looks like."""
@@ -163,14 +175,12 @@ class FineTuneSwitch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the step's loss up, on its device; switch if the next step is the one."""
-        if self.loss_key is None and self._pending() and self._pending()[0].loss_below is not None:
-            # Lightning divides the loss that it hands out under automatic optimisation.
-            scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._loss.add(trainer.current_epoch, outputs, batch, scale)
+        if self._pending() and self._pending()[0].loss_below is not None:
+            self._loss.add(trainer, pl_module, outputs, batch)
         self._at_step(trainer, pl_module, trainer.current_epoch + bool(trainer.is_last_batch), saves=True)
 
     def _at_step(self, trainer: Trainer, pl_module: LightningModule, epoch: int, saves: bool) -> None:
-        while self._pending() and not _is_over(trainer, epoch):
+        while self._pending() and not is_over(trainer, epoch):
             step = self._pending()[0].step
             if step is None or trainer.global_step < step:
                 return
@@ -179,48 +189,31 @@ class FineTuneSwitch(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch if what is waited for has come."""
         self._decide(trainer, pl_module, trainer.current_epoch + 1, saves=True)
+        self._loss.epoch_ended()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Metrics of validations are known from here on."""
+        self._loss.validation_ended(trainer)
 
     def _decide(self, trainer: Trainer, pl_module: LightningModule, epoch: int, saves: bool) -> None:
         """Decide what is to be done before the first step of an epoch."""
         if epoch > self._decided:
-            while self._pending() and not _is_over(trainer, epoch) and self._is_due(trainer, self._pending()[0], epoch):
+            while self._pending() and not is_over(trainer, epoch):
+                if not is_due(self._pending()[0], trainer, epoch, self.fired, self._loss):
+                    break
                 self._fire(trainer, pl_module, epoch, saves)
             self._decided = epoch
-        if self.stop_after_last and not self._pending() and epoch - self._last_epoch() >= self.stop_after_last:
+        if self.stop_after_last and not self._pending() and epoch - last_epoch(self.fired) >= self.stop_after_last:
             trainer.should_stop = True
-
-    def _is_due(self, trainer: Trainer, switch: Switch, epoch: int) -> bool:
-        if switch.epoch is not None:
-            return epoch >= switch.epoch
-        if switch.after_epochs is not None:
-            return epoch >= self._last_epoch() + switch.after_epochs
-        if switch.step is not None:
-            return trainer.global_step >= switch.step
-        if self.fired and self._last_epoch() >= epoch:
-            return False  # what was seen belongs to the time before the last switch
-        if switch.regime is not None:
-            verdict = getattr(regime_monitor_of(trainer), "verdict", None)
-            return bool(trainer.strategy.broadcast(verdict is not None and verdict.regime == switch.regime))
-        assert switch.loss_below is not None
-        loss = self._loss.mean(trainer, epoch - 1) if self.loss_key is None else self._logged(trainer)
-        return bool(trainer.strategy.broadcast(loss < switch.loss_below))
-
-    def _logged(self, trainer: Trainer) -> float:
-        value = trainer.callback_metrics.get(self.loss_key or "")
-        if value is not None:
-            return float(value)
-        if self._decided:
-            known = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-            raise ValueError(f"FineTuneSwitch: {self.loss_key} is not logged; set loss_key to one of: {known}")
-        return float("inf")  # logged by the module at the epoch's end, which callbacks hear of before
 
     def _fire(self, trainer: Trainer, pl_module: LightningModule, epoch: int, saves: bool) -> None:
         assert self._options is not None
-        switch, number = self._pending()[0], len(self.fired) + 1
+        switch, others = self._pending()[0], trainer.callbacks  # type: ignore[attr-defined]
+        number = 1 + sum(len(each.fired) for each in others if isinstance(each, FineTuneSwitch))
         if saves and self._folder is not None and trainer.loggers:
             name = f"before-switch-{number}-epoch{epoch:04d}.ckpt"
             trainer.save_checkpoint(self._folder / "checkpoints" / name, weights_only=False)
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
+        for other in others:
             if hasattr(other, "mark") and getattr(other, "between", "switches") == "switches":
                 other.mark(trainer, pl_module)
         values = self._options.apply(switch.changes)
@@ -250,15 +243,12 @@ class FineTuneSwitch(Callback):
     def _pending(self) -> list[Switch]:
         return self.switches[len(self.fired) :]
 
-    def _last_epoch(self) -> int:
-        return int(self.fired[-1]["epoch"]) if self.fired else 0
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the switches that never took place."""
         for switch in self._pending():
             rank_zero_warn(
                 f"FineTuneSwitch: the run ended after {trainer.current_epoch} epochs, and {switch} never took place; "
-                "train longer, or remove it"
+                + ((switch.loss_below and self._loss.said(trainer)) or "train longer, or remove it")
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -281,23 +271,22 @@ class FineTuneSwitch(Callback):
             "options": options,
         }
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the metric that is waited for: a resumed run has logged nothing."""
+        checkpoint["callbacks"][self.state_key]["loss"] = self._loss.state(trainer)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with a longer list that changes more options, so that what took place is not repeated."""
-        saved = checkpoint.get("callbacks") or {}
-        asking = [each for each in trainer.callbacks if isinstance(each, FineTuneSwitch)]  # type: ignore[attr-defined]
-        left = [key for key in saved if key.startswith("FineTuneSwitch{") and key not in {e.state_key for e in asking}]
-        if len(left) == 1 and [each for each in asking if each.state_key not in saved] == [self]:
-            fired = [each["switch"] for each in saved[left[0]]["fired"]]
-            if fired == [asdict(switch) for switch in self.switches[: len(fired)]]:
-                self.load_state_dict(saved[left[0]])
+        state = state_of_a_shorter_list(self, trainer, checkpoint)
+        if state is not None:
+            self.load_state_dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`; other switches than those that took place are told."""
         self.fired = [dict(each) for each in state_dict["fired"]]
         self._decided, self._restored = state_dict["decided"], state_dict["options"]
         self._loss.load_state(state_dict["loss"])
-        given = [asdict(switch) for switch in self.switches[: len(self.fired)]]
-        if given != [each["switch"] for each in self.fired]:
+        if made_others(self.fired, self.switches):
             rank_zero_warn(
                 f"FineTuneSwitch: the checkpoint's run made {len(self.fired)} switches already, not the first of those "
                 "given now; what it changed stays, and the list goes on after them"
@@ -306,10 +295,3 @@ class FineTuneSwitch(Callback):
 
 def _shown(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:.4g}"
-
-
-def _is_over(trainer: Trainer, epoch: int) -> bool:
-    """Whether no step of this epoch will be made."""
-    if trainer.max_epochs not in (None, -1) and epoch >= trainer.max_epochs:
-        return True
-    return trainer.should_stop or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)

@@ -5,7 +5,7 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -31,10 +31,12 @@ class Interrupted(Exception):
 class GracefulStop(Checkpoint):
     """Control: on SIGINT or SIGTERM finishes the batch, saves ``interrupted.ckpt`` and raises :class:`Interrupted`.
 
-    A second signal ends the process at once; in the midst of a long pass of another callback, which is finished first,
-    a line says so. With several processes the ranks agree every ``every_n_steps``
-    steps, so that a signal to any one of them stops all. Lightning counts this as a checkpoint callback (it
-    must run after all others): give the trainer a ``ModelCheckpoint`` beside it if you want one.
+    A second signal ends the process at once. The passes of ``LinearInterpolationBarrier``, ``CheckpointSimilarity`` and
+    ``SharpnessMonitor`` after an epoch end between two batches, and the resumed run makes them instead; others, and
+    those at the end of the run, are finished first, and after 2 seconds a line says so. With several processes the
+    ranks agree every ``every_n_steps`` steps, so that a signal to any one of them stops all. Lightning counts this as a
+    checkpoint callback (it must run after all others): give the trainer a ``ModelCheckpoint`` beside it if you want
+    one.
 
     Args:
         dirpath: Folder of the checkpoint; the trainer's ``default_root_dir`` if not given.
@@ -54,6 +56,11 @@ class GracefulStop(Checkpoint):
         self._before: dict[int, Any] = {}
         self._notice: threading.Timer | None = None
         self._speaks = True
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process got a signal, and the run is about to stop."""
+        return self._received is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; only a process's main thread can."""
@@ -83,22 +90,26 @@ class GracefulStop(Checkpoint):
         """Stop here, where weights and counters agree; after the last batch when the epoch has been logged."""
         # Accumulated gradients are in no checkpoint; several processes agree only now and then.
         every = trainer.accumulate_grad_batches * (1 if trainer.world_size == 1 else self.every_n_steps)
-        if not trainer.is_last_batch and (batch_idx + 1) % every == 0:
-            self._stop_if_asked(trainer)
+        if not trainer.is_last_batch and (batch_idx + 1) % every == 0 and self._is_asked(trainer):
+            self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop between two epochs."""
-        self._stop_if_asked(trainer)
+        if self._is_asked(trainer):
+            _log_epoch(trainer)
+            self._stop(trainer)
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        stop = self._received is not None
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
-            self._give_back()
-            path = Path(self.dirpath or trainer.default_root_dir) / "interrupted.ckpt"
-            trainer.save_checkpoint(path, weights_only=False)
-            raise Interrupted(self._received or signal.SIGTERM, path, trainer.current_epoch, trainer.global_step)
+    def _is_asked(self, trainer: Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self.asked
+        asked: bool = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+        return asked
+
+    def _stop(self, trainer: Trainer) -> NoReturn:
+        self._give_back()
+        path = Path(self.dirpath or trainer.default_root_dir) / "interrupted.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        raise Interrupted(self._received or signal.SIGTERM, path, trainer.current_epoch, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
@@ -107,6 +118,14 @@ class GracefulStop(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back, before Lightning restores those that it had found itself."""
         self._give_back()
+
+
+def _log_epoch(trainer: Trainer) -> None:
+    """As Lightning would after this hook, and a resumed run does not: the epoch's means are lost otherwise."""
+    counts = trainer.fit_loop.epoch_loop
+    counts._batches_that_stepped -= 1
+    trainer._logger_connector.update_train_epoch_metrics()
+    counts._batches_that_stepped += 1
 
 
 def _say_what_is_waited_for() -> None:

@@ -19,13 +19,14 @@ from lit_sphere.analysis import (
 from lit_sphere.analysis.interpolation import Statistics
 from lit_sphere.callbacks._fixed_weights import add_up_ranks, criterion_of, untouched
 from lit_sphere.callbacks._pictures import save_picture
-from lit_sphere.callbacks._weight_snapshots import BetweenEpochs, Snapshot, snapshot
+from lit_sphere.callbacks._stoppable_passes import StoppablePasses
+from lit_sphere.callbacks._weight_snapshots import Snapshot, snapshot
 from lit_sphere.report import draw_interpolation, write_interpolation
 
 Between = Literal["snapshots", "checkpoint", "switches"]
 
 
-class LinearInterpolationBarrier(BetweenEpochs):
+class LinearInterpolationBarrier(StoppablePasses):
     """Monitor: measures loss and error on the path between two points of weight space, and their barrier.
 
     The path runs between consecutive snapshots of a run (TR §5), from a checkpoint of any run of the same
@@ -135,12 +136,18 @@ class LinearInterpolationBarrier(BetweenEpochs):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the checkpoint to start from, and find what is scale-invariant."""
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, LinearInterpolationBarrier) and other is not self and other._files == self._files:
-                raise ValueError(
-                    "LinearInterpolationBarrier: two of them measure the same paths, and would write the same files; "
-                    "leave one out"
-                )
+        twins = [each for each in trainer.callbacks if isinstance(each, LinearInterpolationBarrier)]  # type: ignore[attr-defined]
+        if any(each is not self and each._files == self._files for each in twins):
+            raise ValueError(
+                "LinearInterpolationBarrier: two of them measure the same paths, and would write the same files; "
+                "leave one out"
+            )
+        mixed = [each for each in twins if each._section == self._section]
+        if trainer.loggers and len(mixed) > 1 and mixed[0] is self:
+            rank_zero_warn(
+                f"LinearInterpolationBarrier: {len(mixed)} of them log {self._section}…, which mixes their curves; "
+                "look at their files, which are apart, or give each a run of its own"
+            )
         if self.start is not None:
             self._ends = [(Path(self.start).stem, self._read(self.start, pl_module))]
         super().on_fit_start(trainer, pl_module)
@@ -176,10 +183,18 @@ class LinearInterpolationBarrier(BetweenEpochs):
         loss_and_error(pl_module, [batch], criterion_of(pl_module))
 
     @property
+    def _can_be_made_up(self) -> bool:
+        return self.between != "switches"  # FineTuneSwitch may mark the next one at the same epoch's end
+
+    @property
     def _files(self) -> tuple[Any, ...]:
         """What tells the names of the written files apart."""
         start = None if self.start is None else Path(self.start).stem
         return self.between, start, self.every_n_epochs, self.great_circle, self.statistics
+
+    @property
+    def _section(self) -> str:
+        return "barrier/great_circle/" if self.great_circle else "barrier/"
 
     def mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take a snapshot now, before a switch; the path from here is measured later.
@@ -202,7 +217,8 @@ class LinearInterpolationBarrier(BetweenEpochs):
 
     def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         while len(self._ends) > 1:
-            self._measure(trainer, pl_module, self._ends.pop(0), self._ends[0], epochs)
+            self._measure(trainer, pl_module, self._ends[0], self._ends[1], epochs)
+            del self._ends[0]
         if self.every_n_epochs is not None and epochs % self.every_n_epochs == 0:
             self._to_now(trainer, pl_module, epochs)
 
@@ -250,7 +266,7 @@ class LinearInterpolationBarrier(BetweenEpochs):
         self._report(trainer, result, ends, epochs)
 
     def _report(self, trainer: Trainer, result: Interpolation, ends: tuple[str, str], epochs: int) -> None:
-        section = "barrier/great_circle/" if self.great_circle else "barrier/"
+        section = self._section
         metrics = {f"{section}{name}": result.barrier(name) for name in result.curves}
         metrics |= {f"{section}{name}_dip": result.dip(name) for name in result.curves if name.endswith("loss")}
         self._send(trainer, {**metrics, f"{section}cosine": result.separation.cosine}, epochs)

@@ -11,6 +11,7 @@ from lit_sphere.analysis.regimes import REGIME_NUMBERS, SHORTEST_RUN, RegimeVerd
 from lit_sphere.callbacks._curve_callback import CurveCallback
 from lit_sphere.callbacks._epoch_curves import known_rows
 from lit_sphere.callbacks._pictures import save_picture
+from lit_sphere.callbacks._twins import refuse_twin
 from lit_sphere.report.regime_curves import RegimeSegment, draw_regimes
 
 
@@ -45,7 +46,7 @@ class RegimeMonitor(CurveCallback):
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if the module has no
-            scale-invariant group.
+            scale-invariant group, or there is another ``RegimeMonitor``.
 
     Attributes:
         verdict: The :class:`~lit_sphere.analysis.RegimeVerdict` of the present curve; None before the first epoch's
@@ -90,6 +91,7 @@ class RegimeMonitor(CurveCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training."""
+        refuse_twin(self, RegimeMonitor, trainer, "regime and regime.png")
         super().on_fit_start(trainer, pl_module)
         if self._anew:
             self.verdict, self._segments, self._first_epoch, self._told = None, [], 0, "undecided"

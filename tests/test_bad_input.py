@@ -67,6 +67,13 @@ _BAD = {
     "unknown optimizer": ("fit --model.elr null --model.optimizer SGDD", ["SGDD", "torch.optim.SGD"]),
     "unknown network": (f"fit {_SPHERE} cli_networks.Nope", ["--model.network", "cli_networks.Nope"]),
     "missing network": ("fit --model SphereModule --model.elr 1", ["--model", "required: network"]),
+    "no epochs": ("fit --trainer.max_epochs 0", ["--trainer.max_epochs 0", "nothing to train", "at least 1", "-1"]),
+    "no steps": ("fit --trainer.max_steps 0", ["--trainer.max_steps 0", "nothing to train", "at least 1", "-1"]),
+    "no batches": ("fit --trainer.limit_train_batches 0", ["--trainer.limit_train_batches 0", "nothing to train"]),
+    "no part of the batches": (
+        "fit --trainer.limit_train_batches 0.0",
+        ["limit_train_batches 0", "lit-sphere validate"],
+    ),
     "epochs no number": ("fit --trainer.max_epochs x", ["--trainer.max_epochs", "expected int", "x"]),
     "elr no number": ("fit --model.elr fast", ["--model.elr", "expected float", "fast"]),
     "elr 0": ("fit --model.elr 0", ["--model.elr", "positive", "0"]),
@@ -165,6 +172,31 @@ def test_checkpoints_that_do_not_fit(done: Path, lit_sphere: LitSphere) -> None:
     refused(lit_sphere(*resume, "--model", "SIResNet18", "--model.width", "4"), "another architecture", "SIResNet18")
     refused(lit_sphere("fit", *RUN, "--ckpt_path", str(done)), "2 epochs already", "--trainer.max_epochs 2", "larger")
     assert done.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--trainer.max_epochs", "2"], ["2 epochs already", "nothing is left of --trainer.max_epochs 2", "larger"]),
+        (["--trainer.max_epochs", "1"], ["2 epochs already", "nothing is left of --trainer.max_epochs 1", "larger"]),
+        (
+            ["--trainer.max_epochs", "9", "--trainer.max_steps", "4"],
+            ["4 steps already", "nothing is left of --trainer.max_steps 4", "larger"],
+        ),
+        (["--trainer.fast_dev_run", "true"], ["--trainer.fast_dev_run True", "first steps", "leave one of the two"]),
+    ],
+)
+def test_a_run_that_goes_on_where_nothing_is_left(
+    options: list[str], words: list[str], done: Path, lit_sphere: LitSphere
+) -> None:
+    refused(lit_sphere("fit", *RUN, "--ckpt_path", str(done), *options), *words, status=2)
+
+
+def test_one_step_more_is_enough(done: Path, lit_sphere: LitSphere) -> None:
+    few = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "5", "--ckpt_path", str(done))
+    result = lit_sphere("fit", *RUN, *few)
+    assert result.status == 0, result.err
+    assert torch.load("r/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
 
 
 def test_run_folder_that_exists(done: Path, lit_sphere: LitSphere) -> None:

@@ -159,7 +159,11 @@ def holds(parsed: Any, shipped: Any) -> bool:
     return bool(parsed == shipped)
 
 
-@pytest.mark.filterwarnings("ignore:.*never took place", "ignore:LinearInterpolationBarrier measure")
+@pytest.mark.filterwarnings(
+    "ignore:.*never took place",
+    "ignore:FineTuneSwitch.*will not take place",
+    "ignore:LinearInterpolationBarrier measure",
+)
 @pytest.mark.parametrize("name", shipped_configs())
 def test_shipped_config(name: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
     shipped = yaml.safe_load(Path(find_config(name)).read_text())

@@ -63,6 +63,9 @@ def test_ranks_share_each_training_batch_equally(size: int, per_rank: int, world
         assert len({len(shard) for shard in shards}) == 1
         assert shards[0]
         assert stop - start == batch_size or number == len(bounds) - 1
+        assert stop - start <= batch_size + world_size
+        # Batch norm cannot train on one image.
+        assert len(shards[0]) > 1 or per_rank == 1 or len(bounds) == 1
         seen += [index for shard in shards for index in shard]
     assert len(set(seen)) == len(seen)
     assert set(seen) == set(indices.tolist()[: len(seen)])

@@ -133,10 +133,29 @@ def test_a_logged_metric_passes_a_threshold(tmp_path: Path) -> None:
     assert fired[0] == fired[1]
 
 
-def test_a_metric_that_nobody_logs_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_metric_that_nobody_logs_is_named_when_all_are_known(every: int, tmp_path: Path) -> None:
+    switch = FineTuneSwitch([Switch(step=10**6, elr=1e-2), Switch(loss_below=1.0, elr=1e-3)], loss_key="nope")
+    trainer = trainer_of(tmp_path, switch, epochs=-1, check_val_every_n_epoch=every)
+    said = r"FineTuneSwitch: loss_key nope is not logged; the metrics that are: .*train/loss, .*val/loss; set loss_key"
+    with pytest.raises(ValueError, match=said):
+        trainer.fit(ours(), data())
+    assert trainer.global_step == every * BATCHES
+
+
+def test_a_metric_of_a_later_validation_is_waited_for(tmp_path: Path) -> None:
+    switch = FineTuneSwitch([Switch(loss_below=1e3, elr=1e-3)], loss_key="val/loss")
+    trainer_of(tmp_path, switch, check_val_every_n_epoch=3).fit(ours(), data())
+    assert [each["epoch"] for each in switch.fired] == [3]
+
+
+def test_a_wrong_metric_in_a_run_of_one_epoch(tmp_path: Path) -> None:
     switch = FineTuneSwitch([Switch(loss_below=1.0, elr=1e-3)], loss_key="nope")
-    with pytest.raises(ValueError, match=r"FineTuneSwitch: nope is not logged; set loss_key to one of: .*train/loss"):
-        trainer_of(tmp_path, switch).fit(ours(), data())
+    with (
+        pytest.warns(UserWarning, match=r"will not take place: this run ends before \(1 epochs\)"),
+        pytest.warns(UserWarning, match="never took place; loss_key nope is not logged; the metrics that are: regime"),
+    ):
+        trainer_of(tmp_path, RegimeMonitor(), switch, epochs=1).fit(ours(), data())
 
 
 def test_the_regime_is_named(tmp_path: Path) -> None:
@@ -372,6 +391,36 @@ def test_also_where_sgd_enters_the_sphere(step: int, tmp_path: Path) -> None:
     _compare_with_killed(tmp_path, step, lambda: FineTuneSwitch(switches), make)
 
 
+@pytest.mark.parametrize("key", ["train/loss", "val/loss"])
+@pytest.mark.parametrize("step", [5, 7])
+def test_also_where_a_logged_metric_is_waited_for(key: str, step: int, tmp_path: Path) -> None:
+    memory = Memory()
+    trainer_of(tmp_path, logger=memory, epochs=5).fit(ours(), data())
+    losses = [value for (_, name), value in sorted(memory.logged.items()) if name == key]
+    # A checkpoint in epoch 1 or 2, of which the first has the metric of epoch 0 alone.
+    threshold = (losses[0] + losses[1]) / 2 if step == 5 else (losses[1] + losses[2]) / 2
+    switches = [Switch(loss_below=threshold, elr=1e-3)]
+    _compare_with_killed(tmp_path, step, lambda: FineTuneSwitch(switches, loss_key=key), ours)
+
+
+def test_a_run_goes_on_from_a_validation_with_the_metric_that_was_waited_for(tmp_path: Path) -> None:
+    class SaveAtValidation(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                trainer.save_checkpoint(tmp_path / "val.ckpt")
+
+    memory, one, two = Memory(), ours(), ours()
+    trainer_of(tmp_path, SaveAtValidation(), logger=memory).fit(ours(), data())
+    losses = [value for (_, name), value in sorted(memory.logged.items()) if name == "val/loss"]
+    assert min(losses[:2]) > losses[2]
+    make = partial(FineTuneSwitch, [Switch(loss_below=(min(losses[:2]) + losses[2]) / 2, elr=1e-3)], "val/loss")
+    whole, resumed = make(), make()
+    trainer_of(tmp_path, whole, SaveAtValidation()).fit(one, data())
+    trainer_of(tmp_path, resumed).fit(two, data(), ckpt_path=tmp_path / "val.ckpt")
+    assert [each["epoch"] for each in resumed.fired] == [each["epoch"] for each in whole.fired] == [3]
+    assert_equal(one.state_dict(), two.state_dict())
+
+
 def _compare_with_killed(
     folder: Path, step: int, switch: Callable[[], Callback], make: Callable[[], LightningModule]
 ) -> None:
@@ -557,8 +606,61 @@ def test_refused_before_training(
 def test_a_switch_without_effect_and_one_that_never_came_are_told(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"switch \{epoch: 1, elr: 0.01\} changes nothing"):
         trainer_of(tmp_path, FineTuneSwitch([Switch(epoch=1, elr=1e-2)]), epochs=2).fit(ours(), data())
-    with pytest.warns(UserWarning, match=r"after 2 epochs, and switch \{epoch: 2, elr: 0.001\} never took place"):
+    switch = r"switch \{epoch: 2, elr: 0.001\}"
+    with (
+        pytest.warns(UserWarning, match=rf"{switch} will not take place: this run ends before \(2 epochs\)"),
+        pytest.warns(UserWarning, match=rf"after 2 epochs, and {switch} never took place; train longer, or remove it"),
+    ):
         trainer_of(tmp_path, FineTuneSwitch([Switch(epoch=2, elr=1e-3)]), epochs=2).fit(ours(), data())
+
+
+@pytest.mark.parametrize(
+    ("switches", "options", "enough", "said"),
+    [
+        (
+            [{"epoch": 5}],
+            {},
+            {"epochs": 6},
+            r"switch \{epoch: 5, .* will not take place: this run ends before \(5 epochs\)",
+        ),
+        ([{"epoch": 2}], {"max_steps": 6}, {"max_steps": 7}, r"\{epoch: 2, .* ends before \(5 epochs, 6 steps\)"),
+        ([{"step": 15}], {}, {"epochs": 6}, r"\{step: 15, .* before \(5 epochs, 15 steps, one for each batch\)"),
+        ([{"step": 6}], {"max_steps": 6, "epochs": -1}, {"max_steps": 7}, r"\{step: 6, .* ends before \(6 steps\)"),
+        (
+            [{"epoch": 3}, {"after_epochs": 2}, {"loss_below": 1.0}],
+            {},
+            {"epochs": 7},
+            r"\{after_epochs: 2, .*\} and 1 after it will",
+        ),
+        ([{"step": 14}, {"loss_below": 1e9}], {}, {"epochs": 6}, r"\{loss_below: .* ends before \(5 epochs\)"),
+        (
+            [{"regime": "convergence"}],
+            {"epochs": 20},
+            {"epochs": 21},
+            r"\{regime: convergence, .* ends before \(20 epochs\)",
+        ),
+    ],
+)
+def test_a_switch_that_cannot_come_is_told_before_the_first_step(
+    switches: list[dict[str, Any]], options: dict[str, Any], enough: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    class End(Exception):
+        pass
+
+    class EndAtOnce(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            raise End
+
+    def fit(**options: Any) -> None:
+        switch = FineTuneSwitch([Switch(**each, augment=True) for each in switches])
+        monitors = [RegimeMonitor()] if "regime" in switches[0] else []
+        with pytest.raises(End):
+            trainer_of(tmp_path, *monitors, switch, EndAtOnce(), **options).fit(ours(), data())
+
+    with pytest.warns(UserWarning, match=said) as told:
+        fit(**options)
+    assert len([each for each in told if "FineTuneSwitch" in str(each.message)]) == 1
+    fit(**{**options, **enough})
 
 
 def test_a_step_that_returns_no_loss(tmp_path: Path) -> None:

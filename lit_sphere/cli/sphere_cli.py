@@ -24,6 +24,7 @@ from lit_sphere.cli.begin_at import OPTION, BeginAtWeights, base_of_weights, che
 from lit_sphere.cli.checkpoints import base_config, check_architecture, checkpoint_of, read_checkpoint
 from lit_sphere.cli.config_names import replace_config_names
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.nothing_to_train import refuse_nothing_to_train
 from lit_sphere.cli.run_folder import (
     RecordRun,
     WandbMode,
@@ -33,6 +34,7 @@ from lit_sphere.cli.run_folder import (
     run_folder,
     take_history,
 )
+from lit_sphere.cli.stays_switched import stays_switched
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 
@@ -155,7 +157,7 @@ class SphereCLI(LightningCLI):
         if self.checkpoint is None and self.subcommand != "fit":
             raise CommandLineError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt")
         if self.subcommand == "fit":
-            _refuse_finished(self.checkpoint, config)
+            refuse_nothing_to_train(self.checkpoint, config)
             if config.ckpt_weights is not None:
                 config.ckpt_weights = str(
                     Path(config.ckpt_weights).resolve()
@@ -186,6 +188,9 @@ class SphereCLI(LightningCLI):
             # RecordRun ends the W&B run: after RunSummary has sent it the picture.
             callbacks += [StopOnNonFinite(), RunSummary(self.folder), *record]
             callbacks += [GracefulStop(self.folder / "checkpoints"), *self._begin_at()]
+            if self.checkpoint is not None:
+                given = trainer.callbacks or []
+                callbacks += stays_switched(self.checkpoint, given if isinstance(given, list) else [given])
         else:
             kwargs["logger"] = False
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
@@ -227,18 +232,6 @@ def _is_first_rank() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _refuse_finished(checkpoint: dict[str, Any] | None, config: Namespace) -> None:
-    """Lightning would train no step, and say nothing."""
-    if checkpoint is None or config.trainer.max_epochs in (None, -1):
-        return
-    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] if "loops" in checkpoint else 0
-    if done >= config.trainer.max_epochs:
-        raise CommandLineError(
-            f"--ckpt_path {config.ckpt_path}: has done {done} epochs already, nothing is left of "
-            f"--trainer.max_epochs {config.trainer.max_epochs}: give a larger number to go on"
-        )
-
-
 def run(args: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``test``.
 
@@ -271,7 +264,7 @@ def _quiet_lightning() -> None:
         "TPU available",
         "HPU available",
         "💡 Tip",
-        "`Trainer.fit` stopped",
+        "`Trainer.fit` stopped: `max_",
         "Seed set",
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

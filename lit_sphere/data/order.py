@@ -92,7 +92,8 @@ def training_bounds(size: int, batch_size: int, world_size: int = 1) -> list[tup
     """Cut an epoch into global batches that every rank shares equally.
 
     DDP averages gradients over ranks, so unequal shares would weigh images unequally: the last, short batch
-    loses up to ``world_size - 1`` images (other ones in each epoch, if the order changes).
+    loses up to ``world_size - 1`` images (other ones in each epoch, if the order changes). A last batch of a single
+    image per rank is joined to the one before: batch norm has no variance of one value per channel.
 
     Args:
         size: Number of images.
@@ -103,7 +104,10 @@ def training_bounds(size: int, batch_size: int, world_size: int = 1) -> list[tup
         Start and stop of each batch, as positions in the epoch's order.
     """
     usable = size - size % batch_size % world_size
-    return [(start, min(start + batch_size, usable)) for start in range(0, usable, batch_size)]
+    starts = list(range(0, usable, batch_size))
+    if len(starts) > 1 and usable - starts[-1] == world_size < batch_size:
+        del starts[-1]
+    return list(pairwise([*starts, usable]))
 
 
 def evaluation_bounds(size: int, batch_size: int, world_size: int = 1) -> list[tuple[int, int]]:

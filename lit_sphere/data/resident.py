@@ -25,7 +25,8 @@ class ResidentDataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: Images per training batch, over all devices together. The last batch of an epoch may be
-            shorter; with several devices it is cut to a multiple of their number.
+            shorter; with several devices it is cut to a multiple of their number. One of a single image per device,
+            on which batch norm cannot work, is joined to the batch before.
         train_size: Number of training images, a random subset; null for all that are not held out.
         val_size: Number of training images held out for validation, never trained on. 0 validates on the test
             set, as the papers do.

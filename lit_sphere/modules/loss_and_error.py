@@ -37,3 +37,4 @@ class LossAndError(Metric):
         """Go on from :meth:`state`."""
         for name in self.metric_state:
             setattr(self, name, state[name].to(self.device))
+        self._update_count = 1  # else torchmetrics warns of an epoch that ends at once, as after a validation

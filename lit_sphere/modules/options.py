@@ -8,6 +8,8 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_sphere.optim import SwitchableOptions
+
 Loss = Literal["cross_entropy", "mse"]
 Spheres = Literal["joint", "group", "filter"]
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
@@ -61,6 +63,27 @@ def refuse_other_scheduler(saved: Mapping[str, Any], given: Mapping[str, Any]) -
             f"scheduler (--model.scheduler): {other} given, {one} in the checkpoint; a run goes on with the schedule "
             "that it began with, and a new run begins at the weights of another by --ckpt_weights"
         )
+
+
+def refuse_left_sphere(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
+    """Refuse a resumed run that would leave the sphere in silence.
+
+    Args:
+        checkpoint: Of a run in which ``FineTuneSwitch`` may have entered the sphere from ``torch.optim.SGD``.
+        callbacks: Of the run that goes on.
+
+    Raises:
+        ValueError: If it did, and nobody here goes on with that.
+    """
+    kinds = {each.state_key.partition("{")[0] for each in callbacks}
+    for key, state in (checkpoint.get("callbacks") or {}).items():
+        entered = isinstance(state, Mapping) and SwitchableOptions.holds_sphere(state.get("options") or {})
+        if entered and key.partition("{")[0] not in kinds:
+            name = key.partition("{")[0]
+            raise ValueError(
+                f"the checkpoint's run had entered the sphere by {name}, and would leave it without: give {name} with "
+                "the same switches to the trainer (the last may be sphere: false, at a later epoch)"
+            )
 
 
 def scale_schedule(scheduler: Any, groups: Iterable[dict[str, Any]], factor: float) -> None:

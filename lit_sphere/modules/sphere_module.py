@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -20,6 +20,7 @@ from lit_sphere.modules.options import (
     Spheres,
     check_training_options,
     optimizer_options,
+    refuse_left_sphere,
     refuse_other_scheduler,
     scale_schedule,
     unsaved,
@@ -263,6 +264,9 @@ class SphereModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the running means, and note which options differ from the checkpoint's."""
+        trainer: Any = self._trainer
+        if trainer is not None and trainer.state.fn == "fit":
+            refuse_left_sphere(checkpoint, trainer.callbacks)
         if "train_metrics" in checkpoint:
             self.train_metrics.load_state(checkpoint["train_metrics"])
             self._metrics_epoch = checkpoint["train_metrics"]["epoch"]
@@ -280,9 +284,14 @@ class SphereModule(LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         for key, (old, new) in self._changed.items():
-            for group in optimizer.param_groups:
-                if group.get(key) is not None:
-                    group[key] = new if key != "lr" or self._scheduler is None else group[key] * new / old
+            groups = [group for group in optimizer.param_groups if group.get(key) is not None]
+            if key == "elr" and not groups:
+                rank_zero_warn(
+                    f"elr: {new} changes nothing: the checkpoint's run had left the sphere; FineTuneSwitch enters it"
+                )
+                continue
+            for group in groups:
+                group[key] = new if key != "lr" or self._scheduler is None else group[key] * new / old
             if key == "lr" and self._scheduler is not None:
                 scale_schedule(self.lr_schedulers(), optimizer.param_groups, new / old)
             rank_zero_info(f"{key}: {old} in the checkpoint, {new} from now on")

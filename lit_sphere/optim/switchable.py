@@ -224,6 +224,18 @@ class SwitchableOptions:
         order = {p: i for i, p in enumerate(p for group in place.param_groups for p in group["params"])}
         return {**self._entered, "params": [order[p] for p in self.invariant]}
 
+    @staticmethod
+    def holds_sphere(state: Mapping[str, Any]) -> bool:
+        """Tell from a saved state whether the run was on a sphere that no optimizer's own state knows of.
+
+        Args:
+            state: As given by :meth:`state`.
+
+        Returns:
+            Whether :meth:`load_state` would enter the sphere of ``torch.optim.SGD`` again.
+        """
+        return state.get("norm") is not None
+
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; before the optimizers' own states are loaded.
 

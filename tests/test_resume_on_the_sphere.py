@@ -1,0 +1,140 @@
+"""A run that had entered or left the sphere in its middle goes on so, also without the callback that did it."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from callback_fits import assert_equal, quietly
+from conftest import LitSphere
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_sphere.callbacks import EffectiveLearningRateMonitor, FineTuneSwitch, Switch
+from lit_sphere.data import Digits
+from lit_sphere.modules import SIConvNet
+from lit_sphere.optim import SwitchableOptions, joint_norm
+
+pytestmark = [quietly, pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")]
+ENTER = Switch(epoch=1, sphere=True, elr=1e-2)
+
+
+def data() -> Digits:
+    return Digits(batch_size=64, train_size=192)
+
+
+def in_the_whole_space() -> SIConvNet:
+    torch.manual_seed(0)
+    return SIConvNet(width=4, in_channels=1, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+
+
+def on_the_sphere() -> SIConvNet:
+    torch.manual_seed(0)
+    return SIConvNet(width=4, in_channels=1, elr=1e-2)
+
+
+def trained(module: LightningModule, epochs: int, *callbacks: Callback, ckpt: Path | None = None) -> Trainer:
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, data(), ckpt_path=ckpt)
+    return trainer
+
+
+@pytest.fixture
+def entered(tmp_path: Path) -> Path:
+    """A checkpoint of a run that SGD goes on with on the sphere."""
+    trainer = trained(in_the_whole_space(), 2, FineTuneSwitch([ENTER]))
+    trainer.save_checkpoint(tmp_path / "entered.ckpt")
+    return tmp_path / "entered.ckpt"
+
+
+def test_refused_where_nobody_would_go_on(entered: Path) -> None:
+    said = "had entered the sphere by FineTuneSwitch, and would leave it without: give FineTuneSwitch with the same"
+    with pytest.raises(ValueError, match=said):
+        trained(in_the_whole_space(), 3, EffectiveLearningRateMonitor(), ckpt=entered)
+
+
+def test_other_switches_that_would_leave_it_are_refused(entered: Path) -> None:
+    other = FineTuneSwitch([Switch(epoch=3, lr=1e-2)])
+    with pytest.raises(ValueError, match=r"begin the list with switch \{epoch: 1, elr: 0.01, sphere: True\}$"):
+        trained(in_the_whole_space(), 3, other, ckpt=entered)
+
+
+@pytest.mark.parametrize("more", [[], [Switch(epoch=3, augment=True)]])
+def test_the_same_switches_go_on(more: list[Switch], entered: Path) -> None:
+    whole, resumed = in_the_whole_space(), in_the_whole_space()
+    trained(whole, 4, FineTuneSwitch([ENTER, *more]))
+    trained(resumed, 4, FineTuneSwitch([ENTER, *more]), ckpt=entered)
+    assert_equal(whole.state_dict(), resumed.state_dict())
+
+
+def test_evaluation_and_weights_need_no_switches(entered: Path) -> None:
+    module = in_the_whole_space()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer.validate(module, data(), ckpt_path=entered, verbose=False)
+    assert torch.equal(
+        module.state_dict()["network.convs.0.weight"], torch.load(entered)["state_dict"]["network.convs.0.weight"]
+    )
+
+
+def test_a_sphere_that_was_left_stays_left_by_the_optimizers_own_state(tmp_path: Path) -> None:
+    leave, path = [Switch(epoch=1, sphere=False, weight_decay=1e-2)], tmp_path / "left.ckpt"
+    trained(on_the_sphere(), 2, FineTuneSwitch(leave)).save_checkpoint(path)
+    whole, resumed = on_the_sphere(), on_the_sphere()
+    trained(whole, 4, FineTuneSwitch(leave))
+    trained(resumed, 4, ckpt=path)
+    assert_equal(whole.state_dict(), resumed.state_dict())
+
+
+def test_an_elr_typed_where_the_sphere_was_left_is_said_to_change_nothing(tmp_path: Path) -> None:
+    leave, path = [Switch(epoch=1, sphere=False)], tmp_path / "left.ckpt"
+    trained(on_the_sphere(), 2, FineTuneSwitch(leave)).save_checkpoint(path)
+    whole, resumed = on_the_sphere(), SIConvNet(width=4, in_channels=1, elr=2e-2)
+    trained(whole, 3, FineTuneSwitch(leave))
+    with pytest.warns(UserWarning, match=r"^elr: 0.02 changes nothing: .* had left the sphere; FineTune"):
+        trained(resumed, 3, ckpt=path)
+    assert_equal(whole.state_dict(), resumed.state_dict())
+
+
+_SGD = """
+model: {class_path: SIConvNet, init_args: {width: 4, elr: null, optimizer: {class_path: torch.optim.SGD, init_args:
+  {lr: 0.05, momentum: 0.9}}}}
+data: {class_path: Digits, init_args: {train_size: 256}}
+"""
+_SWITCHES = "[{epoch: 1, sphere: true, elr: 2.0e-3}, {epoch: 1, augment: true}]"
+
+
+def test_the_command_line_goes_on_without_the_callback(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    Path("sgd.yaml").write_text(_SGD)
+    switch = f"{{class_path: FineTuneSwitch, init_args: {{switches: {_SWITCHES}}}}}"
+    Path("switch.yaml").write_text(f"trainer: {{callbacks: [{switch}]}}")
+
+    def fit(run: str, epochs: int, *more: str) -> str:
+        few = ("--trainer.max_epochs", str(epochs), "--wandb", "disabled", "--run", run)
+        done = lit_sphere("fit", "--config", "sgd.yaml", *more, *few)
+        assert done.status == 0, done.err
+        return done.err
+
+    fit("whole", 4, "--config", "switch.yaml")
+    fit("begun", 2, "--config", "switch.yaml")
+    said = fit("more", 3, "--ckpt_path", "begun/checkpoints/last.ckpt")
+    line = "goes on as FineTuneSwitch left it, which is not given any more: on the sphere, ρ = "
+    assert line in said
+    assert "with augmentation" in said
+    assert "Be aware" not in said
+    assert line in fit("end", 4, "--ckpt_path", "more/checkpoints/last.ckpt")  # what was resumed is resumed again
+    whole, end = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "end"))
+    assert_equal(whole["state_dict"], end["state_dict"])
+    assert SwitchableOptions.holds_sphere(next(v for k, v in end["callbacks"].items() if "Switch" in k)["options"])
+    convs = [value for name, value in end["state_dict"].items() if "convs" in name and name.endswith("weight")]
+    begun = torch.load("begun/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    before = [value for name, value in begun.items() if "convs" in name and name.endswith("weight")]
+    assert joint_norm(convs).item() == pytest.approx(joint_norm(before).item(), rel=1e-6)
