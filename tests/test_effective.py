@@ -140,7 +140,8 @@ def test_weight_decay_enters_the_effective_learning_rate() -> None:
     optimizer = torch.optim.SGD([p for group in groups for p in group.parameters], lr=0.5, weight_decay=0.1)
     x, y = next(digits())
     gradient_step(net, optimizer, x, y)
-    norm, _, elr, ess, _, radial = EffectiveQuantities(groups, optimizer).measure()
+    norm, grad_norm, elr, ess, _, radial, length = EffectiveQuantities(groups, optimizer).measure()
+    assert_exact(length, 0.5 * grad_norm / norm)
     assert_exact(elr, 0.5 / (norm**2 * (1 - 0.05)))
     assert_exact(radial, torch.full_like(radial, 0.05))
     before = [p.detach().clone() for group in groups for p in group.parameters]
@@ -217,7 +218,9 @@ def test_steps_read_from_the_optimizers_state_are_those_of_the_weights(
 ) -> None:
     radial = 0.0
     for before, after, measured, optimizer, groups in steps(KNOWN[name], granularity):
-        norm, _, elr, ess, angle, lost = measured
+        norm, _, elr, ess, angle, lost, length = measured
+        pairs = list(zip(before, after, strict=True))
+        assert_close(length, [(new - torch.dot(x, new) / torch.dot(x, x) * x).norm() for x, new in pairs])
         assert_close(norm, [x.norm() for x in before])
         shares = torch.stack([1 - torch.dot(x, new) / torch.dot(x, x) for x, new in zip(before, after, strict=True)])
         torch.testing.assert_close(lost, shares, rtol=1e-8, atol=1e-14)
@@ -256,7 +259,7 @@ def test_the_step_of_an_unknown_optimizer_is_measured() -> None:
     def unknown(params: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.NAdam(params, lr=3e-3, weight_decay=0.5, decoupled_weight_decay=True)
 
-    for before, after, (norm, grad, elr, ess, angle, _), _, _ in steps(unknown, "filter"):
+    for before, after, (norm, grad, elr, ess, angle, _, _), _, _ in steps(unknown, "filter"):
         assert_close(norm, [x.norm() for x in before])
         assert_close(ess, [tangent(x, new) for x, new in zip(before, after, strict=True)])
         assert_exact(angle, ess.arctan())

@@ -337,7 +337,7 @@ def test_joint_is_the_totals_alone(tmp_path: Path) -> None:
     whole, _ = watched(with_optimizer(SOURCES["AdamW"][0]), tmp_path, EffectiveLearningRateMonitor())
     joint, _ = watched(with_optimizer(SOURCES["AdamW"][0]), tmp_path, EffectiveLearningRateMonitor("joint"))
     keys = {key for _, key in joint.logged if "/" in key and key != "train_loss"}
-    assert keys == {f"{q}/total" for q in ("norm", "effective_grad_norm", "elr", "ess", "angle", "radial")}
+    assert keys == {f"{q}/total" for q in ("norm", "effective_grad_norm", "elr", "ess", "angle", "radial", "step_length")}
     for key, value in joint.logged.items():
         assert whole.logged[key] == pytest.approx(value, rel=1e-12)
 

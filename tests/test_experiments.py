@@ -36,6 +36,13 @@ def level(series: Series, start: int, stop: int) -> float:
     return fmean(value for epoch, value in zip(series.epochs, series.values, strict=True) if start <= epoch < stop)
 
 
+def assert_small(metrics: dict[str, Series], radial: float, ess: float) -> None:
+    """Of every filter; and there is something to be small."""
+    shares = [abs(value) for end in ("min", "max") for value in metrics[f"radial/{end}"].values]
+    assert radial / 10 < max(shares) < radial
+    assert ess / 10 < max(metrics["ess/max"].values) < ess
+
+
 def path_of(csv_file: Path) -> list[float]:
     """Train loss along a path."""
     with csv_file.open(newline="") as file:
@@ -120,6 +127,8 @@ def test_momentum_takes_the_factor_and_not_all_of_the_step(fit: Fit) -> None:
     elr, ess = (plain[key].values[-1] / momentum[key].values[-1] for key in ("elr/total", "ess/total"))
     assert 7 < elr < 14
     assert 1 < ess < elr
+    assert_small(momentum, radial=0.02, ess=0.06)
+    assert max(plain["step_length/max"].values) ** 2 < 1e-2
 
 
 def test_the_effective_learning_rate_of_adam_rises_and_its_steps_shrink(fit: Fit) -> None:
@@ -128,6 +137,7 @@ def test_the_effective_learning_rate_of_adam_rises_and_its_steps_shrink(fit: Fit
     assert norm[-1] == pytest.approx(norm[0], rel=0.05)
     assert elr[-1] > 5 * elr[0]
     assert ess[-1] < ess[0] / 10
+    assert_small(metrics, radial=0.005, ess=0.03)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ WandbMode = Literal["offline", "online", "disabled"]
 _SHARED_NAME = "LIT_SPHERE_RUN"
 _SECTIONS = (
     *("train", "val", "test", "train_pass"),
-    *("elr", "ess", "effective_grad_norm", "norm", "angle", "radial", "sharpness"),
+    *("elr", "ess", "effective_grad_norm", "norm", "angle", "radial", "step_length", "sharpness"),
     *("equilibrium", "equal_ess", "barrier", "similarity", "ensemble", "schedule", "switch"),
     "optimizer_comparison",
 )

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.effective.atoms import Atoms
-from lit_sphere.effective.sources import Step, rate_of, source_of, step_taken
+from lit_sphere.effective.sources import Undone, rate_of, source_of, step_taken, undo
 from lit_sphere.groups import Group
 from lit_sphere.theory import elr_from_products
 
-QUANTITIES = ("norm", "effective_grad_norm", "elr", "ess", "angle", "radial")
+QUANTITIES = ("norm", "effective_grad_norm", "elr", "ess", "angle", "radial", "step_length")
 """What is measured, in the order of the rows of :meth:`EffectiveQuantities.measure`."""
 
 
@@ -34,10 +34,11 @@ class EffectiveQuantities:
 
     In all three ``ess`` is the tangent of the angle of the step, η^e‖c⊥‖ in SP, of each group and of all together;
     infinite from a right angle on. ``radial`` is A⟨c, u⟩ in SP, the share of the norm that a step takes away along
-    the weights: ηλ of SGD with weight decay, more where momentum points along them.
+    the weights: ηλ of SGD with weight decay, more where momentum points along them. ``step_length`` is the length of
+    the step across the weights: of SGD η‖∇L(u)‖/r, whose square SP §4 takes to be small.
 
-    One learning rate for all, without momentum, makes the totals those of
-    TR eqs. (3) and (4); 1/η̃ = Σ 1/η̃_i holds with momentum, too.
+    One learning rate for all, without momentum, makes the totals those of TR eqs. (3) and (4); 1/η̃ = Σ 1/η̃_i holds
+    with momentum, too.
 
     Args:
         groups: Groups as :func:`~lit_sphere.groups.find_groups` gives them, disjoint, at least one.
@@ -63,6 +64,7 @@ class EffectiveQuantities:
         ess 0.1
         angle 0.0997
         radial 0
+        step_length 0.5
     """
 
     def __init__(self, groups: Sequence[Group], optimizer: Optimizer, altered: bool = False) -> None:
@@ -147,11 +149,11 @@ class EffectiveQuantities:
     def _state_sums(self) -> list[Tensor]:
         """⟨x, x⟩, ⟨x, Δ⟩, ⟨Δ, Δ⟩, ⟨b, b⟩ and d of the step x′ = (1 − ηλ)x + Δ that was just taken, by atom."""
         params = self._atoms.params
-        undone: list[_Undone] = [None] * len(params)  # type: ignore[list-item]
+        undone: list[Undone] = [None] * len(params)  # type: ignore[list-item]
         for i in self._used:
             mine = [n for n, at in enumerate(self._group_of) if at == i]
             step = step_taken(self._optimizer, self._optimizer.param_groups[i], [params[n] for n in mine])
-            for n, one in zip(mine, _undo(step, [params[n] for n in mine]), strict=True):
+            for n, one in zip(mine, undo(step, [params[n] for n in mine]), strict=True):
                 undone[n] = one
         x, delta, divisors, moved = zip(*undone, strict=True)
         sizes = self._atoms.sizes
@@ -282,19 +284,5 @@ class EffectiveQuantities:
 def _rows(norm2: Tensor, grad2: Tensor, elr: Tensor, along: Tensor, across: Tensor, radial: Tensor) -> Tensor:
     """The rows of :data:`QUANTITIES`; the tangent is infinite from a right angle on."""
     norm, ess = norm2.sqrt(), across / along.clamp(min=0)
-    return torch.stack([norm, (norm2 * grad2).sqrt(), elr, ess, torch.atan2(across, along), radial], -2)
-
-
-_Undone = tuple[Tensor, Tensor, Tensor | None, bool]
-
-
-def _undo(step: Step, params: Sequence[Tensor]) -> list[_Undone]:
-    """Give x before the step, Δ, b and whether it moved, for each parameter."""
-    delta = list(torch._foreach_mul(step.direction, -step.lr))
-    x = torch._foreach_sub(list(params), delta)
-    if step.shrink:
-        torch._foreach_div_(x, [1 + step.shrink if moved else 1.0 for moved in step.stepped])
-        # A parameter without gradient does not shrink either.
-        delta = [d if moved else v * -step.shrink for d, v, moved in zip(delta, x, step.stepped, strict=True)]
-    divisors: Sequence[Tensor | None] = step.divisor or [None] * len(x)
-    return list(zip(x, delta, divisors, step.stepped, strict=True))
+    angle = torch.atan2(across, along)
+    return torch.stack([norm, (norm2 * grad2).sqrt(), elr, ess, angle, radial, across], -2)

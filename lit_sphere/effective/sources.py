@@ -79,6 +79,30 @@ def step_taken(optimizer: Optimizer, group: dict[str, Any], params: Sequence[Ten
     return Step(*rate_of(group), all_of(directions), None if divisors is None else all_of(divisors), stepped)
 
 
+Undone = tuple[Tensor, Tensor, Tensor | None, bool]
+"""x before a step x′ = (1 − ηλ)x + Δ, Δ, b, and whether the parameter moved."""
+
+
+def undo(step: Step, params: Sequence[Tensor]) -> list[Undone]:
+    """Look back at a step from after it.
+
+    Args:
+        step: As :func:`step_taken` gives it.
+        params: The parameters that it was asked for, after the step.
+
+    Returns:
+        x before the step, Δ, b and whether it moved, for each parameter.
+    """
+    delta = list(torch._foreach_mul(step.direction, -step.lr))
+    x = torch._foreach_sub(list(params), delta)
+    if step.shrink:
+        torch._foreach_div_(x, [1 + step.shrink if moved else 1.0 for moved in step.stepped])
+        # A parameter without gradient does not shrink either.
+        delta = [d if moved else v * -step.shrink for d, v, moved in zip(delta, x, step.stepped, strict=True)]
+    divisors: Sequence[Tensor | None] = step.divisor or [None] * len(x)
+    return list(zip(x, delta, divisors, step.stepped, strict=True))
+
+
 def rate_of(group: dict[str, Any]) -> tuple[float, float]:
     """Give η and −ηλ of a parameter group, λ as far as it acts as a decay of its own.
 
