@@ -35,7 +35,7 @@ class EffectiveLearningRateMonitor(Callback):
     | ``norm/total``, ``norm/<group>`` | norm ρ |
     | ``angle/total``, ``angle/<group>`` | angle of the step in radians |
     | ``radial/total``, ``radial/<group>`` | share of the norm that the step takes away along the weights, A⟨c, u⟩ |
-    | ``step_length/total``, ``step_length/<group>`` | length of the step across the weights; of SGD η‖∇L(u)‖/ρ (SP §4) |
+    | ``step_length/total``, ``step_length/<group>`` | length of the step across the weights, η‖∇L(u)‖/ρ of SGD |
     | ``equilibrium/ess`` | predicted: the ESS at which a group's ELR stays (TR eq. (5); PB §3) |
     | ``equilibrium/elr`` | predicted from it: the ELR of all groups at the present g̃, in the whole space |
     | ``equal_ess/slope`` | slope of the scatter at the end of fit: −1 where all groups have one ESS |

@@ -25,6 +25,7 @@ from lit_sphere.analysis import equal_ess
 from lit_sphere.callbacks import EffectiveLearningRateMonitor
 from lit_sphere.callbacks._module_groups import groups_of, short_names
 from lit_sphere.data import Digits
+from lit_sphere.effective import QUANTITIES
 from lit_sphere.modules import SIConvNet
 from lit_sphere.optim import SphereSGD
 
@@ -337,7 +338,7 @@ def test_joint_is_the_totals_alone(tmp_path: Path) -> None:
     whole, _ = watched(with_optimizer(SOURCES["AdamW"][0]), tmp_path, EffectiveLearningRateMonitor())
     joint, _ = watched(with_optimizer(SOURCES["AdamW"][0]), tmp_path, EffectiveLearningRateMonitor("joint"))
     keys = {key for _, key in joint.logged if "/" in key and key != "train_loss"}
-    assert keys == {f"{q}/total" for q in ("norm", "effective_grad_norm", "elr", "ess", "angle", "radial", "step_length")}
+    assert keys == {f"{quantity}/total" for quantity in QUANTITIES}
     for key, value in joint.logged.items():
         assert whole.logged[key] == pytest.approx(value, rel=1e-12)
 
