@@ -12,7 +12,14 @@ from torch.optim import Optimizer
 from lit_sphere.callbacks._equal_ess import report_equal_ess
 from lit_sphere.callbacks._pictures import run_folder_of
 from lit_sphere.callbacks._step_watch import StepWatch, Views
-from lit_sphere.effective import QUANTITIES, Source, predicted_equilibrium, quantile_name, quantiles_over_groups
+from lit_sphere.effective import (
+    QUANTITIES,
+    EquilibriumRule,
+    Source,
+    predicted_equilibrium,
+    quantile_name,
+    quantiles_over_groups,
+)
 
 _MOST_CURVES = 64
 _QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -98,6 +105,7 @@ class EffectiveLearningRateMonitor(Callback):
         self.scatter_epochs = scatter_epochs
         self._watch = StepWatch(self, self._take, every_n_steps, granularity)
         self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
+        self._rule: EquilibriumRule | None = None  # of the last step
         self._last_epochs: list[Tensor] = []  # (elr and effective gradient norm, groups), for the scatter
         self._folder: Path | None = None
 
@@ -116,7 +124,7 @@ class EffectiveLearningRateMonitor(Callback):
         """Find the groups before training, if the module says what its input looks like."""
         self._folder = run_folder_of(trainer) if self.scatter_epochs else None
         if not self._watch.fit_start(trainer, pl_module):
-            self._epoch, self._last_epochs = -1, []
+            self._epoch, self._rule, self._last_epochs = -1, None, []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find the groups from the inputs of the first batch otherwise; and again for another optimizer."""
@@ -133,6 +141,7 @@ class EffectiveLearningRateMonitor(Callback):
             self._mean_of_epoch()
             self._epoch = trainer.current_epoch
         means.add()
+        self._rule = means.quantities.equilibrium  # of this step: options may be others at the end of the epoch
         if self.per == "step":
             self._log(trainer, means.last(), trainer.global_step)
 
@@ -162,20 +171,14 @@ class EffectiveLearningRateMonitor(Callback):
         if quantiles is not None and self._watch.names:
             names = ["total", *map(quantile_name, quantiles)]
             measured = quantiles_over_groups(measured, quantiles)
-        metrics: dict[str, float] = {"epoch": trainer.current_epoch, **self._predictions(measured[:, 0])}
-        for quantity, row in zip(QUANTITIES, measured.tolist(), strict=True):
+        rows = dict(zip(QUANTITIES, measured.tolist(), strict=True))
+        predicted = predicted_equilibrium(self._rule, rows["effective_grad_norm"][0], rows["ess"][0])
+        metrics: dict[str, float] = {"epoch": trainer.current_epoch}
+        metrics.update({f"equilibrium/{quantity}": value for quantity, value in predicted.items()})
+        for quantity, row in rows.items():
             metrics.update({f"{quantity}/{name}": value for name, value in zip(names, row, strict=False)})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
-
-    def _predictions(self, total: Tensor) -> dict[str, float]:
-        """What the theory says of all groups together where it says anything."""
-        means = self._watch.means
-        if means is None or self._watch.source != "gradients":
-            return {}
-        _, grad_norm, _, ess, *_ = total.tolist()
-        predicted = predicted_equilibrium(means.quantities.param_groups, grad_norm, ess)
-        return {f"equilibrium/{quantity}": value for quantity, value in predicted.items()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the scatter over the last epochs."""
@@ -195,12 +198,13 @@ class EffectiveLearningRateMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """State of an unfinished epoch, so that a resumed run continues its series."""
-        return {**self._watch.state(), "epoch": self._epoch, "last_epochs": list(self._last_epochs)}
+        return {**self._watch.state(), "epoch": self._epoch, "rule": self._rule, "last_epochs": list(self._last_epochs)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, once the groups are found."""
         self._watch.load_state(state_dict)
         self._epoch, self._last_epochs = state_dict["epoch"], state_dict.get("last_epochs", [])
+        self._rule = state_dict.get("rule")
 
 
 def _check(

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from lit_sphere.data import Digits
 from lit_sphere.effective import (
+    QUANTITIES,
     EffectiveQuantities,
     StepMeans,
+    equilibrium_rule,
     predicted_equilibrium,
     quantile_name,
     quantiles_over_groups,
@@ -132,6 +134,18 @@ def test_the_filter_view_is_that_of_single_rows() -> None:
         rho, g = weight[rows].detach().norm(), weight.grad[rows].norm()
         expected = torch.stack([rho, rho * g, 0.1 / rho**2, 0.1 * g / rho])
         assert_exact(torch.stack([norm, grad, elr, ess])[:, i + 1], expected)
+
+
+def test_radial_share_and_length_are_those_of_the_step_before_a_sphere_takes_it_back() -> None:
+    def measured(spheres: Literal["joint", "filter"]) -> list[float]:
+        weight = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+        optimizer = SphereSGD([weight], elr=0.04, spheres=spheres)  # η = 1
+        weight.grad = torch.tensor([[1.6, -1.2]], dtype=torch.float64)
+        return EffectiveQuantities([Group("weight", (weight,))], optimizer).measure()[:, 0].tolist()
+
+    ours = dict(zip(QUANTITIES, measured("joint"), strict=True))
+    assert (ours["radial"], ours["step_length"]) == pytest.approx((0.0, 2.0))
+    assert measured("filter") == pytest.approx(list(ours.values()))
 
 
 def test_weight_decay_enters_the_effective_learning_rate() -> None:
@@ -433,19 +447,25 @@ def test_weight_decay_that_forgets_the_weights_has_no_finite_effective_learning_
 
 
 def _groups(*options: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"momentum": 0.0, "nesterov": False, **each} for each in options]
+    return [{"params": [0, 1], "momentum": 0.0, "nesterov": False, **each} for each in options]
+
+
+def equilibrium(param_groups: list[dict[str, Any]], grad_norm: float = 5.0) -> dict[str, float]:
+    """Of two tensors whose step is 0.3."""
+    return predicted_equilibrium(equilibrium_rule(param_groups, 2), grad_norm, 0.3)
 
 
 def test_the_equilibrium_of_a_joint_sphere_is_the_step_of_the_whole() -> None:
     sphere = {"elr": 1e-3, "spheres": "joint", "radius": 2.0}
-    assert predicted_equilibrium(_groups(sphere), 5.0, 0.3) == {"ess": 0.3}
-    assert predicted_equilibrium(_groups(sphere, sphere), 5.0, 0.3) == {}, "their ELRs are fixed one by one"
-    assert predicted_equilibrium(_groups({**sphere, "spheres": "filter"}), 5.0, 0.3) == {}
+    assert equilibrium(_groups(sphere)) == {"ess": 0.3}
+    assert equilibrium(_groups(sphere, sphere)) == {}, "their ELRs are fixed one by one"
+    assert equilibrium(_groups({**sphere, "spheres": "filter"})) == {}
+    assert equilibrium(_groups({**sphere, "params": [0, 1, 2]})) == {}, "another tensor turns with the whole"
 
 
 def test_the_equilibrium_under_weight_decay_is_that_of_a_fixed_norm() -> None:
     lr, decay, grad_norm = 0.3, 0.02, 0.7
-    (ess, elr) = predicted_equilibrium(_groups({"lr": lr, "weight_decay": decay}), grad_norm, 0.1).values()
+    (ess, elr) = equilibrium(_groups({"lr": lr, "weight_decay": decay}), grad_norm).values()
     norm = torch.tensor(1.0, dtype=torch.float64)
     for _ in range(5000):
         norm = next_norm(norm, grad_norm, lr, decay)
@@ -465,8 +485,8 @@ def test_the_equilibrium_under_weight_decay_is_that_of_a_fixed_norm() -> None:
     ],
 )
 def test_without_an_equilibrium_none_is_predicted(options: list[dict[str, Any]]) -> None:
-    assert predicted_equilibrium(_groups(*options), 1.0, 0.1) == {}
+    assert equilibrium(_groups(*options)) == {}
 
 
 def test_without_gradient_there_is_no_equilibrium() -> None:
-    assert predicted_equilibrium(_groups({"lr": 0.1, "weight_decay": 0.1}), 0.0, 0.0) == {}
+    assert equilibrium(_groups({"lr": 0.1, "weight_decay": 0.1}), 0.0) == {}

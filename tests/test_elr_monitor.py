@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from lit_sphere.analysis import equal_ess
-from lit_sphere.callbacks import EffectiveLearningRateMonitor
+from lit_sphere.callbacks import EffectiveLearningRateMonitor, FineTuneSwitch, Switch
 from lit_sphere.callbacks._module_groups import groups_of, short_names
 from lit_sphere.data import Digits
 from lit_sphere.effective import QUANTITIES
@@ -314,6 +314,19 @@ def test_the_equilibrium_is_predicted_where_the_theory_holds(tmp_path: Path) -> 
             assert ess == pytest.approx(math.tan(math.acos(1 - lr * decay)), rel=1e-10)
             grad_norm = memory.logged[step, "effective_grad_norm/total"]
             assert memory.logged[step, "equilibrium/elr"] == pytest.approx(ess / grad_norm, rel=1e-12)
+
+
+@pytest.mark.parametrize("listed_first", [True, False])
+def test_the_predicted_equilibrium_is_that_of_the_epochs_own_learning_rate(listed_first: bool, tmp_path: Path) -> None:
+    memory, monitor = Memory(), EffectiveLearningRateMonitor()
+    switch = FineTuneSwitch([Switch(epoch=1, lr=0.01)], snapshot=False)
+    callbacks: list[Callback] = [monitor, switch] if listed_first else [switch, monitor]
+    module = with_optimizer(lambda p: SGD(p, lr=0.1, weight_decay=1e-2))
+    trainer_for("layer_norm", callbacks, tmp_path, max_epochs=3, logger=memory).fit(
+        module, cases()["layer_norm"].data()
+    )
+    predicted = [value for (_, key), value in sorted(memory.logged.items()) if key == "equilibrium/ess"]
+    assert predicted == pytest.approx([math.tan(math.acos(1 - lr * 1e-2)) for lr in (0.1, 0.01, 0.01)])
 
 
 def test_on_one_sphere_the_equilibrium_is_the_step_of_the_whole(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ with momentum, weight decay or adaptive steps ELR and ESS are those of SP Theore
 """
 
 from lit_sphere.effective.atoms import Atoms
-from lit_sphere.effective.equilibrium import predicted_equilibrium
+from lit_sphere.effective.equilibrium import EquilibriumRule, equilibrium_rule, predicted_equilibrium
 from lit_sphere.effective.quantities import QUANTITIES, EffectiveQuantities
 from lit_sphere.effective.sources import Source, source_of
 from lit_sphere.effective.spread import quantile_name, quantiles_over_groups
@@ -16,9 +16,11 @@ __all__ = [
     "QUANTITIES",
     "Atoms",
     "EffectiveQuantities",
+    "EquilibriumRule",
     "Source",
     "StepMean",
     "StepMeans",
+    "equilibrium_rule",
     "predicted_equilibrium",
     "quantile_name",
     "quantiles_over_groups",

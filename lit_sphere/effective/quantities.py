@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.effective.atoms import Atoms
+from lit_sphere.effective.equilibrium import EquilibriumRule, equilibrium_rule
 from lit_sphere.effective.sources import Undone, rate_of, source_of, step_taken, undo
 from lit_sphere.groups import Group
 from lit_sphere.theory import elr_from_products
@@ -35,7 +36,8 @@ class EffectiveQuantities:
     In all three ``ess`` is the tangent of the angle of the step, η^e‖c⊥‖ in SP, of each group and of all together;
     infinite from a right angle on. ``radial`` is A⟨c, u⟩ in SP, the share of the norm that a step takes away along
     the weights: ηλ of SGD with weight decay, more where momentum points along them. ``step_length`` is the length of
-    the step across the weights: of SGD η‖∇L(u)‖/r, whose square SP §4 takes to be small.
+    the step across the weights: of SGD η‖∇L(u)‖/r, whose square SP §4 takes to be small. Both
+    are those of the step before a sphere takes it back, but where weights are compared.
 
     One learning rate for all, without momentum, makes the totals those of TR eqs. (3) and (4); 1/η̃ = Σ 1/η̃_i holds
     with momentum, too.
@@ -100,6 +102,11 @@ class EffectiveQuantities:
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups that train the groups, that of the first group first."""
         return [self._optimizer.param_groups[i] for i in dict.fromkeys(self._group_of)]
+
+    @property
+    def equilibrium(self) -> EquilibriumRule | None:
+        """Which equilibrium holds at the present step, where the papers predict one; their steps are plain descent."""
+        return equilibrium_rule(self.param_groups, len(self._atoms.params)) if self._blocks else None
 
     @property
     def before(self) -> bool:
@@ -193,6 +200,8 @@ class EffectiveQuantities:
         x2, g2 = norms.square().unbind(-2)
         norm2, grad2, inverse = self._sum(x2, g2, x2 * (1 + shrink) / eta)
         step2, elr = g2 * eta.square(), elr_from_products(1.0, inverse)
+        along, across, radial = self._turn(x2, torch.zeros_like(x2), step2, shrink)
+        length = across
         if self._sphere_of is not None and self._projected is not None:
             # Each sphere is projected by a factor of its own, which enters the angle of all together.
             none = x2.new_zeros(*x2.shape[:-1], self._spheres_at_most)
@@ -202,8 +211,8 @@ class EffectiveQuantities:
             factor = -moved2 / (radius2 * secant * (1 + secant))  # 1/secant − 1, without cancellation
             factor = torch.where(self._projected, factor[..., self._sphere_of], 0.0)
             step2, shrink = step2 * (1 + factor).square(), shrink + factor * (1 + shrink)
-        along, across, radial = self._turn(x2, torch.zeros_like(x2), step2, shrink)
-        return _rows(norm2, grad2, elr, along, across, radial)
+            along, across, _ = self._turn(x2, torch.zeros_like(x2), step2, shrink)
+        return _rows(norm2, grad2, elr, along, across, radial, length)
 
     def _from_state(self, sums: Tensor, eta: Tensor, shrink: Tensor) -> Tensor:
         x2, xd, d2, b2, size, g2 = sums.unbind(-2)
@@ -211,14 +220,14 @@ class EffectiveQuantities:
         (inverse,) = self._sum((x2 * (1 + shrink) + xd) / eta)
         elr = elr_from_products(1.0, inverse, (squares / sizes).sqrt())
         along, across, radial = self._turn(x2, xd, d2, shrink)
-        return _rows(norm2, grad2, elr, along, across, radial)
+        return _rows(norm2, grad2, elr, along, across, radial, across)
 
     def _from_weights(self, sums: Tensor) -> Tensor:
         x2, xd, d2, g2 = sums.unbind(-2)
         norm2, grad2 = self._sum(x2, g2)
         along, across, radial = self._turn(x2, xd, d2, torch.zeros_like(x2))
         elr = across / along.clamp(min=0) / (norm2 * grad2).sqrt()
-        return _rows(norm2, grad2, elr, along, across, radial)
+        return _rows(norm2, grad2, elr, along, across, radial, across)
 
     def _turn(self, x2: Tensor, xd: Tensor, d2: Tensor, shrink: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Components of x′ = (1 + shrink)x + Δ along and across x, and the share of x lost; in total and by group."""
@@ -281,8 +290,10 @@ class EffectiveQuantities:
         return (numbers, projected) if self._kept is None else (numbers[self._kept], projected[self._kept])
 
 
-def _rows(norm2: Tensor, grad2: Tensor, elr: Tensor, along: Tensor, across: Tensor, radial: Tensor) -> Tensor:
+def _rows(
+    norm2: Tensor, grad2: Tensor, elr: Tensor, along: Tensor, across: Tensor, radial: Tensor, length: Tensor
+) -> Tensor:
     """The rows of :data:`QUANTITIES`; the tangent is infinite from a right angle on."""
     norm, ess = norm2.sqrt(), across / along.clamp(min=0)
     angle = torch.atan2(across, along)
-    return torch.stack([norm, (norm2 * grad2).sqrt(), elr, ess, angle, radial, across], -2)
+    return torch.stack([norm, (norm2 * grad2).sqrt(), elr, ess, angle, radial, length], -2)
