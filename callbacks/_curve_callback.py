@@ -58,7 +58,7 @@ class CurveCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Differs between two of one trainer."""
+        """Names the options; a second one of the same class is refused, however it is set up."""
         return self._generate_state_key(
             classes=self.num_classes,
             keys=(self.loss_key, self.error_key),

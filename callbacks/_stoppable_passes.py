@@ -5,8 +5,9 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 
-from lit_sphere.callbacks._switch_times import is_over
+from lit_sphere.callbacks._switch_times import nothing_is_left
 from lit_sphere.callbacks._weight_snapshots import Batches, BetweenEpochs
 from lit_sphere.callbacks.graceful_stop import GracefulStop
 
@@ -18,8 +19,8 @@ class PassStopped(Exception):
 def can_stop(trainer: Trainer) -> bool:
     """Whether a pass at the end of this epoch may be ended by ``GracefulStop``'s signals.
 
-    Not at the end of the run, where no resumed run would make up for it, nor of several processes, which do not see a
-    signal at the same batch.
+    Not at the end of the run, where no resumed run would make up for it, nor where another callback may still decide
+    that this is the end; nor of several processes, which do not see a signal at the same batch.
 
     Args:
         trainer: The trainer.
@@ -27,7 +28,9 @@ def can_stop(trainer: Trainer) -> bool:
     Returns:
         Whether it may.
     """
-    return trainer.world_size == 1 and not is_over(trainer, trainer.current_epoch + 1)
+    others = trainer.callbacks  # type: ignore[attr-defined]
+    may_end = any(isinstance(each, EarlyStopping) or getattr(each, "stop_after_last", None) for each in others)
+    return trainer.world_size == 1 and not may_end and not nothing_is_left(trainer)
 
 
 def until_asked(trainer: Trainer, batches: Iterable[Any]) -> Iterator[Any]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -19,10 +20,18 @@ def last_epoch(fired: Sequence[Mapping[str, Any]]) -> int:
 
 
 def is_over(trainer: Trainer, epoch: int) -> bool:
-    """Whether no step of this epoch will be made."""
+    """Whether no step of this epoch, or no other of it, will be made."""
     if trainer.max_epochs not in (None, -1) and epoch >= trainer.max_epochs:
         return True
-    return trainer.should_stop or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)
+    if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
+        return True
+    enough = epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+    return trainer.should_stop and enough
+
+
+def nothing_is_left(trainer: Trainer) -> bool:
+    """Whether no step will be made after this one, or after this epoch's end, by Lightning's own count of epochs."""
+    return is_over(trainer, trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
 
 def is_due(switch: Switch, trainer: Trainer, epoch: int, fired: Sequence[Mapping[str, Any]], loss: WatchedLoss) -> bool:
@@ -61,14 +70,15 @@ def warn_of_those_too_late(pending: Sequence[Switch], fired: Sequence[Mapping[st
         fired: Those that took place.
         trainer: The trainer, at the start of training.
     """
-    per_epoch = _steps_of_an_epoch(trainer)
+    per_epoch, known = _steps_of_an_epoch(trainer), _length_is_known(trainer)
     epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs)
     by_epochs = epochs * per_epoch
     steps = min(trainer.max_steps if trainer.max_steps > 0 else math.inf, by_epochs)
     earliest = last_epoch(fired)
     for number, switch in enumerate(pending):
         earliest = max(earliest, _earliest_epoch(switch, earliest, trainer, per_epoch))
-        in_time = earliest < epochs and earliest * per_epoch < steps
+        # How many epochs of unknown length fit into a number of steps nobody can say: only their limit is known.
+        in_time = earliest < epochs and (not known or earliest * per_epoch < steps)
         if in_time if switch.step is None else switch.step < steps:
             continue
         rest = len(pending) - number - 1
@@ -89,6 +99,14 @@ def _steps_of_an_epoch(trainer: Trainer) -> float:
     if batches < math.inf:
         batches = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
     return batches * (1 if trainer.lightning_module.automatic_optimization else optimizers)
+
+
+def _length_is_known(trainer: Trainer) -> bool:
+    """Not so of an ``IterableDataset``, also where ``limit_train_batches`` says how many batches it gives at most."""
+    loaders = trainer.train_dataloader
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    return all(sized_len(each) is not None for each in (loaders if isinstance(loaders, (list, tuple)) else [loaders]))
 
 
 def _earliest_epoch(switch: Switch, before: int, trainer: Trainer, per_epoch: float) -> int:

@@ -1,12 +1,38 @@
 """The switches of a checkpoint's run, where the run goes on with another list."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lit_sphere.optim import Switch, SwitchableOptions
+
+_KIND = "FineTuneSwitch"
+
+
+def state_key_of(changes: Iterable[str]) -> str:
+    """Key of a state of switches in a checkpoint: by it alone they are known, whatever the class that made them.
+
+    Args:
+        changes: Names of the options that are changed some time.
+
+    Returns:
+        The key.
+    """
+    return f"{_KIND}{{'changes': {sorted(changes)!r}}}"
+
+
+def is_of_switches(key: str) -> bool:
+    """Tell whether a callback's key in a checkpoint is that of a ``FineTuneSwitch``, or of a subclass.
+
+    Args:
+        key: The key.
+
+    Returns:
+        Whether it is.
+    """
+    return key.partition("{")[0] == _KIND
 
 
 def state_of_a_shorter_list(asks: Any, trainer: Trainer, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -24,9 +50,9 @@ def state_of_a_shorter_list(asks: Any, trainer: Trainer, checkpoint: Mapping[str
         ValueError: If other switches had entered the sphere, which would be left in silence.
     """
     saved = checkpoint.get("callbacks") or {}
-    asking = [each for each in trainer.callbacks if type(each) is type(asks)]  # type: ignore[attr-defined]
+    asking = [each for each in trainer.callbacks if is_of_switches(each.state_key)]  # type: ignore[attr-defined]
     known = {each.state_key for each in asking}
-    left = [saved[key] for key in saved if key.startswith("FineTuneSwitch{") and key not in known]
+    left = [saved[key] for key in saved if is_of_switches(key) and key not in known]
     new = [each for each in asking if each.state_key not in saved]
     if len(left) == len(new) == 1:
         made = _made(left[0])

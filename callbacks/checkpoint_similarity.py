@@ -72,7 +72,7 @@ class CheckpointSimilarity(StoppablePasses):
 
     @property
     def state_key(self) -> str:
-        """Differs between two callbacks of one trainer."""
+        """Names the options; a second one is refused, however it is set up."""
         return self._generate_state_key(every=self.every_n_epochs, keep=self.keep)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

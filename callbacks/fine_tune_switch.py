@@ -16,7 +16,7 @@ from lit_sphere.callbacks._switch_rivals import (
     refuse_what_is_missing,
 )
 from lit_sphere.callbacks._switch_times import is_due, is_over, last_epoch, warn_of_those_too_late
-from lit_sphere.callbacks._switches_before import made_others, state_of_a_shorter_list
+from lit_sphere.callbacks._switches_before import made_others, state_key_of, state_of_a_shorter_list
 from lit_sphere.callbacks._watched_loss import WatchedLoss
 from lit_sphere.callbacks.regime_monitor import regime_monitor_of
 from lit_sphere.groups import Group
@@ -115,8 +115,8 @@ class FineTuneSwitch(Callback):
 
     @property
     def state_key(self) -> str:
-        """Differs between two of one trainer, which cannot change the same."""
-        return self._generate_state_key(changes=sorted(self.changes))
+        """Differs between two of one trainer, which cannot change the same; a subclass's begins alike."""
+        return state_key_of(self.changes)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse others that change the same, before they begin to."""
@@ -197,10 +197,8 @@ class FineTuneSwitch(Callback):
 
     def _decide(self, trainer: Trainer, pl_module: LightningModule, epoch: int, saves: bool) -> None:
         """Decide what is to be done before the first step of an epoch."""
-        if epoch > self._decided:
-            while self._pending() and not is_over(trainer, epoch):
-                if not is_due(self._pending()[0], trainer, epoch, self.fired, self._loss):
-                    break
+        if epoch > self._decided and not is_over(trainer, epoch):  # else a longer run decides when it goes on
+            while self._pending() and is_due(self._pending()[0], trainer, epoch, self.fired, self._loss):
                 self._fire(trainer, pl_module, epoch, saves)
             self._decided = epoch
         if self.stop_after_last and not self._pending() and epoch - last_epoch(self.fired) >= self.stop_after_last:

@@ -3,14 +3,20 @@
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_sphere.callbacks._switch_times import nothing_is_left
+
 _PATIENCE = 2.0  # seconds before a user wonders
+_ECHO = 0.2  # seconds: timeout(1) and other parents send one signal twice
+_WAITS = "stops when this batch or pass is done, with a checkpoint if it is not the last"
+_OVER = "the signal came when training was over: nothing is left to stop, and the run ends as usual"
 
 
 class Interrupted(Exception):
@@ -30,6 +36,9 @@ class Interrupted(Exception):
 
 class GracefulStop(Checkpoint):
     """Control: on SIGINT or SIGTERM finishes the batch, saves ``interrupted.ckpt`` and raises :class:`Interrupted`.
+
+    After an epoch it saves at once, and raises when the next one begins, so that Lightning has logged the epoch. After
+    the last step of the run nothing is left to stop: the run ends as usual, with all its pictures, and a line says so.
 
     A second signal ends the process at once. The passes of ``LinearInterpolationBarrier``, ``CheckpointSimilarity`` and
     ``SharpnessMonitor`` after an epoch end between two batches, and the resumed run makes them instead; others, and
@@ -53,9 +62,12 @@ class GracefulStop(Checkpoint):
     def __init__(self, dirpath: str | Path | None = None, every_n_steps: int = 20) -> None:
         self.dirpath, self.every_n_steps = dirpath, every_n_steps
         self._received: int | None = None
+        self._since = 0.0
+        self._saved: Interrupted | None = None  # after an epoch; raised when the next one begins
+        self._is_over = False
         self._before: dict[int, Any] = {}
         self._notice: threading.Timer | None = None
-        self._speaks = True
+        self._speaks = self._is_alone = True
 
     @property
     def asked(self) -> bool:
@@ -64,21 +76,42 @@ class GracefulStop(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; only a process's main thread can."""
-        self._received, self._speaks = None, trainer.is_global_zero
+        self._received, self._saved, self._is_over = None, None, False
+        self._speaks, self._is_alone = trainer.is_global_zero, trainer.world_size == 1
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._before[signum] = signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        self._received = signum
-        self._give_back()  # a second signal is not asked to wait
+        self._received, self._since = signum, time.monotonic()
+        for each in self._before:
+            signal.signal(each, self._receive_again)
+        if not self._speaks:
+            return
+        # From a thread: a handler that prints may break into a print.
+        self._notice = threading.Timer(*((0.0, _print, [_OVER]) if self._is_over else (_PATIENCE, _print, [_WAITS])))
+        self._notice.daemon = True
+        self._notice.start()
+
+    def _receive_again(self, signum: int, frame: FrameType | None) -> None:
+        if time.monotonic() - self._since < _ECHO:
+            return
+        self._give_back()
+        if signum == signal.SIGTERM and self._is_alone:
+            signal.signal(signum, signal.SIG_DFL)  # Lightning's handler would wait for the epoch's end
+        signal.raise_signal(signum)
+
+    def _say_it_is_over(self) -> None:
+        if self._notice is not None:
+            self._notice.cancel()
+            self._notice = None
         if self._speaks:
-            self._notice = threading.Timer(_PATIENCE, _say_what_is_waited_for)
-            self._notice.daemon = True
-            self._notice.start()
+            _print(_OVER)
 
     def _give_back(self) -> None:
-        if self._notice is not None:
+        if self._notice is not None and self._is_over:
+            self._notice.join(_PATIENCE)  # it is being said
+        elif self._notice is not None:
             self._notice.cancel()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
@@ -90,14 +123,28 @@ class GracefulStop(Checkpoint):
         """Stop here, where weights and counters agree; after the last batch when the epoch has been logged."""
         # Accumulated gradients are in no checkpoint; several processes agree only now and then.
         every = trainer.accumulate_grad_batches * (1 if trainer.world_size == 1 else self.every_n_steps)
-        if not trainer.is_last_batch and (batch_idx + 1) % every == 0 and self._is_asked(trainer):
-            self._stop(trainer)
+        if trainer.is_last_batch or (batch_idx + 1) % every or not self._is_asked(trainer):
+            return
+        if not nothing_is_left(trainer):
+            stopped = self._save(trainer)
+            self._give_back()
+            raise stopped
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop between two epochs."""
-        if self._is_asked(trainer):
-            _log_epoch(trainer)
-            self._stop(trainer)
+        """Save between two epochs; after the last one only say that nothing is left to stop."""
+        self._is_over = nothing_is_left(trainer)
+        if not self._is_asked(trainer):
+            return
+        if self._is_over:
+            self._say_it_is_over()
+        else:
+            self._saved = self._save(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop: Lightning has logged the epoch that was saved."""
+        if self._saved is not None:
+            self._give_back()
+            raise self._saved
 
     def _is_asked(self, trainer: Trainer) -> bool:
         if trainer.world_size == 1:
@@ -105,11 +152,10 @@ class GracefulStop(Checkpoint):
         asked: bool = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
         return asked
 
-    def _stop(self, trainer: Trainer) -> NoReturn:
-        self._give_back()
+    def _save(self, trainer: Trainer) -> Interrupted:
         path = Path(self.dirpath or trainer.default_root_dir) / "interrupted.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        raise Interrupted(self._received or signal.SIGTERM, path, trainer.current_epoch, trainer.global_step)
+        return Interrupted(self._received or signal.SIGTERM, path, trainer.current_epoch, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
@@ -118,18 +164,9 @@ class GracefulStop(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back, before Lightning restores those that it had found itself."""
         self._give_back()
+        if self.asked and not self._is_over:  # what ended the run was decided after the epoch's end
+            self._say_it_is_over()
 
 
-def _log_epoch(trainer: Trainer) -> None:
-    """As Lightning would after this hook, and a resumed run does not: the epoch's means are lost otherwise."""
-    counts = trainer.fit_loop.epoch_loop
-    counts._batches_that_stepped -= 1
-    trainer._logger_connector.update_train_epoch_metrics()
-    counts._batches_that_stepped += 1
-
-
-def _say_what_is_waited_for() -> None:
-    print(
-        "\nlit-sphere: stops, with a checkpoint, when this batch or pass is done; interrupt once more to stop at once",
-        file=sys.stderr,
-    )
+def _print(what: str) -> None:
+    print(f"\nlit-sphere: {what}; interrupt once more to stop at once", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Switches in the middle of a run: at the right moment, the same after a resume, refused where they cannot be."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
@@ -443,6 +444,26 @@ def _compare_with_killed(
     assert logged == logged_too
 
 
+@pytest.mark.parametrize("shorter", [{"epochs": 2}, {"max_steps": 2 * BATCHES}])
+@pytest.mark.parametrize("switch", [Switch(epoch=2, elr=1e-3), Switch(loss_below=1e9, elr=1e-3)], ids=["epoch", "loss"])
+@pytest.mark.filterwarnings("ignore:.*(will not take|never took) place")
+def test_a_run_that_ended_where_a_switch_is_due_switches_there_when_it_goes_on(
+    switch: Switch, shorter: dict[str, Any], tmp_path: Path
+) -> None:
+    def fit(steps: Steps, ckpt: Path | None = None, **options: Any) -> Trainer:
+        switches = [switch] if switch.epoch else [Switch(epoch=1, elr=2e-2), switch]
+        trainer = trainer_of(tmp_path, steps, FineTuneSwitch(switches, snapshot=False), **options)
+        trainer.fit(ours(), data(), ckpt_path=ckpt)
+        return trainer
+
+    whole, rest = Steps(), Steps()
+    fit(whole, epochs=4)
+    fit(Steps(), **shorter).save_checkpoint(tmp_path / "end.ckpt")
+    fit(rest, tmp_path / "end.ckpt", epochs=4)
+    assert first_with(whole, "elr", 1e-3) == 2 * BATCHES
+    assert rest.seen == {step: options for step, options in whole.seen.items() if step >= 2 * BATCHES}
+
+
 def test_other_switches_after_a_resume_are_told(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         trainer_of(tmp_path, SaveAndDie(tmp_path / "a.ckpt", 4), FineTuneSwitch([Switch(epoch=1, elr=1e-3)])).fit(
@@ -661,6 +682,46 @@ def test_a_switch_that_cannot_come_is_told_before_the_first_step(
         fit(**options)
     assert len([each for each in told if "FineTuneSwitch" in str(each.message)]) == 1
     fit(**{**options, **enough})
+
+
+class Stream(IterableDataset[tuple[Tensor, int]]):
+    """Images without a length."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for image, label in zip(torch.randn(64 * BATCHES, 1, 8, 8), range(64 * BATCHES), strict=True):
+            yield image, label % 10
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize(
+    "options", [{}, {"max_steps": 4 * BATCHES}, {"max_steps": 4 * BATCHES, "limit_train_batches": 100}]
+)
+def test_nothing_is_said_of_steps_where_nobody_knows_how_many_there_are(
+    options: dict[str, Any], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    switches = [
+        Switch(epoch=1, elr=1e-3),
+        Switch(after_epochs=1, elr=2e-3),
+        Switch(step=3 * BATCHES - 1, elr=3e-3),
+        Switch(loss_below=1e9, elr=4e-3),
+    ]
+    fit = FineTuneSwitch(switches)
+    torch.manual_seed(0)
+    loader = DataLoader(Stream(), batch_size=64)
+    trainer_of(tmp_path, fit, epochs=4, limit_val_batches=0, **options).fit(ours(), loader)
+    assert [each["epoch"] for each in fit.fired] == [1, 2, 2, 3]
+    assert not [each for each in recwarn if "FineTuneSwitch" in str(each.message)]
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("options", [{"epochs": 2}, {"epochs": 2, "limit_train_batches": 2}])
+def test_too_few_epochs_are_told_also_where_their_length_is_unknown(options: dict[str, Any], tmp_path: Path) -> None:
+    fit = FineTuneSwitch([Switch(epoch=2, elr=1e-3)])
+    with (
+        pytest.warns(UserWarning, match=r"will not take place: this run ends before \(2 epochs\)"),
+        pytest.warns(UserWarning, match="never took place"),
+    ):
+        trainer_of(tmp_path, fit, limit_val_batches=0, **options).fit(ours(), DataLoader(Stream(), batch_size=64))
 
 
 def test_a_step_that_returns_no_loss(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A run that had entered or left the sphere in its middle goes on so, also without the callback that did it."""
 
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from conftest import LitSphere
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_sphere.callbacks import EffectiveLearningRateMonitor, FineTuneSwitch, Switch
+from lit_sphere.cli.stays_switched import stays_switched
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet
 from lit_sphere.optim import SwitchableOptions, joint_norm
@@ -102,6 +104,58 @@ def test_an_elr_typed_where_the_sphere_was_left_is_said_to_change_nothing(tmp_pa
     with pytest.warns(UserWarning, match=r"^elr: 0.02 changes nothing: .* had left the sphere; FineTune"):
         trained(resumed, 3, ckpt=path)
     assert_equal(whole.state_dict(), resumed.state_dict())
+
+
+class OfMyOwn(FineTuneSwitch):
+    """A subclass, whose state is still that of switches."""
+
+
+class Foreign(Callback):
+    """Keeps options of its own, whatever they are."""
+
+    def __init__(self, options: object) -> None:
+        self.options = options
+
+    def state_dict(self) -> dict[str, object]:
+        return {"options": self.options}
+
+
+@pytest.mark.parametrize("options", [["a", "b"], {"norm": 1.0}, "norm", None])
+def test_options_of_other_callbacks_are_their_own_affair(options: object, tmp_path: Path) -> None:
+    path = tmp_path / "foreign.ckpt"
+    trained(on_the_sphere(), 1, Foreign(options)).save_checkpoint(path)
+    assert trained(on_the_sphere(), 2, Foreign(options), ckpt=path).current_epoch == 2
+    assert stays_switched(torch.load(path, weights_only=True), []) == []
+    switch = FineTuneSwitch([Switch(epoch=1, elr=1e-3)])
+    assert trained(on_the_sphere(), 2, Foreign(options), switch, ckpt=path).current_epoch == 2
+
+
+@pytest.fixture
+def entered_by_a_subclass(tmp_path: Path) -> Path:
+    trainer = trained(in_the_whole_space(), 2, OfMyOwn([ENTER]))
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    return tmp_path / "own.ckpt"
+
+
+def test_a_subclass_is_missed_as_well(entered_by_a_subclass: Path) -> None:
+    with pytest.raises(ValueError, match="had entered the sphere by FineTuneSwitch, and would leave it"):
+        trained(in_the_whole_space(), 3, ckpt=entered_by_a_subclass)
+    for kind in (FineTuneSwitch, OfMyOwn):
+        with pytest.raises(ValueError, match=r"begin the list with switch \{epoch: 1, elr: 0.01, sphere: True\}$"):
+            trained(in_the_whole_space(), 3, kind([Switch(epoch=3, lr=1e-2)]), ckpt=entered_by_a_subclass)
+
+
+def test_a_subclass_goes_on_in_either_way(entered_by_a_subclass: Path) -> None:
+    whole = in_the_whole_space()
+    trained(whole, 3, OfMyOwn([ENTER]))
+    stays = stays_switched(torch.load(entered_by_a_subclass, weights_only=True), [])
+    longer = OfMyOwn([ENTER, Switch(epoch=4, augment=True)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="FineTuneSwitch: .* (will not take|never took) place")
+        for callbacks in (stays, [OfMyOwn([ENTER])], [FineTuneSwitch([ENTER])], [longer]):
+            resumed = in_the_whole_space()
+            trained(resumed, 3, *callbacks, ckpt=entered_by_a_subclass)
+            assert_equal(whole.state_dict(), resumed.state_dict())
 
 
 _SGD = """

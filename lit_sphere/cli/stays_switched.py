@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_sphere.callbacks import FineTuneSwitch
+from lit_sphere.callbacks._switches_before import is_of_switches
 from lit_sphere.optim import SwitchableOptions
 
 
@@ -71,7 +72,7 @@ def stays_switched(checkpoint: dict[str, Any], given: Iterable[object]) -> list[
     if any(isinstance(each, FineTuneSwitch) for each in given):
         return []
     saved = checkpoint.get("callbacks") or {}
-    states = {key: state for key, state in saved.items() if key.partition("{")[0] == FineTuneSwitch.__name__}
+    states = {key: state for key, state in saved.items() if is_of_switches(key)}
     return [
         StaysSwitched(key, state)
         for key, state in states.items()
