@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lit_sphere.callbacks._equal_ess import report_equal_ess
 from lit_sphere.callbacks._pictures import run_folder_of
 from lit_sphere.callbacks._step_watch import StepWatch, Views
+from lit_sphere.callbacks.fixed_norm import FixedNorm
 from lit_sphere.effective import (
     QUANTITIES,
     EquilibriumRule,
@@ -37,7 +38,7 @@ class EffectiveLearningRateMonitor(Callback):
     | key | quantity (TR §3; SP Theorem 2) |
     |---|---|
     | ``elr/total``, ``elr/<group>`` | effective learning rate η̃, of plain SGD η/ρ² |
-    | ``ess/total``, ``ess/<group>`` | effective step size η̃g̃, tangent of the angle of the step |
+    | ``ess/total``, ``ess/<group>`` | effective step size: tangent of the angle of a step, η̃g̃ of plain SGD |
     | ``effective_grad_norm/total``, ``effective_grad_norm/<group>`` | effective gradient norm g̃ = ρg, unclipped |
     | ``norm/total``, ``norm/<group>`` | norm ρ |
     | ``angle/total``, ``angle/<group>`` | angle of the step in radians |
@@ -58,8 +59,9 @@ class EffectiveLearningRateMonitor(Callback):
       scaler): weights before and after the step, for which one copy of them is kept. ``elr`` = ``ess`` / g̃ then.
 
     Predictions (:func:`~lit_sphere.effective.predicted_equilibrium`) are made where the papers make them, for
-    ``SphereSGD`` on one sphere and for ``torch.optim.SGD`` with weight decay and without momentum: a group's ELR rises
-    while its ESS is below ``equilibrium/ess``. :class:`~lit_sphere.callbacks.RunSummary` draws them dashed.
+    ``SphereSGD`` on one sphere and for ``torch.optim.SGD`` with weight decay and without momentum (and without
+    ``FixedNorm``): a group's ELR rises while its ESS is below ``equilibrium/ess``.
+    :class:`~lit_sphere.callbacks.RunSummary` draws them dashed.
 
     Of several optimizers the one that trains most of the groups is watched. Other callbacks find the totals in
     ``trainer.callback_metrics``.
@@ -123,6 +125,7 @@ class EffectiveLearningRateMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training, if the module says what its input looks like."""
         self._folder = run_folder_of(trainer) if self.scatter_epochs else None
+        self._norm_is_fixed = any(isinstance(each, FixedNorm) for each in trainer.callbacks)  # type: ignore[attr-defined]
         if not self._watch.fit_start(trainer, pl_module):
             self._epoch, self._rule, self._last_epochs = -1, None, []
 
@@ -141,7 +144,8 @@ class EffectiveLearningRateMonitor(Callback):
             self._mean_of_epoch()
             self._epoch = trainer.current_epoch
         means.add()
-        self._rule = means.quantities.equilibrium  # of this step: options may be others at the end of the epoch
+        # Of this step: options may be others at the end of the epoch.
+        self._rule = None if self._norm_is_fixed else means.quantities.equilibrium
         if self.per == "step":
             self._log(trainer, means.last(), trainer.global_step)
 

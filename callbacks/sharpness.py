@@ -121,7 +121,7 @@ class SharpnessMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Differs between two differently set up monitors of one trainer."""
+        """Names the options; a second monitor is refused, however it is set up."""
         return self._generate_state_key(
             train_pass=(self.train_pass_every, self.weighting),
             curvature=(self.curvature_every, self.curvature_at_end, self.curvature_batches, self.curvature_vectors),
@@ -275,6 +275,6 @@ class SharpnessMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self._rows = [dict(row) for row in state_dict["rows"]]
-        self._epoch, self._rate = state_dict["epoch"], state_dict["rate"]
+        self._epoch, self._rate = state_dict["epoch"], state_dict.get("rate")
         self._norms.load_state(state_dict["norms"])
         self._losses.load_state(state_dict["losses"])

@@ -162,6 +162,7 @@ def holds(parsed: Any, shipped: Any) -> bool:
 @pytest.mark.filterwarnings(
     "ignore:.*never took place",
     "ignore:FineTuneSwitch.*will not take place",
+    "ignore:OptimizerComparison",
     "ignore:LinearInterpolationBarrier measure",
 )
 @pytest.mark.parametrize("name", shipped_configs())
@@ -347,9 +348,22 @@ def test_resume_in_a_new_folder_and_in_place_equals_one_run(empty_folder: Path, 
     for key in ("step", "train/loss", "val/error", "elr/total", "effective_grad_norm/total"):
         assert column("a", key) == column("whole", key)
     # Repeated from its start, the run passes the checkpoint by itself; what it was before is kept beside it.
-    assert len(list(Path("a").glob("config-before-step-*.yaml"))) == 1
+    (kept,) = Path("a").glob("config-before-step-*.yaml")
+    assert kept.stem.rpartition("-")[2] == str(int(column("a", "step")[0]) + 1)
     assert lit_sphere("fit", "--config", "a/config.yaml", "--run", "again").status == 0
     assert same_weights(checkpoint("again"), checkpoint("whole"))
+
+
+def test_what_was_set_aside_once_stays(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    assert lit_sphere(*TINY, "--run", "a", "--trainer.max_epochs", "1").status == 0
+    Path("a/checkpoints/last.ckpt").rename("first.ckpt")
+    for epochs in ("2", "3"):
+        more = ("--trainer.max_epochs", epochs, "--run", "a")
+        Path("a/checkpoints/last.ckpt").write_bytes(Path("first.ckpt").read_bytes())
+        assert lit_sphere("fit", "--ckpt_path", "a/checkpoints/last.ckpt", *more).status == 0
+    kept = sorted(Path("a").glob("config-before-step-*.yaml"), key=lambda path: path.stem)
+    assert [yaml.safe_load(path.read_text())["trainer"]["max_epochs"] for path in kept] == [1, 2]
+    assert len(list(Path("a").glob("metrics-before-step-*.csv"))) == 2
 
 
 def test_a_failed_resume_in_place_loses_no_history(empty_folder: Path, lit_sphere: LitSphere) -> None:

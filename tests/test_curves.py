@@ -28,6 +28,13 @@ def test_steps_are_parts_of_their_epoch() -> None:
     assert list(line.get_xdata()) == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 23 / 12])
 
 
+def test_the_path_takes_the_mean_of_an_epochs_steps() -> None:
+    steps = Series([0, 0, 1, 1], [0, 4, 8, 12], [1.0, 3.0, 5.0, 7.0])
+    figure = draw_curves({"train/loss": by_epoch([0.2, 0.1]), "effective_grad_norm/total": steps})
+    (line,) = axes_of(figure, "path").lines
+    assert list(line.get_ydata()) == [2, 6]
+
+
 @pytest.mark.parametrize(
     ("keys", "label"),
     [([f"convs.{i}.weight" for i in range(7)], "single groups"), (["min", "median"], "quantiles over the groups")],
@@ -79,7 +86,7 @@ def test_under_weight_decay_the_step_size_and_the_elr_of_the_whole_are_predicted
     settled = {"equilibrium/ess": by_epoch([0.5, 0.5]), "equilibrium/elr": by_epoch([0.25, 0.5])}
     figure = draw_curves(sphere(**settled))
     assert dashed(figure, "effective step size") == [("equilibrium (theory)", [0.5, 0.5])]
-    assert dashed(figure, "effective learning rate") == [("equilibrium (theory)", [0.25, 0.5])]
+    assert dashed(figure, "effective learning rate") == [("equilibrium of the total (theory)", [0.25, 0.5])]
 
 
 def test_without_theory_nothing_is_dashed() -> None:

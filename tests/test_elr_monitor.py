@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from lit_sphere.analysis import equal_ess
-from lit_sphere.callbacks import EffectiveLearningRateMonitor, FineTuneSwitch, Switch
+from lit_sphere.callbacks import EffectiveLearningRateMonitor, FineTuneSwitch, FixedNorm, Switch
 from lit_sphere.callbacks._module_groups import groups_of, short_names
 from lit_sphere.data import Digits
 from lit_sphere.effective import QUANTITIES
@@ -327,6 +327,17 @@ def test_the_predicted_equilibrium_is_that_of_the_epochs_own_learning_rate(liste
     )
     predicted = [value for (_, key), value in sorted(memory.logged.items()) if key == "equilibrium/ess"]
     assert predicted == pytest.approx([math.tan(math.acos(1 - lr * 1e-2)) for lr in (0.1, 0.01, 0.01)])
+
+
+def test_a_fixed_norm_has_no_equilibrium_to_go_to(tmp_path: Path) -> None:
+    memory, monitor = Memory(), EffectiveLearningRateMonitor()
+    watched_by = [FixedNorm(), monitor]
+    module = with_optimizer(lambda p: SGD(p, lr=0.1, weight_decay=1e-2))
+    trainer = trainer_for("layer_norm", watched_by, tmp_path, max_epochs=1, logger=memory)
+    trainer.fit(module, cases()["layer_norm"].data())
+    keys = {key for _, key in memory.logged}
+    assert "elr/total" in keys
+    assert not [key for key in keys if key.startswith("equilibrium/")]
 
 
 def test_on_one_sphere_the_equilibrium_is_the_step_of_the_whole(tmp_path: Path) -> None:

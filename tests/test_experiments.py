@@ -159,6 +159,7 @@ def test_adagrad_g_stays_with_sgd_and_adagrad_leaves(variant: tuple[str, ...], f
 
     assert last("AdaGradG_cosine_min") > 0.999
     assert last("AdaGradG_distance_max") < 1e-3 * last("start_distance_max"), "next to what the run itself turns"
+    assert last("AdaGradG_distance_max") < 0.5 * last("AdaGradG_unforgetting_distance_max"), "next to what L2 does"
     assert last("AdaGrad_cosine_min") < 0.9995
     assert last("AdaGrad_distance_max") > 50 * last("start_distance_max")
     losses = [metrics[f"optimizer_comparison/{name}_loss"].values for name in ("run", "AdaGradG", "AdaGrad")]

@@ -370,3 +370,11 @@ def test_the_picture_takes_all_signs_and_gaps() -> None:
     assert len(draw_sharpness([{"epoch": 0.0, "sharpness/online": 3.0}]).axes) == 1
     with pytest.raises(ValueError, match="no sharpness"):
         draw_sharpness([])
+
+
+def test_means_pass_over_a_state_of_another_form() -> None:
+    mean = StepMean()
+    mean.keep(torch.tensor(1.0))
+    mean.load_state({"observed": torch.ones(3), "sum": None, "steps": 3})
+    assert mean.steps == 0
+    assert mean.mean() is None

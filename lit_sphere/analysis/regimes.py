@@ -77,7 +77,7 @@ def name_regime(
 
     1. *convergence*: the train loss stays below ``converged_loss``;
     2. *divergence*: the train error stays at chance, on average above 95 % of (1 − 1/classes). Where there is no
-       error: consecutive iterates are uncorrelated, an angle above 60° on average; where no angle is known
+       error: consecutive iterates are more than 60° apart on average (cosine below ½); where no angle is known
        either: the loss is on average above 80 % of ``chance_loss``. A loss that ended NaN or infinite is
        divergence too;
     3. *chaotic equilibrium*: neither, and the loss is steady: its mean logarithm differs by less than a quarter (or
@@ -117,7 +117,7 @@ def name_regime(
         >>> name_regime([2.0, 2.2] * 50, [0.4] * 100, 10).regime
         'chaotic equilibrium'
         >>> name_regime([2.0, 2.2] * 50, None, None, esses=[[2.6]] * 100).evidence
-        'consecutive iterates uncorrelated since epoch 0; consecutive iterates 69° apart (cosine 0.36)'
+        'steps above 60° since epoch 0; consecutive iterates 69° apart (cosine 0.36)'
     """
     fault = _fault(losses, errors, num_classes, esses, steps)
     if fault is not None:
@@ -219,7 +219,7 @@ def sign_of_divergence(
         chance = 1 - 1 / num_classes
         return f"train error at chance ({chance:.0%})", errors, _CHANCE * chance
     if angles is not None:
-        return "consecutive iterates uncorrelated", angles, UNCORRELATED_ANGLE
+        return "steps above 60°", angles, UNCORRELATED_ANGLE
     if chance_loss is not None:
         return f"train loss at that of guessing ({chance_loss:.3g})", losses, _CHANCE_LOSS * chance_loss
     return None

@@ -3,6 +3,7 @@
 import csv
 import os
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,10 +115,11 @@ class RecordRun(Callback):
         folder: The run's folder.
         config: Text of config.yaml.
         history: Rows of the metrics.csv of the run that goes on here; logged again.
+        steps: Optimizer steps in the checkpoint that it goes on from.
     """
 
-    def __init__(self, folder: Path, config: str, history: list[dict[str, float]]) -> None:
-        self._folder, self._config, self._history = folder, config, history
+    def __init__(self, folder: Path, config: str, history: list[dict[str, float]], steps: int = 0) -> None:
+        self._folder, self._config, self._history, self._steps = folder, config, history, steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Record what is known before training."""
@@ -140,7 +142,7 @@ class RecordRun(Callback):
         if not trainer.is_global_zero:
             return
         if path.exists() and path.read_text() != self._config:
-            path.rename(self._folder / f"config-before-step-{trainer.global_step}.yaml")
+            _set_aside(path, self._steps)
         path.write_text(self._config)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -155,6 +157,13 @@ class RecordRun(Callback):
 def _end_wandb(trainer: Trainer, exit_code: int) -> None:
     if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
         wandb.finish(exit_code)
+
+
+def _set_aside(path: Path, steps: int) -> None:
+    """Rename a file to ``…-before-step-N``; what was set aside before stays."""
+    name = f"{path.stem}-before-step-{steps}"
+    free = (path.with_stem(name if n == 1 else f"{name}-{n}") for n in count(1))
+    path.rename(next(each for each in free if not each.exists()))
 
 
 def take_history(folder: Path, steps: int) -> list[dict[str, float]]:
@@ -177,5 +186,5 @@ def take_history(folder: Path, steps: int) -> list[dict[str, float]]:
         rows = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
     # CSVLogger starts its file anew; the old one is kept until the run is deleted.
     if source == path:
-        path.rename(folder / f"metrics-before-step-{steps}.csv")
+        _set_aside(path, steps)
     return [row for row in rows if row["step"] < steps]

@@ -213,10 +213,10 @@ class SphereCLI(LightningCLI):
         asked = config.trainer.logger
         if asked in (None, True):
             kwargs["logger"] = make_loggers(self.folder, config.wandb, config.project, yaml.safe_load(text))
-        history = []
+        history, steps = [], 0 if self.checkpoint is None else self.checkpoint["global_step"]
         if self.checkpoint is not None and _is_first_rank():
-            history = take_history(self.folder, self.checkpoint["global_step"])
-        return [RecordRun(self.folder, text, history)] if asked is not False else []
+            history = take_history(self.folder, steps)
+        return [RecordRun(self.folder, text, history, steps)] if asked is not False else []
 
     def _is_in_place(self) -> bool:
         ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")

@@ -83,8 +83,9 @@ class StepMean:
         """Go on from a saved state; from none with an empty one.
 
         Args:
-            state: As given by :meth:`state`; one of values of another shape is passed over.
+            state: As given by :meth:`state`; one of values of another shape, or of another form, is passed over.
         """
+        state = state if "evaluated" in state else {}
         values, total = state.get("evaluated", []), state.get("sum")
         shapes = [part.shape[1:] for part in values] + ([] if total is None else [total.shape])
         if any(shape != self._shape for shape in shapes):

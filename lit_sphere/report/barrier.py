@@ -32,7 +32,7 @@ def draw_interpolation(path: Interpolation, title: str = "", ends: tuple[str, st
             axes.set(title=what + (" [%]" if what == "error" else ""))
             axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [ends[0], "¼", "½", "¾", ends[1]])
             axes.set_ylim(bottom=0)
-            axes.legend(frameon=False)
+            axes.legend()
         kind = "great circle" if path.great_circle else "segment, rescaled to the sphere"
         figure.supxlabel(f"along the {kind}; cosine of the end points {path.separation.cosine:.3f}", fontsize=9)
         figure.suptitle(title, fontsize=10)

@@ -1,13 +1,14 @@
 """One picture of one run: what was lost, how large the steps were, and which path was taken."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lit_sphere.report.metrics_csv import Series
-from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style
+from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style, plain_ticks, whole_numbers
 
 _TRAIN, _VAL, _GROUP, _SWITCH, _THEORY = BLUE, RED, GREY, GREEN, "black"
 _FEW = ("#8e7cc3", "#e69138", "#45818e", "#a64d79", "#7f6000", GREY)  # colours of groups, where they suffice
@@ -53,6 +54,7 @@ def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: 
         for i, draw in enumerate(drawn):
             axes = figure.add_subplot(rows, columns, i + 1)
             draw(axes, series, validation_name)
+            plain_ticks(axes.yaxis)
             if draw is not _path:
                 _mark_switches(axes, series, named=i == 0)
         figure.suptitle(title, fontsize=10)
@@ -63,7 +65,7 @@ def _losses(axes: Axes, series: Mapping[str, Series], validation_name: str) -> N
     _line(axes, series, "train/loss", "train (mean of epoch)", _TRAIN)
     _line(axes, series, "val/loss", f"{validation_name} (eval mode)", _VAL)
     axes.set(title="loss", xlabel="epoch", yscale=_scale(series, "train/loss", "val/loss"))
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _errors(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
@@ -71,17 +73,19 @@ def _errors(axes: Axes, series: Mapping[str, Series], validation_name: str) -> N
     _line(axes, series, "val/error", f"{validation_name} (eval mode)", _VAL, scale=100)
     axes.set(title="error [%]", xlabel="epoch")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _path(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
     loss, norm = series["train/loss"], series["effective_grad_norm/total"]
-    at = dict(zip(norm.epochs, norm.values, strict=True))
-    points = [(x, at[e], e) for e, x in zip(loss.epochs, loss.values, strict=True) if e in at]
+    at: dict[float, list[float]] = {}
+    for e, value in zip(norm.epochs, norm.values, strict=True):
+        at.setdefault(e, []).append(value)
+    points = [(x, fmean(at[e]), e) for e, x in zip(loss.epochs, loss.values, strict=True) if e in at]
     x, y, epoch = zip(*points, strict=True) if points else ((), (), ())
     axes.plot(x, y, color=_GROUP, linewidth=0.6, alpha=0.4)
     dots = axes.scatter(x, y, c=epoch, s=10, cmap="viridis", zorder=2)
-    axes.figure.colorbar(dots, ax=axes, label="epoch")
+    axes.figure.colorbar(dots, ax=axes, label="epoch", ticks=whole_numbers())
     axes.set(title="path of the run", xlabel="train loss", xscale="log", yscale="log")
     axes.set_ylabel("effective gradient norm g̃")
 
@@ -95,7 +99,7 @@ def _elrs(axes: Axes, series: Mapping[str, Series], validation_name: str) -> Non
 
 
 def _esses(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
-    _quantity(axes, series, "ess", "effective step size η̃g̃ (tan of the angle)")
+    _quantity(axes, series, "ess", "effective step size (tan of the angle)")
 
 
 def _quantity(axes: Axes, series: Mapping[str, Series], quantity: str, title: str) -> None:
@@ -113,7 +117,7 @@ def _quantity(axes: Axes, series: Mapping[str, Series], quantity: str, title: st
     _equilibrium(axes, series, quantity, groups if few else [])
     axes.set(title=title, xlabel="epoch", yscale=_scale(series, f"{quantity}/total"))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7, framealpha=0.75, edgecolor="none", ncols=2 if few else 1)
+        axes.legend(fontsize=7, ncols=2 if few else 1)
 
 
 def _equilibrium(axes: Axes, series: Mapping[str, Series], quantity: str, groups: Sequence[str]) -> None:
@@ -121,7 +125,8 @@ def _equilibrium(axes: Axes, series: Mapping[str, Series], quantity: str, groups
     label = "equilibrium (theory)"
     predicted = series.get(f"equilibrium/{quantity}")
     if predicted is not None and predicted != series.get(f"{quantity}/total"):
-        axes.plot(_at_epochs(predicted), predicted.values, label=label, color=_THEORY, **style)
+        of_total = "equilibrium of the total (theory)" if quantity == "elr" else label
+        axes.plot(_at_epochs(predicted), predicted.values, label=of_total, color=_THEORY, **style)
     elif predicted is None and quantity == "elr":  # that of all groups is fixed
         for i, key in enumerate(groups):
             levels = _equilibrium_elr(series, key.partition("/")[2])
@@ -154,7 +159,7 @@ def _mark_switches(axes: Axes, series: Mapping[str, Series], named: bool) -> Non
         # A value by epoch is a mean over the epoch: the change lies between two of them.
         axes.axvline(epoch - 0.5, color=_SWITCH, linewidth=0.8, linestyle=(0, (4, 1 + 2 * (i % 3))), label=label)
     if switched and named:
-        axes.legend(fontsize=7, framealpha=0.7, edgecolor="none")
+        axes.legend(fontsize=7)
 
 
 def _scale(series: Mapping[str, Series], *keys: str) -> str:

@@ -52,7 +52,7 @@ def draw_equal_ess(elrs: Sequence[float], grad_norms: Sequence[float], title: st
             f"{title}\n" * bool(title)
             + f"slope {found.slope:.2f}, spread of ln ESS {found.spread:.2f}".replace("-", "−")
         )
-        axes.legend(frameon=False)
+        axes.legend()
     return figure
 
 

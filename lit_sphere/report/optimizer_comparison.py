@@ -39,31 +39,29 @@ def draw_optimizer_comparison(
     losses = any(f"{name}_loss" in row for row in rows for name in names)
     with house_style():
         figure = Figure(figsize=(9.2 if losses else 4.8, 3.6), layout="constrained")
-        _distances(figure.add_subplot(1, 2 if losses else 1, 1), rows, names, run)
+        _distances(figure.add_subplot(1, 2 if losses else 1, 1), rows, names)
         if losses:
             _losses(figure.add_subplot(1, 2, 2), rows, names, run)
         figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _distances(axes: Axes, rows: Sequence[Row], names: Sequence[str], run: str) -> None:
+def _distances(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
     curves = {"start": GREY, **dict(zip(names, _COLOURS * len(names), strict=False))}
     for name, color in curves.items():
         worst, median = (_series(rows, f"{name}_distance_{kind}", above=0) for kind in ("max", "median"))
         marker = "." if len(worst[0]) < 3 else ""
-        text = "its own start" if name == "start" else name
+        text = "the run's own start" if name == "start" else name
         if not worst[0]:  # nothing to draw on a log axis
             text += ": the same weights"
         axes.plot(*worst, color=color, linewidth=1.4, marker=marker, label=text)
         axes.plot(*median, color=color, linewidth=1.0, linestyle="--", marker=marker)
     axes.set_yscale("log")
     axes.axhline(_ALIGNED, color=GREY, linewidth=0.8, linestyle=":")
-    axes.annotate(
-        "cos 0.999", (1, _ALIGNED), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color=GREY
-    )
-    axes.set(title=f"1 − cos with {run}: worst, median (dashed)", xlabel="steps compared")
+    axes.annotate("cos 0.999", (0, _ALIGNED), xycoords=("axes fraction", "data"), va="bottom", fontsize=7, color=GREY)
+    axes.set(title="1 − cos with the run: worst, median (dashed)", xlabel="steps compared")
     axes.margins(y=0.1)
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _losses(axes: Axes, rows: Sequence[Row], names: Sequence[str], run: str) -> None:
@@ -76,7 +74,7 @@ def _losses(axes: Axes, rows: Sequence[Row], names: Sequence[str], run: str) -> 
     axes.set(title="train loss, mean since the last point", xlabel="steps compared")
     if all(row.get(f"{name}_loss", 1) > 0 for row in rows for name in (*names, "run")):
         axes.set_yscale("log")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _series(rows: Sequence[Row], key: str, above: float = float("-inf")) -> tuple[list[float], list[float]]:

@@ -97,7 +97,7 @@ def _step_sizes(axes: Axes, rows: Sequence[Mapping[str, Any]], group_names: Sequ
         label = f"each of {len(group_names) or len(columns) - 1} groups" if i == 0 else "_"
         axes.plot(at, column, color=_GROUP, linewidth=0.7, label=label)
     axes.plot(at, columns[0], color=_TRAIN, linewidth=1.4, label="total")
-    axes.set(title="effective step size η̃g̃ (tan of the angle of a step)", yscale="log")
+    axes.set(title="effective step size (tan of the angle)", yscale="log")
     axes.legend(frameon=False, loc="best")
 
 

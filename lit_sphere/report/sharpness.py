@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style
+from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style, plain_ticks, whole_numbers
 
 _LEGEND = 2.2  # inches beside the curvature
 _ONLINE, _PASS, _FISHER, _PATH = BLUE, RED, GREEN, GREY
@@ -49,8 +47,8 @@ def draw_sharpness(rows: Sequence[Row], title: str = "") -> Figure:
         for i, draw in enumerate(drawn):
             axes = figure.add_subplot(1, len(drawn), i + 1)
             draw(axes, rows)
-            _plain_ticks(axes.xaxis)
-            _plain_ticks(axes.yaxis)
+            plain_ticks(axes.xaxis)
+            plain_ticks(axes.yaxis)
         figure.suptitle(title, fontsize=10)
     return figure
 
@@ -63,7 +61,7 @@ def _epochs(axes: Axes, rows: Sequence[Row]) -> None:
     if x:
         axes.plot(x, y, color=_PASS, linewidth=0, marker="D", markersize=3.5, label="pass at fixed weights")
     axes.set(title="sharpness: mean of ρ‖∇‖ over mini-batches", xlabel="epoch", yscale="log")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _path(axes: Axes, rows: Sequence[Row]) -> None:
@@ -80,7 +78,7 @@ def _path(axes: Axes, rows: Sequence[Row]) -> None:
         else:
             axes.scatter(x, y, c=epoch, s=22, norm=scale, zorder=3, marker="D", edgecolors=_PASS, linewidths=0.9)
     axes.set(title="path of the run", xlabel="train loss", xscale="log", yscale="log", ylabel="sharpness")
-    axes.figure.colorbar(ScalarMappable(scale), ax=axes, label="epoch", ticks=_whole_numbers())
+    axes.figure.colorbar(ScalarMappable(scale), ax=axes, label="epoch", ticks=whole_numbers())
 
 
 def _curvature(axes: Axes, rows: Sequence[Row]) -> None:
@@ -114,21 +112,7 @@ def _curvature(axes: Axes, rows: Sequence[Row]) -> None:
             axes.axhline(y[0], **line)
     axes.set(title="curvature on the unit sphere (× ρ²)", xlabel="epoch")
     # Beside the panel: inside it would lie on one of the curves.
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.8)
-
-
-def _plain_ticks(axis: Axis) -> None:
-    """Whole epochs; and where a logarithmic axis has few powers of ten, 20 between them rather than 2 × 10¹."""
-    if axis.get_scale() == "linear":
-        axis.set_major_locator(_whole_numbers())
-    elif axis.get_scale() == "log":
-        low, high = axis.get_view_interval()
-        named = "2346" if high < 10 * low else "25" if high < 100 * low else ""
-        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else ""))
-
-
-def _whole_numbers() -> MaxNLocator:
-    return MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10])
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.8)
 
 
 def _short(value: float) -> str:

@@ -82,7 +82,7 @@ def _errors(axes: Axes, pairs: Sequence[PairOfSnapshots]) -> None:
     axes.plot(epochs, together, color=_ENSEMBLE, marker=".", linewidth=1.4, label="ensemble with the snapshot before")
     axes.set(title="validation error [%]", xlabel="epoch")
     axes.set_ylim(0, 1.3 * max(*means, *together, 0.1))  # room for the legend
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(loc="upper left")
 
 
 def write_similarity(pairs: Sequence[PairOfSnapshots], file: Path) -> None:

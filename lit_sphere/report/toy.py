@@ -126,7 +126,10 @@ def _map(axes: Axes, toy_map: ToyMap, alphas: Sequence[float]) -> None:
     axes.set(title="mean loss of settled runs", xlabel="effective learning rate", xscale="log")
     axes.set_xlim(borders[0], borders[-1])
     _plain_numbers(axes.xaxis)
-    patches = [Patch(color=REGIME_COLORS[regime], label=regime) for regime in dict.fromkeys(toy_map.regimes)]
+    names = {"divergence": "divergence: steps above 60°"}
+    patches = [
+        Patch(color=REGIME_COLORS[regime], label=names.get(regime, regime)) for regime in dict.fromkeys(toy_map.regimes)
+    ]
     handles = [*axes.get_legend_handles_labels()[0], *patches]
     axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.93))
 
