@@ -92,6 +92,45 @@ def test_the_gap_to_sgd_closes_with_the_learning_rate() -> None:
     assert gaps[1] / gaps[2] == pytest.approx(2**6, rel=0.1)
 
 
+def gap_after(lr: float, weight_decay: float, steps: int, dim: int, seed: int, scale: float) -> float:
+    """Distance of the directions of 16 filters after SGD and after AdaGradG, from the same start of norm ``scale``."""
+    start = torch.randn(16, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    start *= scale / start.norm(dim=1, keepdim=True)
+    mine, other = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    options = lr * scale**2, weight_decay / scale**2  # PB Proposition 4: the same angles at any scale
+    like: dict[str, Any] = {**adagrad_g_like_sgd(*options)}
+    optimizers = AdaGradG([mine], **like), torch.optim.SGD([other], lr=options[0], weight_decay=options[1])
+    for step in range(steps):
+        for x, optimizer in zip((mine, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss_of(x, 1000 * seed + step).backward()
+            optimizer.step()
+    ours, theirs = (nn.functional.normalize(x.detach()) for x in (mine, other))
+    return float((ours - theirs).norm())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lr=st.floats(0.005, 0.01),
+    weight_decay=st.floats(0, 1),
+    steps=st.integers(4, 8),
+    dim=st.integers(3, 12),
+    seed=st.integers(0, 10**6),
+    scale=st.floats(0.1, 10),
+)
+def test_a_few_steps_part_from_sgd_with_the_fifth_power_of_the_rate(
+    lr: float, weight_decay: float, steps: int, dim: int, seed: int, scale: float
+) -> None:
+    """Of SGD's r⁴ the accumulator leaves out a share of (η‖∇L‖/r)⁴, so that steps are off by the fifth power of η.
+
+    The first step is that of SGD; halved rates leave 1/32 of the angle.
+    """
+    whole, half = (gap_after(rate, weight_decay, steps, dim, seed, scale) for rate in (lr, lr / 2))
+    assert gap_after(lr, weight_decay, 1, dim, seed, scale) < 1e-14
+    assert whole < 1e-6
+    assert math.log2(whole / half) == pytest.approx(5, abs=0.5)
+
+
 def test_other_options_leave_sgd() -> None:
     right, wrong = least_cosine(0.3, 0.1), least_cosine(0.3, 0.1, beta=1.0)
     assert right > 0.999
@@ -155,12 +194,48 @@ def test_a_saved_state_goes_on_to_the_last_bit() -> None:
     assert all(torch.equal(p, q) for p, q in zip(params, again, strict=True))
 
 
-def test_parameters_without_gradient_stay() -> None:
+@pytest.mark.parametrize("per", ["filter", "tensor"])
+def test_parameters_without_gradient_stay(per: Any) -> None:
     params = parameters()
     before = params[1].detach().clone()
     params[0].grad = torch.ones_like(params[0])
-    AdaGradG(params, 0.1).step()
+    optimizer = AdaGradG(params, 0.1, 0.9, per=per)
+    accumulator = optimizer.state[params[1]]["accumulator"].clone()
+    optimizer.step()
     assert torch.equal(params[1], before)
+    assert torch.equal(optimizer.state[params[1]]["accumulator"], accumulator)
+
+
+def test_on_a_joint_sphere_no_gradient_is_a_gradient_of_zero() -> None:
+    """The group keeps its sphere and its one accumulator, whichever tensors have no gradient in a step."""
+    params, reference = parameters(), parameters()
+    radius = cells([p.detach() for p in params], "joint")[0].norm().item()
+    mine, other = (AdaGradG(each, 0.1, 0.9, per="joint") for each in (params, reference))
+    for step, missing in enumerate([1, 0, 1, None, 0, 0]):
+        g = torch.Generator().manual_seed(step)
+        for i, (p, q) in enumerate(zip(params, reference, strict=True)):
+            q.grad = torch.randn(p.shape, generator=g, dtype=p.dtype) * (i != missing)
+            p.grad = None if i == missing else q.grad.clone()
+        mine.step()
+        other.step()
+        assert cells([p.detach() for p in params], "joint")[0].norm().item() == pytest.approx(radius, rel=1e-13)
+        for p, q in zip(params, reference, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-14, atol=0)
+            torch.testing.assert_close(mine.state[p]["accumulator"], other.state[q]["accumulator"], rtol=1e-14, atol=0)
+        first, second = (mine.state[p]["accumulator"].item() for p in params)
+        assert first == second
+
+
+@pytest.mark.parametrize("per", ["filter", "tensor", "joint"])
+def test_without_any_gradient_nothing_moves(per: Any) -> None:
+    params = parameters()
+    before = [p.detach().clone() for p in params]
+    optimizer = AdaGradG(params, 0.1, 0.9, per=per)
+    saved = copy.deepcopy(optimizer.state_dict()["state"])
+    optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(params, before, strict=True))
+    state = optimizer.state_dict()["state"]
+    assert all(torch.equal(state[i][key], saved[i][key]) for i in saved for key in saved[i])
 
 
 @pytest.mark.parametrize(

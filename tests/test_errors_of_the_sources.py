@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_sphere.theory import rates_without_l2, sgd_elr, spherical_step
@@ -63,15 +65,59 @@ def test_sgd_with_l2_regularisation_is_sgd_with_growing_rates() -> None:
     """SP eq. (46): η_k = η(1 − ηλ)^(−2k−1), exactly; with the other sign directions part at once."""
     lr, decay, steps = 0.2, 0.3, 60
     start = torch.randn(8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-
-    def directions(rates: Tensor, l2: float) -> Tensor:
-        x, out = start.clone(), []
-        for k, rate in enumerate(rates):
-            x = x - rate * (gradient(x, k) + l2 * x)
-            out.append(x / x.norm())
-        return torch.stack(out)
-
-    regularised = directions(torch.full((steps,), lr, dtype=torch.float64), decay)
+    regularised = unit(points(start, torch.full((steps,), lr, dtype=torch.float64), decay))
     rates = rates_without_l2(lr, decay, steps)
-    torch.testing.assert_close(directions(rates, 0.0), regularised, rtol=1e-9, atol=1e-9)
-    assert (directions(lr**2 / rates, 0.0) - regularised).norm(dim=1).max() > 0.1
+    torch.testing.assert_close(unit(points(start, rates)), regularised, rtol=1e-9, atol=1e-9)
+    assert (unit(points(start, lr**2 / rates)) - regularised).norm(dim=1).max() > 0.1
+
+
+def points(start: Tensor, rates: Tensor, l2: float = 0.0, seed: int = 0) -> Tensor:
+    """Weights after each step of SGD, another function in each."""
+    x, out = start, []
+    for k, rate in enumerate(rates):
+        x = x - rate * (gradient(x, seed + k) + l2 * x)
+        out.append(x)
+    return torch.stack(out)
+
+
+def unit(x: Tensor) -> Tensor:
+    directions: Tensor = x / x.norm(dim=1, keepdim=True)
+    return directions
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lr=st.floats(1e-3, 0.05),
+    product=st.floats(0, 0.05),
+    dim=st.integers(2, 12),
+    seed=st.integers(0, 10**6),
+    steps=st.integers(1, 40),
+)
+def test_growing_rates_equal_l2_regularisation(lr: float, product: float, dim: int, seed: int, steps: int) -> None:
+    """SP eq. (46): the same directions, and norms that differ by (1 − ηλ)^k after k steps."""
+    start, decay = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), product / lr
+    start /= start.norm()
+    regularised = points(start, torch.full((steps,), lr, dtype=torch.float64), decay, seed)
+    free = points(start, rates_without_l2(lr, decay, steps), seed=seed)
+    torch.testing.assert_close(unit(free), unit(regularised), rtol=0, atol=1e-10)
+    left = (1 - product) ** torch.arange(1, steps + 1, dtype=torch.float64)
+    torch.testing.assert_close(left * free.norm(dim=1), regularised.norm(dim=1), rtol=1e-10, atol=0)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    lr=st.floats(1e-3, 10),
+    product=st.floats(0, 0.95),
+    dim=st.integers(2, 12),
+    seed=st.integers(0, 10**6),
+    k=st.integers(0, 100),
+)
+def test_each_growing_rate_equals_its_step_with_l2(lr: float, product: float, dim: int, seed: int, k: int) -> None:
+    """SP eq. (46), one η_k of any size, where long runs are chaotic: weights of both differ by (1 − ηλ)^k before it."""
+    decay = product / lr
+    x = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y = x / (1 - product) ** k
+    (rate,) = rates_without_l2(lr, decay, k + 1)[-1:]
+    left = (1 - product) ** (k + 1) * points(y, rate.view(1), seed=seed)
+    regularised = points(x, torch.tensor([lr], dtype=torch.float64), decay, seed)
+    assert ((left - regularised).norm() / regularised.norm()).item() < 1e-12

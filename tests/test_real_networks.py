@@ -88,9 +88,9 @@ def test_rescaled_networks_train_through_the_same_functions(name: str, factor: f
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-        torch.testing.assert_close(losses[0], losses[1], rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=0)
     for p, q in zip(trained, others, strict=True):
-        torch.testing.assert_close(factor * p, q, rtol=1e-7, atol=1e-8 * factor)
+        torch.testing.assert_close(factor * p, q, rtol=1e-9, atol=1e-12 * factor)
 
 
 def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_sphere import theory
+from lit_sphere.theory import _arguments as arguments
 from lit_sphere.theory import falling_gradients, schemes, sphere, toy, toy_equilibria, toy_plane, undetermined
 from lit_sphere.theory import weight_decay as wd
 
@@ -251,6 +253,41 @@ def test_batches_are_single_numbers(case: Formula) -> None:
             single = tensors(case.function(**{name: value[tuple(at)].item() for name, value in expanded.items()}))
             for many, one in zip(batch, single, strict=True):
                 torch.testing.assert_close(many[tuple(at)], one, rtol=1e-14, atol=0)
+
+
+def pretended(value: Any, device: str, number: bool) -> Any:
+    """A value as a tensor that only pretends to lie somewhere; numbers stay, or become vectors of one element."""
+    if not isinstance(value, Tensor):
+        return value if number else torch.tensor([value], dtype=torch.float64, device=device)
+    return torch.tensor(value.tolist(), dtype=torch.float64, device=device)
+
+
+ON_ANY_DEVICE = [
+    pytest.param(case, name, id=f"{name_of(case)}-{name}")
+    for case in ALL
+    if case.function not in (toy.toy_curves, toy.settled_losses, toy_plane.plane_curves, toy_plane.mean_period)
+    for name, kind in case.ranges.items()
+    if kind
+]
+
+
+@pytest.mark.parametrize("numbers", [True, False])
+@pytest.mark.parametrize(("case", "name"), ON_ANY_DEVICE)
+def test_one_argument_on_a_gpu_takes_the_others_there(
+    case: Formula, name: str, numbers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers and the CPU's tensors stand beside it. No GPU is needed: values are not worked out, only devices."""
+    for module in (arguments, *MODULES):
+        monkeypatch.setattr(module, "require", lambda *_: None, raising=False)  # it asks for values
+    with FakeTensorMode():
+        given = {
+            other: pretended(value, "cpu", numbers) if case.ranges[other] else value
+            for other, value in case.arguments.items()
+        }
+        given[name] = pretended(case.arguments[name], "cuda", number=False)
+        for part in tensors(case.function(**given)):
+            assert part.device.type == "cuda"
+            assert part.dtype == torch.float64
 
 
 @pytest.mark.parametrize("case", ELEMENTWISE, ids=name_of)

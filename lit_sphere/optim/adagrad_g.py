@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Literal, get_args, overload
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lit_sphere.optim.norms import joint_norm
+from lit_sphere.optim.norms import row_norms, squared_norms
 
 Per = Literal["filter", "tensor", "joint"]
+State = dict[str, Tensor]
 
 
 class AdaGradG(Optimizer):
@@ -21,6 +23,7 @@ class AdaGradG(Optimizer):
     construction (batch norm's eps would notice another), and gradients are those of the unit sphere, ρ∇L. To second
     order in the learning rate it takes the same steps as SGD with L2 regularisation, if its options are those of
     :func:`adagrad_g_like_sgd`: what L2 regularisation does to scale-invariant weights is to forget old gradients.
+    Norms, accumulators and steps are worked out in float32 at least, and weights of half precision rounded once.
 
     Args:
         params: Scale-invariant parameters, or parameter groups with options of their own.
@@ -29,7 +32,7 @@ class AdaGradG(Optimizer):
         accumulator: v₀/ρ⁴ > 0; on the unit sphere simply the accumulator's first value v₀.
         per: What one accumulator and one sphere belong to: ``filter``: each row of each tensor along its first
             dimension; ``tensor``: each tensor; ``joint``: all tensors of a parameter group together (tensors that
-            are scale-invariant only jointly).
+            are scale-invariant only jointly; one that has no gradient in a step counts as one of gradient zero).
 
     Raises:
         ValueError: If an option is out of its range, a norm is zero or not finite, or ``filter`` meets a tensor of
@@ -64,7 +67,8 @@ class AdaGradG(Optimizer):
         group = self.param_groups[-1]
         try:
             _check(group)
-            radii = _norms([p.detach() for p in group["params"]], group["per"])
+            wide = _wide(group["params"])
+            radii = [r.to(wide, copy=True) for r in _norms([p.detach() for p in group["params"]], group["per"])]
             if not all(bool((radius.isfinite() & (radius > 0)).all()) for radius in radii):
                 raise ValueError("AdaGradG: the norm of a group must be positive and finite")
         except ValueError:
@@ -72,6 +76,25 @@ class AdaGradG(Optimizer):
             raise
         for p, radius in zip(group["params"], radii, strict=True):
             self.state[p] = {"radius": radius, "accumulator": group["accumulator"] * radius**4}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore spheres, accumulators and options, as saved by :meth:`state_dict`.
+
+        Args:
+            state_dict: Of an AdaGradG with groups of the same sizes.
+
+        Raises:
+            ValueError: If it is another optimizer's, or does not fit the parameters, or a joint sphere has several
+                accumulators (earlier versions parted them where a tensor had no gradient).
+        """
+        groups = state_dict["param_groups"]
+        if not all("per" in group for group in groups):
+            raise ValueError("AdaGradG: the state to load belongs to another optimizer (no 'per' in its groups)")
+        pairs = zip(self.param_groups, groups, strict=False)  # torch refuses another number of groups, or of tensors
+        restored = [_restored(mine, saved, state_dict["state"]) for mine, saved in pairs]
+        super().load_state_dict(state_dict)  # rounds to the type of the parameters
+        for p, state in (item for group in restored for item in group):
+            self.state[p] = state
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -97,15 +120,20 @@ class AdaGradG(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
+            if group["per"] == "joint":  # its sphere and accumulator are those of all
+                params = group["params"]
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
             # notation of SP §4: x̂ = x − η∇L(u)ρ/√v on the sphere of radius ρ, ∇L(u) = ρ∇L(x)
-            grads = [p.grad for p in params]
             radii = [self.state[p]["radius"] for p in params]
             accumulators = [self.state[p]["accumulator"] for p in params]
             effective = torch._foreach_mul(_norms(grads, group["per"]), radii)
             rates = torch._foreach_mul(radii, radii)
             torch._foreach_div_(rates, torch._foreach_sqrt(accumulators))
-            torch._foreach_add_(params, torch._foreach_mul(grads, rates), alpha=-group["lr"])
-            torch._foreach_mul_(params, torch._foreach_div(radii, _norms(params, group["per"])))
+            torch._foreach_mul_(rates, -group["lr"])
+            moved = torch._foreach_mul(grads, rates)  # in the type of the radii, and so is all that follows
+            torch._foreach_add_(moved, params)
+            torch._foreach_mul_(moved, torch._foreach_div(radii, _norms(moved, group["per"])))
+            torch._foreach_copy_(params, moved)
             torch._foreach_mul_(accumulators, group["beta"])
             torch._foreach_add_(accumulators, torch._foreach_mul(effective, effective))
         return loss
@@ -133,12 +161,44 @@ def adagrad_g_like_sgd(lr: float, weight_decay: float) -> dict[str, float]:
 
 
 def _norms(tensors: Sequence[Tensor], per: Per) -> list[Tensor]:
-    """Norms of the cells, one tensor each that broadcasts to the given one."""
+    """Norms of the cells, float32 at least: for each tensor one that broadcasts with it, of as many dimensions."""
+    if per == "filter":
+        return [row_norms(t) for t in tensors]
+    squares = squared_norms(tensors)
+    norms = (squares.sum().expand(len(tensors)) if per == "joint" else squares).sqrt().to(_wide(tensors))
+    return [norm.view((1,) * t.ndim) for norm, t in zip(norms.unbind(), tensors, strict=True)]
+
+
+def _wide(tensors: Sequence[Tensor]) -> torch.dtype:
+    """Type of radii and accumulators: that of the tensors, but float32 at least, in which β near 1 is not 1."""
+    return reduce(torch.promote_types, {t.dtype for t in tensors}, torch.float32)
+
+
+def _restored(group: dict[str, Any], saved: dict[str, Any], states: dict[Any, Any]) -> list[tuple[Tensor, State]]:
+    """States of a group's parameters from a saved group, in the type and shape that they have here."""
+    per, wide = saved["per"], _wide(group["params"])
+    restored: list[tuple[Tensor, State]] = []
+    for p, number in zip(group["params"], saved["params"], strict=False):
+        shape = [len(p) if per == "filter" and i == 0 else 1 for i in range(p.ndim)]
+        state: State = {}
+        for key in ("radius", "accumulator"):
+            value = states.get(number, {}).get(key)
+            if not isinstance(value, Tensor) or value.numel() != math.prod(shape):
+                raise ValueError(f"AdaGradG: the state to load has no {key} for a tensor of shape {tuple(p.shape)}")
+            if not bool((value.isfinite() & (value > 0)).all()):
+                raise ValueError(f"AdaGradG: the state to load has a {key} that is not positive and finite")
+            state[key] = value.to(p.device, wide, copy=True).reshape(shape)
+        restored.append((p, state))
     if per == "joint":
-        norm = joint_norm(tensors)
-        return [norm.to(t.dtype) for t in tensors]
-    dims = [tuple(range(1 if per == "filter" else 0, t.ndim)) for t in tensors]
-    return [torch.linalg.vector_norm(t, dim=dim, keepdim=True) for t, dim in zip(tensors, dims, strict=True)]
+        sums = [state["accumulator"].item() for _, state in restored]
+        if max(sums) > 1.01 * min(sums):  # more than bfloat16 rounds
+            raise ValueError(
+                "AdaGradG: the state to load has several accumulators for one joint sphere, as earlier versions left "
+                "them where a tensor had no gradient; this run cannot be resumed"
+            )
+        for _, state in restored:
+            state["accumulator"].fill_(sums[0])
+    return restored
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -22,6 +22,22 @@ def double(value: Number | Numbers) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
 
 
+def on_one_device(*values: Number | Numbers) -> list[Tensor]:
+    """Take several arguments of one formula: a CPU's numbers may stand beside a GPU's tensors.
+
+    torch mixes devices only where what lies on the CPU has no dimension, and broadcasting gives it some.
+
+    Args:
+        values: As of :func:`double`.
+
+    Returns:
+        Each in float64, on the device of the first that is not on the CPU, if there is one.
+    """
+    tensors = [double(value) for value in values]
+    device = next((t.device for t in tensors if t.device.type != "cpu"), None)
+    return tensors if device is None else [t.to(device) for t in tensors]
+
+
 def require(holds: Tensor, message: str) -> None:
     """Refuse arguments out of range.
 
@@ -103,6 +119,7 @@ def kept(lr: Number, weight_decay: Number) -> Tensor:
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
+    lr, weight_decay = on_one_device(lr, weight_decay)
     product = positive("lr", lr) * not_negative("weight_decay", weight_decay)
     require(product < 1, "lr · weight_decay must be below 1")
     return 1 - product

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from lit_sphere.theory._arguments import Number, finite, not_negative, positive, require
+from lit_sphere.theory._arguments import Number, finite, not_negative, on_one_device, positive, require
 from lit_sphere.theory.undetermined import Interval
 from lit_sphere.theory.weight_decay import step_distance
 
@@ -38,6 +38,7 @@ def falling_grad_norms(
         >>> print(low, high)
         tensor([2.0000, 0.2000], dtype=torch.float64) tensor([5.0000, 0.5000], dtype=torch.float64)
     """  # noqa: DOC502
+    steps, start, factor_min, factor_max = on_one_device(steps, start, factor_min, factor_max)
     c, big = positive("factor_min", factor_min), positive("factor_max", factor_max)
     require(c <= big, "factor_min must not be above factor_max")
     past = _past(steps, start, power)
@@ -60,6 +61,7 @@ def factors_of(effective_grad_norms: Number, steps: Number, start: Number, power
     Raises:
         ValueError: If an argument is out of its range, or there is no step.
     """
+    effective_grad_norms, steps, start = on_one_device(effective_grad_norms, steps, start)
     products = not_negative("effective_grad_norms", effective_grad_norms) * _past(steps, start, power)
     if products.ndim == 0 or not products.shape[-1]:
         raise ValueError("effective_grad_norms must have one value for each of at least one step")
@@ -85,6 +87,7 @@ def distance_bounds(norm: Number, grad_min: Number, grad_max: Number, lr: Number
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
+    norm, grad_min, grad_max, lr, weight_decay = on_one_device(norm, grad_min, grad_max, lr, weight_decay)
     require(positive("grad_min", grad_min) <= positive("grad_max", grad_max), "grad_min must not be above grad_max")
     low, high = (step_distance(norm, g, lr, weight_decay) for g in (grad_min, grad_max))
     low, high = torch.broadcast_tensors(low, high)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_sphere.theory._arguments import Number, double, finite, kept, not_negative, positive, require
+from lit_sphere.theory._arguments import Number, finite, kept, not_negative, on_one_device, positive, require
 from lit_sphere.theory.sphere import effective_lr
 
 _TOO_FAR = "the step turns x by a right angle or more (A⟨c, u⟩ ≥ 1)"
@@ -84,9 +84,8 @@ def spherical_step(
         >>> print(f"{step.elr:.2f} {step.ess:.2f} {step.distance:.4f}")  # η/r², and η‖a‖/r = tan of the angle
         0.10 0.60 0.5404
     """  # noqa: DOC502
-    x, a = finite("x", x), finite("a", a)
-    b = torch.ones_like(x) if b is None else positive("b", b)
-    eta, decay = (double(value).to(x.device) for value in (lr, decoupled_weight_decay))
+    x, a, eta, decay, b = on_one_device(x, a, lr, decoupled_weight_decay, torch.ones_like(x) if b is None else b)
+    x, a, b = finite("x", x), finite("a", a), positive("b", b)
     keep = kept(eta, decay)
     r = torch.linalg.vector_norm(x, dim=-1)
     require(r > 0, "x must not be zero")
@@ -124,6 +123,7 @@ def radius_ratio(radial: Number, ess: Number) -> Tensor:
         >>> print(f"{radius_ratio(0.0, 0.75):.2f}")  # a step of SGD with tangent 3/4
         1.25
     """  # noqa: DOC502
+    radial, ess = on_one_device(radial, ess)
     taken, turned = finite("radial", radial), not_negative("ess", ess)
     require(taken < 1, _TOO_FAR)
     return torch.hypot(1 - taken, (1 - taken) * turned)
@@ -190,6 +190,7 @@ def sgd_elr(norm: Number, lr: Number, weight_decay: Number = 0.0) -> Tensor:
         >>> print(f"{sgd_elr(2.0, 0.4):.3f} {sgd_elr(2.0, 0.4, weight_decay=0.5):.3f}")
         0.100 0.125
     """  # noqa: DOC502
+    norm, lr, weight_decay = on_one_device(norm, lr, weight_decay)
     return effective_lr(norm, lr) / kept(lr, weight_decay)
 
 
@@ -234,6 +235,7 @@ def adam_elr(norm: Number, lr: Number, along: Number, size: Number, decoupled_we
         >>> print(f"{adam_elr(2.0, 0.4, along=2.0, size=0.5):.3f}")  # 0.2 / (1 − 0.4)
         0.333
     """  # noqa: DOC502
+    norm, lr, along, size, decoupled_weight_decay = on_one_device(norm, lr, along, size, decoupled_weight_decay)
     scale = sgd_elr(norm, lr, decoupled_weight_decay) / positive("size", size)
     return _effective(scale, scale * finite("along", along))
 
@@ -260,9 +262,10 @@ def rates_without_l2(lr: Number, weight_decay: Number, steps: int) -> Tensor:
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ValueError(f"steps must be a whole number, and not negative, got {steps!r}")
+    lr, weight_decay = on_one_device(lr, weight_decay)
     keep = kept(lr, weight_decay).unsqueeze(-1)
     k = torch.arange(steps, dtype=torch.float64, device=keep.device)
-    return double(lr).unsqueeze(-1) * keep ** (-2 * k - 1)
+    return lr.unsqueeze(-1) * keep ** (-2 * k - 1)
 
 
 def _effective(scale: Tensor, radial: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ the joint sphere. Arguments may be numbers or tensors; results are float64.
 
 from torch import Tensor
 
-from lit_sphere.theory._arguments import Number, not_negative, positive
+from lit_sphere.theory._arguments import Number, not_negative, on_one_device, positive
 
 
 def effective_lr(norm: Number, lr: Number) -> Tensor:
@@ -23,6 +23,7 @@ def effective_lr(norm: Number, lr: Number) -> Tensor:
     Raises:
         ValueError: If an argument is not positive and finite.
     """  # noqa: DOC502
+    norm, lr = on_one_device(norm, lr)
     return positive("lr", lr) / positive("norm", norm).square()
 
 
@@ -39,6 +40,7 @@ def effective_grad_norm(norm: Number, grad_norm: Number) -> Tensor:
     Raises:
         ValueError: If an argument is out of its range, or not finite.
     """  # noqa: DOC502
+    norm, grad_norm = on_one_device(norm, grad_norm)
     return positive("norm", norm) * not_negative("grad_norm", grad_norm)
 
 
@@ -60,6 +62,7 @@ def effective_step_size(norm: Number, grad_norm: Number, lr: Number) -> Tensor:
         >>> print(f"{effective_step_size(2.0, 3.0, 0.1):.3f}")
         0.150
     """  # noqa: DOC502
+    norm, grad_norm, lr = on_one_device(norm, grad_norm, lr)
     return positive("lr", lr) * not_negative("grad_norm", grad_norm) / positive("norm", norm)
 
 
@@ -96,6 +99,7 @@ def total_ess(elrs: Number, esses: Number) -> Tensor:
     Raises:
         ValueError: If an ELR is not positive, a step size negative, one of them not finite, or there is none.
     """  # noqa: DOC502
+    elrs, esses = on_one_device(elrs, esses)
     weights = total_elr(elrs).unsqueeze(-1) / positive("elrs", elrs)  # ω_i of TR eq. (4); they sum to one
     return (weights * _groups("esses", not_negative("esses", esses)).square()).sum(-1).sqrt()
 
@@ -117,6 +121,7 @@ def next_elr(elr: Number, ess: Number, ess_total: Number) -> Tensor:
     Raises:
         ValueError: If the ELR is not positive, a step size negative, or one of them not finite.
     """  # noqa: DOC502
+    elr, ess, ess_total = on_one_device(elr, ess, ess_total)
     turned, whole = not_negative("ess", ess), not_negative("ess_total", ess_total)
     return positive("elr", elr) * (1 + whole.square()) / (1 + turned.square())
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_sphere.theory._arguments import Number, Numbers, positive
+from lit_sphere.theory._arguments import Number, Numbers, on_one_device, positive
 
 
 class Orbit(NamedTuple):
@@ -65,6 +65,7 @@ def equilibrium_loss(alphas: Numbers, elr: Number) -> Tensor:
         >>> print(equilibrium_loss([1.0, 2.0, 4.0], torch.tensor([0.1, 0.2, 0.5])))
         tensor([0.0000, 1.0000, 2.5000], dtype=torch.float64)
     """  # noqa: DOC502
+    alphas, elr = on_one_device(alphas, elr)
     return one_term_orbit(terms(alphas).sum(), elr).loss
 
 
@@ -90,6 +91,7 @@ def one_term_orbit(alpha: Number, elr: Number) -> Orbit:
         >>> print(f"{orbit.angle:.4f} {orbit.loss:.2f} {orbit.contraction:.2f}")  # π/6
         0.5236 0.25 0.50
     """  # noqa: DOC502
+    alpha, elr = on_one_device(alpha, elr)
     term, rate = torch.broadcast_tensors(positive("alpha", alpha), positive("elr", elr))
     product = term * rate
     beyond = product.clamp(min=1)
@@ -123,6 +125,7 @@ def equilibrium_elrs(alphas: Numbers, elr: Number) -> Tensor:
         >>> print(equilibrium_elrs([1.0, 2.0, 4.0], 0.2))
         tensor([1.4000, 0.7000, 0.3500], dtype=torch.float64)
     """  # noqa: DOC502
+    alphas, elr = on_one_device(alphas, elr)
     alpha = terms(alphas)
     return positive("elr", elr).unsqueeze(-1) * alpha.sum() / alpha
 

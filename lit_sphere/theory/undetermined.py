@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_sphere.theory._arguments import Number, positive, require
+from lit_sphere.theory._arguments import Number, on_one_device, positive, require
 
 
 class Interval(NamedTuple):
@@ -44,6 +44,7 @@ def undetermined_interval(alpha: Number, low: Number, high: Number) -> Interval:
         >>> print(f"{low:.3f} {high:.3f}")
         3.162 10.000
     """  # noqa: DOC502
+    alpha, low, high = on_one_device(alpha, low, high)
     share, a, b = torch.broadcast_tensors(positive("alpha", alpha), positive("low", low), positive("high", high))
     require(a <= b, "low must not be above high")
     holds = share * (1 + (b / a).sqrt()) <= 1  # α ≤ ½ follows

@@ -8,7 +8,7 @@ All arguments may be numbers or tensors of any real dtype, and broadcast; result
 import torch
 from torch import Tensor
 
-from lit_sphere.theory._arguments import Number, double, finite, kept, not_negative, positive, require
+from lit_sphere.theory._arguments import Number, double, finite, kept, not_negative, on_one_device, positive, require
 from lit_sphere.theory.undetermined import Interval, undetermined_interval
 
 
@@ -27,6 +27,7 @@ def next_norm(norm: Number, effective_grad_norm: Number, lr: Number, weight_deca
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
+    norm, effective_grad_norm, lr, weight_decay = on_one_device(norm, effective_grad_norm, lr, weight_decay)
     rho, g = positive("norm", norm), not_negative("effective_grad_norm", effective_grad_norm)
     return torch.hypot(kept(lr, weight_decay) * rho, double(lr) * g / rho)
 
@@ -93,6 +94,7 @@ def jump_norm(delta: Number, effective_grad_norm: Number, lr: Number, weight_dec
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
+    delta, effective_grad_norm, lr, weight_decay = on_one_device(delta, effective_grad_norm, lr, weight_decay)
     g, keep = positive("effective_grad_norm", effective_grad_norm), kept(lr, weight_decay)
     return (double(lr) * g / (keep * _tangent(delta))).sqrt()
 
@@ -123,6 +125,7 @@ def steps_before_jump(
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
+    norm, delta, grad_min, grad_max, lr, weight_decay = on_one_device(norm, delta, grad_min, grad_max, lr, weight_decay)
     rho2, a = positive("norm", norm).square(), _decay(lr, weight_decay)
     fixed_min, fixed_max = (double(lr) * g / a.sqrt() for g in _ordered(grad_min, grad_max))
     possible = jump_norm(delta, grad_max, lr, weight_decay).square()
@@ -152,6 +155,7 @@ def equilibrium_norms(grad_min: Number, grad_max: Number, lr: Number, weight_dec
         ValueError: If an argument is out of its range, or the interval can be left (see
             :func:`~lit_sphere.theory.undetermined.undetermined_interval`).
     """  # noqa: DOC502
+    grad_min, grad_max, lr, weight_decay = on_one_device(grad_min, grad_max, lr, weight_decay)
     betas = [(double(lr) * g).square() for g in _ordered(grad_min, grad_max)]
     squares = undetermined_interval(_decay(lr, weight_decay), *betas)
     return Interval(squares.low.sqrt(), squares.high.sqrt())
@@ -174,6 +178,7 @@ def equilibrium_elrs(grad_min: Number, grad_max: Number, lr: Number, weight_deca
     Raises:
         ValueError: As :func:`equilibrium_norms`.
     """  # noqa: DOC502
+    grad_min, grad_max, lr, weight_decay = on_one_device(grad_min, grad_max, lr, weight_decay)
     norms = equilibrium_norms(grad_min, grad_max, lr, weight_decay)
     return Interval(double(lr) / norms.high.square(), double(lr) / norms.low.square())
 
@@ -221,12 +226,14 @@ def rescaled(x: Number, lr: Number, weight_decay: Number, factor: Number) -> tup
     Raises:
         ValueError: If an argument is out of its range.
     """  # noqa: DOC502
+    x, lr, weight_decay, factor = on_one_device(x, lr, weight_decay, factor)
     c, _ = positive("factor", factor), kept(lr, weight_decay)
     return finite("x", x) * c, c.square() * double(lr), double(weight_decay) / c.square()
 
 
 def _step_tangent(norm: Number, effective_grad_norm: Number, lr: Number, weight_decay: Number) -> Tensor:
     """Tangent ηg̃/((1 − ηλ)ρ²) of the angle of a step."""
+    norm, effective_grad_norm, lr, weight_decay = on_one_device(norm, effective_grad_norm, lr, weight_decay)
     rho, g = positive("norm", norm), not_negative("effective_grad_norm", effective_grad_norm)
     return double(lr) * g / rho / (kept(lr, weight_decay) * rho)
 
@@ -254,6 +261,7 @@ def _tangent(delta: Number) -> Tensor:
 
 def _decay(lr: Number, weight_decay: Number) -> Tensor:
     """α = 1 − (1 − ηλ)², without cancellation."""
+    lr, weight_decay = on_one_device(lr, weight_decay)
     product = positive("lr", lr) * positive("weight_decay", weight_decay)
     return product * (1 + kept(lr, weight_decay))
 
