@@ -1,15 +1,49 @@
 """What other optimizers can be compared on, and which runs they cannot follow."""
 
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
 
-from lit_sphere.callbacks._twin_optimizer import needs_closure
+from lit_sphere.callbacks._one_optimizer import groups_of_one_optimizer
+from lit_sphere.callbacks._optimizer_copy import needs_closure
+from lit_sphere.callbacks.fixed_norm import FixedNorm
 from lit_sphere.groups import Granularity, Group
+
+_TAKEN = ("run", "start")
+
+
+def refuse_arguments(
+    asks: str, optimizers: object, numbers: Mapping[str, tuple[int | None, int]], granularity: str
+) -> None:
+    """Refuse what a comparison cannot be made with.
+
+    Args:
+        asks: Name of the callback.
+        optimizers: What makes each rival's optimizer, by name.
+        numbers: By name, what is given and the least that it can be.
+        granularity: ``filter`` or ``tensor``.
+
+    Raises:
+        ValueError: Says what, and what there could be.
+    """
+    if not isinstance(optimizers, Mapping) or not optimizers:
+        raise ValueError(f"{asks}: optimizers must map at least one name, e.g. {{Adam: torch.optim.Adam}}")
+    for name in optimizers:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.\-]+", name) or name in _TAKEN:
+            raise ValueError(
+                f"{asks}: {name!r} cannot name an optimizer; take letters, digits, _ . and -, and not "
+                f"{' or '.join(_TAKEN)}"
+            )
+    for key, (value, least) in numbers.items():
+        if value is not None and value < least:
+            raise ValueError(f"{asks}: {key} must be at least {least}, got {value}")
+    if granularity not in get_args(Granularity):
+        raise ValueError(f"{asks}: granularity must be 'filter' or 'tensor', got {granularity!r}")
 
 
 def refuse_what_cannot_be_followed(asks: Any, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -24,12 +58,12 @@ def refuse_what_cannot_be_followed(asks: Any, trainer: Trainer, pl_module: Light
         ValueError: Says what, and the remedy.
     """
     name = type(asks).__name__
-    if any(isinstance(other, type(asks)) and other is not asks for other in trainer.callbacks):  # type: ignore[attr-defined]
-        raise ValueError(f"{name}: two of them would write the same files; put all optimizers into one")
     if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
         raise ValueError(f"{name}: {type(trainer.strategy).__name__} shards the parameters; use the strategy ddp")
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise ValueError(f"{name}: rivals have no gradient scaler; use the precision bf16-mixed or 32-true")
+    if any(isinstance(other, FixedNorm) for other in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(f"{name}: rivals' norms are not fixed as FixedNorm fixes the run's; leave one of the two out")
     for optimizer in trainer.optimizers:
         if needs_closure(optimizer):
             raise ValueError(
@@ -65,22 +99,8 @@ def comparable(asks: Any, trainer: Trainer, groups: list[Group], granularity: Gr
             raise ValueError(
                 f"{name}: no single filter is scale-invariant here; set granularity: tensor to compare whole tensors"
             )
-    main, mine = 0, list[Group]()
-    for number, optimizer in enumerate(trainer.optimizers):
-        trained = {p for group in optimizer.param_groups for p in group["params"]}
-        whole = [group for group in groups if trained.issuperset(group.parameters)]
-        if len(whole) > len(mine):
-            main, mine = number, whole
-    if not mine:
-        raise ValueError(
-            f"{name}: no optimizer trains a scale-invariant group as a whole; give all parameters of a group to one "
-            "optimizer"
-        )
+    main, mine = groups_of_one_optimizer(asks, trainer, groups, "compares")
     kind = type(trainer.optimizers[main]).__name__
-    if len(mine) < len(groups):
-        rank_zero_warn(
-            f"{name} compares the {len(mine)} groups of {kind}; {len(groups) - len(mine)} are trained elsewhere"
-        )
     members = {p for group in mine for p in group.parameters}
     for options in trainer.optimizers[main].param_groups:
         inside = sum(p in members for p in options["params"])
@@ -90,24 +110,6 @@ def comparable(asks: Any, trainer: Trainer, groups: list[Group], granularity: Gr
                 "are compared; set granularity: tensor, or give each filter a sphere"
             )
     return mine, main
-
-
-def refuse_batch(asks: Any, batch: Any) -> None:
-    """Refuse batches that are no pairs of two tensors.
-
-    Args:
-        asks: The callback, to be named in errors.
-        batch: The first batch.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
-        name = type(asks).__name__
-        raise ValueError(
-            f"{name}: rivals learn from batches of (inputs, labels), two tensors, but got a {type(batch).__name__}; "
-            f"use a collate_fn that makes such pairs, or leave {name} out"
-        )
 
 
 def _is_filter(group: Group) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_sphere.analysis.sharpness import Objective
+from lit_sphere.callbacks._batch_trial import MACHINE_ERRORS
 from lit_sphere.callbacks._fixed_weights import add_up_ranks, criterion_of, train_batches, untouched
 from lit_sphere.callbacks._stoppable_passes import until_asked
 
@@ -98,6 +99,8 @@ class TrainSetObjective:
                 for _ in objective.gradients():
                     pass
             except Exception as error:
+                if isinstance(error, MACHINE_ERRORS):
+                    raise
                 raise ValueError(
                     f"{name}: {module} gives no loss of a batch by criterion(module(inputs), labels) ({error}); give "
                     "it a method criterion(logits, labels), or leave out train_pass_every and curvature_…"

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lit_sphere.callbacks._module_groups import groups_of, short_names
+from lit_sphere.callbacks._one_optimizer import groups_of_one_optimizer
+from lit_sphere.callbacks._real_steps import RealSteps
 from lit_sphere.effective import EffectiveQuantities, Source, StepMeans, source_of
 from lit_sphere.groups import Group
 
@@ -52,8 +53,7 @@ class StepWatch:
         self.source: Source | None = None
         self.steps = 0
         self._restored: dict[str, Any] = {}
-        self._hooks: list[RemovableHandle] = []
-        self._depth = 0
+        self._real_steps: RealSteps | None = None
 
     def fit_start(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Find the groups before training, if the module says what its input looks like.
@@ -123,9 +123,9 @@ class StepWatch:
 
     def detach(self) -> None:
         """Leave the optimizer as it was."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._depth = [], 0
+        if self._real_steps is not None:
+            self._real_steps.detach()
+        self._real_steps = None
 
     def state(self) -> dict[str, Any]:
         """Give what :meth:`load_state` takes.
@@ -150,22 +150,8 @@ class StepWatch:
     def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
         if groups is None:
             return
-        name, mine = type(self._asks).__name__, list[Group]()
-        for optimizer in trainer.optimizers:
-            trained = {p for group in optimizer.param_groups for p in group["params"]}
-            whole = [group for group in groups if trained.issuperset(group.parameters)]
-            if len(whole) > len(mine):
-                self._optimizer, mine = optimizer, whole
-        if not mine:
-            raise ValueError(
-                f"{name}: no optimizer trains a scale-invariant group as a whole; give all parameters of a group to "
-                "one optimizer"
-            )
-        kind = type(self._optimizer).__name__
-        if len(mine) < len(groups):
-            rank_zero_warn(
-                f"{name} watches the {len(mine)} groups of {kind}; {len(groups) - len(mine)} are trained elsewhere"
-            )
+        number, mine = groups_of_one_optimizer(self._asks, trainer, groups, "watches")
+        self._optimizer = trainer.optimizers[number]
         self.names = short_names(mine)
         if self._view == "joint":
             self.names, mine = [], [Group("total", tuple(p for group in mine for p in group.parameters))]
@@ -174,11 +160,12 @@ class StepWatch:
         self.means.load_state(before)
         self._restored = {}
         if self._tells:
-            self._say(f"{name}: ", kind, self.means.quantities.source)
+            self._say(self.means.quantities.source)
         self.source = self.means.quantities.source
         self._attach(trainer)
 
-    def _say(self, who: str, kind: str, source: Source) -> None:
+    def _say(self, source: Source) -> None:
+        who, kind = f"{type(self._asks).__name__}: ", type(self._optimizer).__name__
         if source == "state" and self.source != source:
             rank_zero_info(f"{who}elr/… and ess/… come from the own state of {kind} (SP Theorem 2)")
         elif source == "weights" and self.source != source:
@@ -192,20 +179,14 @@ class StepWatch:
         """Be called around each real step, where the step is to be seen."""
         self.detach()
         if self.source != "gradients":
-            self._hooks = [
-                self._optimizer.register_step_pre_hook(self._before_real_step),
-                self._optimizer.register_step_post_hook(partial(self._after_real_step, trainer)),
-            ]
+            after = partial(self._after_real_step, trainer)
+            self._real_steps = RealSteps([self._optimizer], self._before_real_step, after)
 
-    def _before_real_step(self, *_: Any) -> None:
-        # The step of a subclass that calls its parent's runs the hooks of both.
-        self._depth += 1
-        if self._depth == 1 and self.means is not None and self.steps % self._every == 0:
+    def _before_real_step(self, _: int) -> None:
+        if self.means is not None and self.steps % self._every == 0:
             self.means.quantities.keep_weights()
 
-    def _after_real_step(self, trainer: Trainer, *_: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self.steps += 1
-            if (self.steps - 1) % self._every == 0:
-                self._take(trainer)
+    def _after_real_step(self, trainer: Trainer, _: int) -> None:
+        self.steps += 1
+        if (self.steps - 1) % self._every == 0:
+            self._take(trainer)

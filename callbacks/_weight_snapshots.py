@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lit_sphere.analysis import take_weights
+from lit_sphere.callbacks._batch_trial import MACHINE_ERRORS, refuse_batch
 from lit_sphere.callbacks._fixed_weights import train_batches, untouched, val_batches
 from lit_sphere.callbacks._module_groups import groups_of
 from lit_sphere.callbacks._pictures import run_folder_of
@@ -76,12 +77,7 @@ class BetweenEpochs(Callback):
         if self._begun:
             return
         self._begun = True
-        name = type(self).__name__
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
-            raise ValueError(
-                f"{name} evaluates batches of (inputs, labels), two tensors, but got a {type(batch).__name__}: use a "
-                f"collate_fn that makes such pairs, or leave {name} out"
-            )
+        refuse_batch(self, batch)
         self._find(pl_module, batch)
         self._try(trainer, pl_module)
         if trainer.current_epoch > self._epochs:
@@ -114,6 +110,8 @@ class BetweenEpochs(Callback):
                 try:
                     self._evaluate(pl_module, batch)
                 except Exception as error:
+                    if isinstance(error, MACHINE_ERRORS):
+                        raise
                     raise ValueError(
                         f"{name} cannot evaluate a batch of the {what} set by {type(pl_module).__name__}'s forward"
                         f"{self._needs} ({error}); change what fails, or leave {name} out"

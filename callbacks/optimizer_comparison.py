@@ -1,27 +1,34 @@
 """Trains the same network by other optimizers beside the run, and compares directions of weights."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.analysis import Directions
-from lit_sphere.callbacks._comparable import comparable, refuse_batch, refuse_what_cannot_be_followed
+from lit_sphere.callbacks._batch_trial import MACHINE_ERRORS, refuse_batch
+from lit_sphere.callbacks._comparable import comparable, refuse_arguments, refuse_what_cannot_be_followed
+from lit_sphere.callbacks._compared_copies import ComparedCopies
+from lit_sphere.callbacks._comparison_results import (
+    leave_results,
+    log_row,
+    say_how_far,
+    say_what_was_not,
+    say_what_will_not_be,
+)
 from lit_sphere.callbacks._module_groups import groups_of
-from lit_sphere.callbacks._pictures import run_folder_of, save_picture
+from lit_sphere.callbacks._network_copy import OptimizerCallable
+from lit_sphere.callbacks._pictures import run_folder_of
 from lit_sphere.callbacks._real_steps import RealSteps
-from lit_sphere.callbacks._rivals import OptimizerCallable, Rivals
 from lit_sphere.callbacks._running_loss import add_loss, mean_loss
+from lit_sphere.callbacks._twins import refuse_twin
 from lit_sphere.groups import Granularity, Group
-from lit_sphere.report import draw_optimizer_comparison, write_optimizer_comparison
 
-_NAME, _TAKEN = "OptimizerComparison", ("run", "start")
+_NAME = "OptimizerComparison"
 
 
 class OptimizerComparison(Callback):
@@ -49,14 +56,18 @@ class OptimizerComparison(Callback):
     Copies are made before the first batch of the epoch, when a ``FineTuneSwitch`` at that epoch has acted, wherever it
     stands in the list of callbacks. Optimizers of rivals begin without a past; their options stay as given, whatever a
     schedule does to the run's. A rival costs about one training step a step, and the memory (also in checkpoints) of
-    one more network with its optimizer. Gradients are averaged over accumulated batches and over ranks, and clipped as
-    the trainer clips the run's. Batches that the run's ``training_step`` skips, rivals skip.
+    one more network with its optimizer. Gradients are added up over accumulated batches as the run does, averaged over
+    ranks, and clipped as the trainer clips the run's. Batches that the run's ``training_step`` skips, rivals skip.
+    Under manual optimisation a batch counts that ``manual_backward`` is called for, and its loss is divided by the
+    whole number by which the run divides the first one. In a resumed run rivals go on with the options of the
+    checkpoint, and a comparison that was over stays over.
 
     Rivals learn by ``criterion(module(inputs), labels)``, cross-entropy where the module has no ``criterion``. At the
     first step of a fit this is tried, and refused where its gradient is not that of the run.
 
     Args:
-        optimizers: What makes the optimizer of each rival, by name; called with the scale-invariant weights.
+        optimizers: What makes the optimizer of each rival, by name; called with the scale-invariant weights. On the
+            command line ``--trainer.callbacks.optimizers.NAME Adam --trainer.callbacks.optimizers.NAME.lr 1e-3``.
         start_epoch: Epoch, counted from 0, before whose first batch the copies are made.
         steps: Optimizer steps to compare over; null for the rest of the run.
         every_n_steps: Compare after every n-th of these steps, and after the last.
@@ -65,9 +76,13 @@ class OptimizerComparison(Callback):
             jointly; each of these groups is one parameter group of the rivals' optimizers.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no such groups, none is
-            trained as a whole by one optimizer, a rival's optimizer cannot train them, batches are no pairs or give
-            the run's loss by no ``criterion``, gradients are scaled, or parameters sharded.
+        ValueError: If an argument is out of range; at the start of ``fit`` or at its first step, if the module has no
+            such groups, none is trained as a whole by one optimizer, or only a part of one joint sphere is compared;
+            if a rival's optimizer cannot train them; if an optimizer evaluates the loss anew in its step, as ``LBFGS``
+            does; if batches are no pairs of two tensors or give the run's loss by no ``criterion``; if gradients are
+            scaled, parameters sharded or norms fixed by ``FixedNorm``; if there are two comparisons in the trainer. At
+            any step, if it is not the first of its batch, or there was no batch. On resuming, if a name stands for
+            another kind of optimizer than in the checkpoint.
 
     Example:
         >>> from functools import partial
@@ -93,23 +108,8 @@ class OptimizerComparison(Callback):
         every_n_steps: int = 10,
         granularity: Granularity = "filter",
     ) -> None:
-        if not isinstance(optimizers, Mapping) or not optimizers:
-            raise ValueError(f"{_NAME}: optimizers must name at least one, e.g. {{Adam: torch.optim.Adam}}")
-        for name in optimizers:
-            if not re.fullmatch(r"[\w.\-]+", name) or name in _TAKEN:
-                raise ValueError(
-                    f"{_NAME}: {name!r} cannot name an optimizer; take letters, digits, _ . and -, and not "
-                    f"{' or '.join(_TAKEN)}"
-                )
-        for key, value, least in (
-            ("start_epoch", start_epoch, 0),
-            ("steps", steps, 1),
-            ("every_n_steps", every_n_steps, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{_NAME}: {key} must be at least {least}, got {value}")
-        if granularity not in get_args(Granularity):
-            raise ValueError(f"{_NAME}: granularity must be 'filter' or 'tensor', got {granularity!r}")
+        numbers = {"start_epoch": (start_epoch, 0), "steps": (steps, 1), "every_n_steps": (every_n_steps, 1)}
+        refuse_arguments(_NAME, optimizers, numbers, granularity)
         self.optimizers, self.start_epoch, self.steps = dict(optimizers), start_epoch, steps
         self.every_n_steps, self.granularity = every_n_steps, granularity
         self._folder: Path | None = None
@@ -122,11 +122,11 @@ class OptimizerComparison(Callback):
         self._epoch = -1  # of the last of them
         self._main = 0  # number of the run's optimizer that trains the groups
         self._run_losses: Tensor | None = None  # their sum and number
-        self._rivals: Rivals | None = None
+        self._rivals: ComparedCopies | None = None
         self._restored: dict[str, Any] | None = None
         self._groups: list[Group] = []
         self._watch: RealSteps | None = None
-        self._tries = self._tried = False
+        self._tries = self._tried = self._over = False
 
     @property
     def state_key(self) -> str:
@@ -146,7 +146,10 @@ class OptimizerComparison(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be followed, and find the groups, if the module says what its input looks like."""
         self._folder = run_folder_of(trainer)
+        refuse_twin(self, OptimizerComparison, trainer, "optimizer_comparison/… and optimizer_comparison.png")
         refuse_what_cannot_be_followed(self, trainer, pl_module)
+        over_after = self._done if self._over else 0
+        say_what_will_not_be(_NAME, trainer, self.start_epoch, self.steps, over_after)
         self._find(trainer, groups_of(self, pl_module, granularity=self.granularity))
 
     def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
@@ -167,16 +170,18 @@ class OptimizerComparison(Callback):
         if self._is_over():
             return
         begins = self._epoch >= self.start_epoch
+        if begins and self._tries:  # all batches of the earlier epochs were skipped
+            self._dismiss()
         if self._rivals is None and (begins or not self._tried):
             self._make(trainer, pl_module, trial=not begins)
         if self._rivals is not None:
             self._learn(self._rivals, pl_module, batch)
 
-    def _learn(self, rivals: Rivals, pl_module: LightningModule, batch: Any) -> None:
+    def _learn(self, rivals: ComparedCopies, pl_module: LightningModule, batch: Any) -> None:
         try:
             rivals.learn(batch)
         except Exception as error:
-            if self._tried:
+            if self._tried or isinstance(error, MACHINE_ERRORS):
                 raise
             module = type(pl_module).__name__
             raise ValueError(
@@ -188,7 +193,7 @@ class OptimizerComparison(Callback):
         joint: list[list[Tensor]] = [list(group.parameters) for group in self._groups]
         own = [self._directions.params] if self.granularity == "filter" else joint
         state, self._restored = self._restored, None
-        self._rivals = Rivals(_NAME, trainer, pl_module, self.optimizers, own, self._main, state)
+        self._rivals = ComparedCopies(_NAME, trainer, pl_module, self.optimizers, own, self._main, state)
         self._tries = trial
         self._watch = RealSteps(trainer.optimizers, self._rivals.before_step, self._after_step)
         if not trial and state is None:
@@ -197,6 +202,11 @@ class OptimizerComparison(Callback):
                 f"{', '.join(self.optimizers)} beside the run, on {len(self._groups)} scale-invariant "
                 f"{'filters' if self.granularity == 'filter' else 'groups'}"
             )
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Learn that the run takes the batch, which it may have skipped."""
+        if self._rivals is not None:
+            self._rivals.see_backward(loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Keep the gradients of the first step, complete and unclipped."""
@@ -207,7 +217,7 @@ class OptimizerComparison(Callback):
         if self._rivals is not None and not self._is_over():
             self._rivals.step(number)
             if number == self._main:
-                self._tried = True
+                self._tried = self._tried or self._rivals.steps > 0
                 self._done += not self._tries
 
     def on_train_batch_end(
@@ -216,15 +226,17 @@ class OptimizerComparison(Callback):
         """Compare, if it is time."""
         if self._tries and self._tried:
             self._dismiss()
+        if self._rivals is not None:
+            self._rivals.take_batch()
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if self._rivals is not None and isinstance(loss, Tensor):
+        if self._rivals is not None and not self._tries and isinstance(loss, Tensor):
             # Lightning has divided it under automatic optimisation.
             scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             self._run_losses = add_loss(self._run_losses, loss * scale)
         self._log_if_due(trainer)
 
     def _is_over(self) -> bool:
-        return self.steps is not None and self._done >= self.steps
+        return self._over or (self.steps is not None and self._done >= self.steps)
 
     def _log_if_due(self, trainer: Trainer, ends: bool = False) -> None:
         if self._rivals is None or self._tries or self._done <= (self.rows[-1]["step"] if self.rows else 0):
@@ -236,32 +248,22 @@ class OptimizerComparison(Callback):
         row |= mean_loss("run_loss", self._run_losses, trainer)
         self._run_losses = None
         self.rows.append(row)
-        metrics = {key: value for key, value in row.items() if key not in ("step", "epoch")}
-        for name in ("start", *self.optimizers):
-            metrics[f"{name}_cosine_min"] = 1 - row[f"{name}_distance_max"]
-            metrics[f"{name}_cosine_median"] = 1 - row[f"{name}_distance_median"]
-        metrics = {f"optimizer_comparison/{key}": value for key, value in metrics.items()}
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics({"epoch": row["epoch"], **metrics}, step=trainer.global_step - 1)
+        log_row(trainer, row, list(self.optimizers))
         if self._is_over():
             self._dismiss()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare a last time, and draw the picture."""
         self._log_if_due(trainer, ends=True)
-        if not self.rows:
-            rank_zero_warn(
-                f"{_NAME}: the run ended after {trainer.current_epoch} epochs, and the comparison from epoch "
-                f"{self.start_epoch} on never took place; train longer, or lower start_epoch"
-            )
-        elif self._folder is not None and trainer.is_global_zero:
+        if not self._over:
+            say_what_was_not(_NAME, trainer, self.start_epoch, self.steps, self._done)
+        if self.rows:
+            say_how_far(_NAME, self.rows[-1], list(self.optimizers))
+        if self.rows and self._folder is not None:
             run = f"the run ({type(trainer.optimizers[self._main]).__name__})"
             what = f"{len(self._groups)} {'filters' if self.granularity == 'filter' else 'groups'}"
             title = f"{type(pl_module).__name__}, {what}, from epoch {self.start_epoch} on"
-            figure = draw_optimizer_comparison(self.rows, list(self.optimizers), run, title)
-            save_picture(trainer, self._folder, "optimizer_comparison", figure)
-            write_optimizer_comparison(self.rows, self._folder / "optimizer_comparison.csv")
+            leave_results(trainer, self._folder, self.rows, list(self.optimizers), run, title)
 
     def _dismiss(self) -> None:
         self._detach()
@@ -295,3 +297,4 @@ class OptimizerComparison(Callback):
         self._epoch = state_dict["epoch"]
         self._run_losses, self._restored = state_dict["run_losses"], state_dict["rivals"]
         self._tried = self._restored is not None
+        self._over = self._done > 0 and self._restored is None

@@ -14,11 +14,11 @@ from foreign_modules import BATCH, BATCHES, ForeignData, ForeignLayerNorm, Forei
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import LBFGS, SGD, Adam, Optimizer
+from torch.optim import LBFGS, SGD, Adam, Optimizer, SparseAdam
 from torch.utils.data import DataLoader, default_collate
 
 from lit_sphere.analysis import Directions
-from lit_sphere.callbacks import FineTuneSwitch, OptimizerComparison
+from lit_sphere.callbacks import FineTuneSwitch, FixedNorm, OptimizerComparison
 from lit_sphere.groups import Group, find_groups
 from lit_sphere.optim import AdaGradG, SphereSGD, Switch, adagrad_g_like_sgd
 from lit_sphere.report import draw_optimizer_comparison
@@ -239,6 +239,112 @@ def test_batches_that_the_run_skips_are_skipped(tmp_path: Path) -> None:
     trainer_for("resnet", [comparison], tmp_path, logger=memory).fit(Skips(), ForeignData())
     assert series(memory, "own_distance_max") == [0.0] * 3 * BATCHES
     assert series(memory, "start_distance_max")[-1] > 1e-7
+    assert series(memory, "own_loss") == series(memory, "run_loss")
+
+
+class SkipsAnEpoch(Sgd):
+    """The first."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        return super().training_step(batch, batch_idx) if self.current_epoch else None
+
+
+@pytest.mark.filterwarnings("ignore:.*returned.*None")
+def test_a_trial_that_meets_no_batch_ends_when_the_comparison_begins(tmp_path: Path) -> None:
+    memory = Memory()
+    comparison = OptimizerComparison(own_of(SkipsAnEpoch()), start_epoch=1, every_n_steps=1)
+    trainer_for("resnet", [comparison], tmp_path, logger=memory).fit(SkipsAnEpoch(), ForeignData())
+    assert series(memory, "own_distance_max") == [0.0] * 2 * BATCHES
+    assert series(memory, "own_loss") == series(memory, "run_loss")
+
+
+class SkipsOne(Sgd):
+    """The first or the second of each two."""
+
+    skipped = 0
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        return None if batch_idx == 2 + self.skipped else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("skipped", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*returned.*None")
+def test_accumulated_batches_that_the_run_skips_are_skipped(skipped: int, tmp_path: Path) -> None:
+    memory, module = Memory(), SkipsOne()
+    module.skipped = skipped
+    comparison = OptimizerComparison(own_of(module), every_n_steps=1)
+    trainer_for("resnet", [comparison], tmp_path, logger=memory, accumulate_grad_batches=2).fit(module, ForeignData())
+    assert series(memory, "own_distance_max") == [0.0] * 3 * 2
+    assert series(memory, "start_distance_max")[-1] > 1e-7
+    assert series(memory, "own_loss") == pytest.approx(series(memory, "run_loss"), rel=1e-6)
+
+
+class Manual(Sgd):
+    """Manual optimisation in several ways; of the four batches of an epoch, ``skipped`` is left out."""
+
+    def __init__(self, way: str, skipped: int | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.way, self.skipped = way, skipped
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        if batch_idx == self.skipped and self.way != "drops":
+            return None
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        loss = super().training_step(batch, batch_idx)
+        if self.way == "two parts":
+            self.manual_backward(loss / 2, retain_graph=True)
+            self.manual_backward(loss / 2)
+        else:
+            self.manual_backward(loss / 4 if self.way == "fourths" else loss)
+        if self.way == "drops" and batch_idx == self.skipped:  # a gradient that it does not like
+            return loss
+        optimizer.step()
+        return loss
+
+
+class Accumulates(Manual):
+    """Steps after each second batch, whatever came before."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        loss = None
+        if batch_idx != self.skipped:
+            loss = Sgd.training_step(self, batch, batch_idx)
+            self.manual_backward(loss / 2 if self.way == "halves" else loss)
+        if batch_idx % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("module", "steps"),
+    [
+        (lambda: Manual("plain"), 4),
+        (lambda: Manual("plain", skipped=0), 3),
+        (lambda: Manual("plain", skipped=2), 3),
+        (lambda: Manual("drops", skipped=2), 3),
+        (lambda: Manual("fourths"), 4),
+        (lambda: Manual("two parts", skipped=1), 3),
+        (lambda: Accumulates("halves"), 2),
+        (lambda: Accumulates("halves", skipped=0), 2),
+        (lambda: Accumulates("halves", skipped=2), 2),
+        (lambda: Accumulates("halves", skipped=3), 2),
+        (lambda: Accumulates("sums", skipped=2), 2),
+    ],
+)
+@pytest.mark.parametrize("start_epoch", [0, 1])
+def test_manual_optimisation_is_followed_whatever_it_skips(
+    module: Any, steps: int, start_epoch: int, tmp_path: Path
+) -> None:
+    memory, one = Memory(), module()
+    comparison = OptimizerComparison(own_of(one), start_epoch=start_epoch, every_n_steps=1)
+    trainer_for("resnet", [comparison], tmp_path, logger=memory).fit(one, ForeignData())
+    assert series(memory, "own_distance_max") == [0.0] * (3 - start_epoch) * steps
+    assert series(memory, "start_distance_max")[-1] > 1e-7
+    assert series(memory, "own_loss") == series(memory, "run_loss")
 
 
 class Noisy(SGD):
@@ -289,7 +395,7 @@ def test_table_and_picture_hold_what_was_logged(tmp_path: Path) -> None:
     legend = draw_optimizer_comparison(rows_of_zeros, ["A"]).axes[0].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [
-        "its own start: the same weights",
+        "the run's own start: the same weights",
         "A: the same weights",
     ]
     with pytest.raises(ValueError, match="nothing to draw"):
@@ -304,7 +410,9 @@ SGDS: dict[str, Any] = {"SGD": partial(SGD, lr=0.05)}
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"optimizers": {}}, "optimizers must name at least one"),
+        ({"optimizers": {}}, "optimizers must map at least one name"),
+        ({"optimizers": [SGD]}, "optimizers must map at least one name"),
+        ({"optimizers": {1: SGD}}, "1 cannot name an optimizer"),
         ({"optimizers": {"my sgd": SGD}}, "'my sgd' cannot name an optimizer"),
         ({"optimizers": {"run": SGD}}, "'run' cannot name an optimizer"),
         ({"start_epoch": -1}, "start_epoch must be at least 0, got -1"),
@@ -376,17 +484,23 @@ def refused(
     ("module", "how", "says"),
     [
         (Smoothed, {}, "criterion.* whose gradient is not that of Smoothed.training_step.*give Smoothed a method"),
-        (Sgd, {"data": Triples}, r"batches of \(inputs, labels\), two tensors, but got a list; use a collate_fn"),
+        (Sgd, {"data": Triples}, r"batches of \(inputs, labels\), two tensors, but got a list: use a collate_fn"),
         (Lbfgs, {}, "LBFGS evaluates the loss anew in its step.*leave OptimizerComparison out"),
         (Sgd, {"optimizers": {"newton": LBFGS}}, "newton .LBFGS. evaluates the loss anew"),
         (Sgd, {"optimizers": {"bad": partial(SGD, lr=-1.0)}}, "bad cannot train .*Invalid learning rate.*change"),
         (Sgd, {"optimizers": {"G": AdaGradG}}, "G cannot train .*missing.*lr"),
+        (Sgd, {"optimizers": {"S": partial(SparseAdam, lr=0.1)}}, "S cannot train .*does not support dense gradients"),
+        (
+            Sgd,
+            {"callbacks": [FixedNorm()]},
+            "norms are not fixed as FixedNorm fixes the run's; leave one",
+        ),
         (ForeignLayerNorm, {}, "no single filter is scale-invariant here; set granularity: tensor"),
         (OneSphere, {}, "SphereSGD has 32 tensors on one joint sphere, but only 12 .*set granularity: tensor"),
         (
             Sgd,
             {"callbacks": [OptimizerComparison(SGDS, every_n_steps=7)]},
-            "two of them would write the same files; put all",
+            "there are two of them, and both would write optimizer_comparison/… and",
         ),
         (
             ForeignLayerNorm,
@@ -408,6 +522,44 @@ def test_more_than_one_step_a_batch_is_refused(tmp_path: Path) -> None:
     message, steps = refused(TwoStepsABatch(), tmp_path)
     assert "SGD steps more than once a batch" in message
     assert steps <= 2
+
+
+class OwnBackward(Manual):
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        loss.backward()
+
+
+class KeepsZeros(Skips):
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=False)
+
+
+@pytest.mark.parametrize("module", [partial(OwnBackward, "plain"), KeepsZeros])
+@pytest.mark.filterwarnings("ignore:.*returned.*None")
+def test_a_step_on_a_gradient_of_no_batch_is_refused(module: Any, tmp_path: Path) -> None:
+    message, _ = refused(module(), tmp_path)
+    assert "SGD steps on a gradient of no batch since its last step" in message
+    assert "take self.manual_backward(loss) and zero_grad(set_to_none=True), or leave" in message
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError, MemoryError])
+def test_a_device_that_fails_is_not_called_a_wrong_criterion(kind: Any, tmp_path: Path) -> None:
+    class Fails(Sgd):
+        def criterion(self, outputs: Tensor, labels: Tensor) -> Tensor:
+            raise kind("the device is full")
+
+    with pytest.raises(kind, match="the device is full"):
+        trainer_for("resnet", [OptimizerComparison(SGDS)], tmp_path, logger=False).fit(Fails(), ForeignData())
+
+
+def test_a_criterion_that_fails_is_named(tmp_path: Path) -> None:
+    class Fails(Sgd):
+        def criterion(self, outputs: Tensor, labels: Tensor) -> Tensor:
+            raise RuntimeError("no such labels")
+
+    message, steps = refused(Fails(), tmp_path)
+    assert "Fails gives no loss of a batch by criterion(module(inputs), labels) (no such labels); give it" in message
+    assert steps == 0
 
 
 def test_a_criterion_of_its_own_is_followed(tmp_path: Path) -> None:
@@ -438,7 +590,88 @@ def test_other_clipping_is_said(tmp_path: Path) -> None:
 
 
 def test_a_comparison_that_never_came_is_said(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="ended after 3 epochs, and the comparison from epoch 7 on never took place"):
+    with pytest.warns(UserWarning, match="ends after 3 epochs, and the comparison from epoch 7 on will not take"):
         trainer_for("resnet", [OptimizerComparison(SGDS, start_epoch=7)], tmp_path, logger=False).fit(
             Sgd(), ForeignData()
         )
+
+
+def test_a_comparison_that_a_run_ends_before_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="ended after 1 epochs, and the comparison from epoch 2 on never took place"):
+        trainer_for(
+            "resnet", [OptimizerComparison(SGDS, start_epoch=2)], tmp_path, logger=False, max_steps=BATCHES
+        ).fit(Sgd(), ForeignData())
+
+
+def test_fewer_steps_than_asked_for_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No warning: the steps asked for by default are more than a short run has."""
+    for steps in (None, 2, 500):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            trainer_for("resnet", [OptimizerComparison(SGDS, steps=steps)], tmp_path, logger=False, max_epochs=1).fit(
+                Sgd(), ForeignData()
+            )
+        said = [record.getMessage() for record in caplog.records if "steps to compare" in record.getMessage()]
+        assert len(said) == (steps == 500)
+    assert said == [
+        "OptimizerComparison: the run ended after 4 of the 500 steps to compare; train longer, or lower steps (null: "
+        "the rest of the run)"
+    ]
+
+
+# --- resuming ------------------------------------------------------------------------------------------------
+
+
+def rows_of(
+    tmp_path: Path, epochs: int, steps: int | None, optimizers: Any = None, resumes: bool = False
+) -> list[dict[str, float]]:
+    """What the comparison of a run has measured, whose checkpoint stays."""
+    file = tmp_path / "last.ckpt"
+    comparison = OptimizerComparison(optimizers or {"Adam": partial(Adam, lr=1e-3)}, steps=steps, every_n_steps=2)
+    trainer = trainer_for("resnet", [comparison], tmp_path, logger=False, max_epochs=epochs)
+    trainer.fit(Sgd(), ForeignData(), ckpt_path=file if resumes else None)
+    trainer.save_checkpoint(file)
+    return comparison.rows
+
+
+def test_a_comparison_that_was_over_stays_over(tmp_path: Path) -> None:
+    before = rows_of(tmp_path, 2, 6)
+    assert [row["step"] for row in before] == [2, 4, 6]
+    with pytest.warns(UserWarning, match="was over after 6 steps, and its rivals are gone; it stays over"):
+        assert rows_of(tmp_path, 3, 10, resumes=True) == before
+    assert rows_of(tmp_path, 4, 6, resumes=True) == before
+
+
+def test_a_comparison_goes_on_with_more_steps(tmp_path: Path) -> None:
+    whole = rows_of(tmp_path, 3, 10)
+    rows_of(tmp_path, 1, 6)
+    assert rows_of(tmp_path, 3, 10, resumes=True) == whole
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        (partial(Adam, lr=1e-2), r"does not take lr=0.01 \(it has 0.001\); give the new one another name"),
+        (partial(Adam, lr=1e-2, betas=(0.8, 0.9)), r"lr=0.01 .*, betas=\(0.8, 0.9\) \(it has \(0.9, 0.999\)\)"),
+    ],
+)
+def test_options_that_a_resumed_run_does_not_take_are_said(now: Any, says: str, tmp_path: Path) -> None:
+    whole = rows_of(tmp_path, 3, 10)
+    rows_of(tmp_path, 1, 10)
+    with pytest.warns(UserWarning, match=f"Adam goes on as the checkpoint has it, and .*{says}"):
+        assert rows_of(tmp_path, 2, 10, {"Adam": now}, resumes=True) == whole[:4]
+    assert rows_of(tmp_path, 3, 10, resumes=True) == whole, "what it was made with is kept, and is what is given now"
+
+
+def test_another_kind_of_optimizer_is_refused_on_resuming(tmp_path: Path) -> None:
+    rows_of(tmp_path, 1, 10)
+    with pytest.raises(ValueError, match="Adam is SGD now, but was Adam in the checkpoint; give the new one another"):
+        rows_of(tmp_path, 2, 10, {"Adam": partial(SGD, lr=0.1)}, resumes=True)
+
+
+@pytest.mark.parametrize("options", [{"elr": 2e-2}, {"elr": 2e-2, "spheres": "filter"}])
+def test_radii_are_no_options_that_were_given(options: dict[str, Any], tmp_path: Path) -> None:
+    optimizers = {"sphere": partial(SphereSGD, **options)}
+    whole = rows_of(tmp_path, 2, None, optimizers)
+    rows_of(tmp_path, 1, None, optimizers)
+    assert rows_of(tmp_path, 2, None, optimizers, resumes=True) == whole

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-class TwinOptimizer:
+class OptimizerCopy:
     """A copy of a run's optimizer with its state, for the parameters that no rival's own optimizer trains.
 
     Args:

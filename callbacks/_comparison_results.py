@@ -1,0 +1,121 @@
+"""What OptimizerComparison logs, draws and says of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lit_sphere.callbacks._pictures import save_picture
+from lit_sphere.report import draw_optimizer_comparison, write_optimizer_comparison
+
+Row = dict[str, float]
+
+
+def log_row(trainer: Trainer, row: Row, names: Sequence[str]) -> None:
+    """Log what was measured, and its cosines.
+
+    Args:
+        trainer: The trainer.
+        row: ``step``, ``epoch``, and quantities by name.
+        names: Of the rivals.
+    """
+    metrics = {key: value for key, value in row.items() if key not in ("step", "epoch")}
+    for name in ("start", *names):
+        metrics[f"{name}_cosine_min"] = 1 - row[f"{name}_distance_max"]
+        metrics[f"{name}_cosine_median"] = 1 - row[f"{name}_distance_median"]
+    metrics = {f"optimizer_comparison/{key}": value for key, value in metrics.items()}
+    trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics({"epoch": row["epoch"], **metrics}, step=trainer.global_step - 1)
+
+
+def leave_results(
+    trainer: Trainer, folder: Path, rows: Sequence[Row], names: Sequence[str], run: str, title: str
+) -> None:
+    """Write the table and the picture, once for all ranks.
+
+    Args:
+        trainer: The trainer.
+        folder: Where they go.
+        rows: What was measured.
+        names: Of the rivals.
+        run: What the run is called in the legend.
+        title: Line above the panels.
+    """
+    if trainer.is_global_zero:
+        save_picture(trainer, folder, "optimizer_comparison", draw_optimizer_comparison(rows, names, run, title))
+        write_optimizer_comparison(rows, folder / "optimizer_comparison.csv")
+
+
+def say_how_far(asks: str, row: Row, names: Sequence[str]) -> None:
+    """Say what came out, for those who look at the terminal.
+
+    Args:
+        asks: Name of the callback.
+        row: The last one that was measured.
+        names: Of the rivals.
+    """
+    far = ", ".join(f"{name} {row[f'{name}_distance_max']:.1e}" for name in names)
+    rank_zero_info(
+        f"{asks}: after {row['step']:.0f} steps, 1 - cos with the run, worst group: {far} (the run from its own start: "
+        f"{row['start_distance_max']:.1e})"
+    )
+
+
+def say_what_will_not_be(asks: str, trainer: Trainer, start_epoch: int, steps: int | None, done: int) -> None:
+    """Say before training that a comparison that is over does not go on, or that it will never begin.
+
+    Args:
+        asks: Name of the callback.
+        trainer: Its trainer.
+        start_epoch: Epoch from which on it compares.
+        steps: Steps asked for; None for the rest of the run.
+        done: Steps after which a comparison was over in the checkpoint; 0 if there was none.
+    """
+    if done and (steps is None or steps > done):
+        rank_zero_warn(
+            f"{asks}: the checkpoint's comparison was over after {done} steps, and its rivals are gone; it stays over, "
+            "and more steps need a run of their own"
+        )
+    elif not done and never_begins(trainer, start_epoch):
+        rank_zero_warn(
+            f"{asks}: the run ends after {trainer.max_epochs} epochs, and the comparison from epoch {start_epoch} on "
+            "will not take place; train longer, or lower start_epoch"
+        )
+
+
+def say_what_was_not(asks: str, trainer: Trainer, start_epoch: int, steps: int | None, done: int) -> None:
+    """Say after training that less was compared than asked for, where that was not said before.
+
+    Args:
+        asks: Name of the callback.
+        trainer: Its trainer.
+        start_epoch: Epoch from which on it compares.
+        steps: Steps asked for; None for the rest of the run.
+        done: Steps compared.
+    """
+    if not done and not never_begins(trainer, start_epoch):
+        rank_zero_warn(
+            f"{asks}: the run ended after {trainer.current_epoch} epochs, and the comparison from epoch {start_epoch} "
+            "on never took place; train longer, or lower start_epoch"
+        )
+    elif done and steps is not None and done < steps:
+        rank_zero_info(
+            f"{asks}: the run ended after {done} of the {steps} steps to compare; train longer, or lower steps (null: "
+            "the rest of the run)"
+        )
+
+
+def never_begins(trainer: Trainer, start_epoch: int) -> bool:
+    """Say whether a run has no such epoch, as far as its epochs tell.
+
+    Args:
+        trainer: The trainer.
+        start_epoch: Counted from 0.
+
+    Returns:
+        Whether that is sure.
+    """
+    return trainer.max_epochs not in (None, -1) and start_epoch >= trainer.max_epochs

@@ -1,0 +1,219 @@
+"""A copy of a network in training that another optimizer trains beside it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from lit_sphere.callbacks._batch_trial import MACHINE_ERRORS
+from lit_sphere.callbacks._fixed_weights import criterion_of
+from lit_sphere.callbacks._optimizer_copy import OptimizerCopy, needs_closure
+from lit_sphere.callbacks._running_loss import add_loss
+
+OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
+
+
+class NetworkCopy:
+    """Tensors by the module's names, an optimizer of their own for some, and copies of the run's for all the rest.
+
+    The gradient of a batch waits until it is known whether the run's ``training_step`` has taken the batch.
+
+    Args:
+        asks: Name of the callback, for errors.
+        name: Of the copy.
+        make: What makes its own optimizer.
+        trainer: The trainer.
+        pl_module: Its module.
+        own: Parameters that its own optimizer trains, in groups (one group: given as a plain list).
+
+    Attributes:
+        copies: Its tensor for each parameter of the run.
+        trained: Its tensors, as each of the run's optimizers trains the originals.
+        losses: Sum and number of its losses; None for none.
+        waiting: The loss of the batch whose gradient waits, a scalar; None if none does.
+
+    Raises:
+        ValueError: If the optimizer cannot train them, or asks for the loss several times a step.
+    """
+
+    def __init__(
+        self,
+        asks: str,
+        name: str,
+        make: OptimizerCallable,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        own: Sequence[Sequence[Tensor]],
+    ) -> None:
+        self._asks, self._name, self._trainer, self._module = asks, name, trainer, pl_module
+        params = [[p for g in each.param_groups for p in g["params"] if p.requires_grad] for each in trainer.optimizers]
+        self.copies: dict[Tensor, nn.Parameter] = {
+            p: nn.Parameter(p.detach().clone()) for group in params for p in group
+        }
+        self.trained = [[self.copies[p] for p in group] for group in params]
+        self._leaves = list(self.copies.values())
+        self._tensors: dict[str, Tensor] = {
+            n: self.copies[p] for n, p in pl_module.named_parameters() if p in self.copies
+        } | {n: buffer.detach().clone() for n, buffer in pl_module.named_buffers()}
+        self.losses: Tensor | None = None
+        self.waiting: Tensor | None = None
+        self._gradient: Sequence[Tensor | None] = ()  # of that batch
+        groups: list[Any] = [{"params": [self.copies[p] for p in group]} for group in own]
+        try:
+            self._own = make(groups if len(groups) > 1 else groups[0]["params"])
+        except Exception as error:
+            raise ValueError(
+                f"{asks}: {name} cannot train the scale-invariant weights ({error}); change its options in optimizers, "
+                "or granularity"
+            ) from error
+        if needs_closure(self._own):
+            raise ValueError(
+                f"{asks}: {name} ({type(self._own).__name__}) evaluates the loss anew in its step, and rivals have one "
+                "gradient a step; leave it out of optimizers"
+            )
+        self._who, self._stepped = f"{asks}: {name}", False
+        self._given: dict[str, Any] = {"class": type(self._own).__name__, "options": _options(self._own)}
+        mine = {p for group in own for p in group}
+        self._others = [OptimizerCopy(each, self.copies, mine) for each in trainer.optimizers]
+
+    def learn(self, batch: Any, parts: int) -> None:
+        """Compute the gradient of a batch, to wait.
+
+        Args:
+            batch: Inputs and labels.
+            parts: What the loss is divided by.
+        """
+        with self._trainer.precision_plugin.train_step_context():
+            # A network may change its inputs in place, and the run needs them as they are.
+            outputs = functional_call(self._module, self._tensors, (batch[0].clone(),))
+            loss = criterion_of(self._module)(outputs, batch[1])
+        self._gradient = torch.autograd.grad(loss / parts, self._leaves, allow_unused=True)
+        self.waiting = loss.detach()
+
+    def take(self, parts: int) -> None:
+        """Add the gradient that waits up, and its loss.
+
+        Args:
+            parts: What it is to be divided by yet.
+        """
+        assert self.waiting is not None
+        grads = [grad for grad in self._gradient if grad is not None]
+        if parts > 1:
+            torch._foreach_div_(grads, parts)
+        reached = [p for p, grad in zip(self._leaves, self._gradient, strict=True) if grad is not None]
+        before = [(p.grad, grad) for p, grad in zip(reached, grads, strict=True) if p.grad is not None]
+        for p, grad in zip(reached, grads, strict=True):
+            if p.grad is None:
+                p.grad = grad
+        if before:
+            torch._foreach_add_([was for was, _ in before], [grad for _, grad in before])
+        self.losses = add_loss(self.losses, self.waiting)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the gradient that waits."""
+        self._gradient, self.waiting = (), None
+
+    def follow(self, number: int) -> None:
+        """Take over the options of one of the run's optimizers."""
+        self._others[number].follow(self._trainer.optimizers[number])
+
+    def step(self, number: int, owns: bool) -> None:
+        """Step as one of the run's optimizers did.
+
+        Args:
+            number: Of the run's optimizer.
+            owns: Whether its own optimizer takes that one's place.
+        """
+        if owns:
+            self._step_own()
+        if self._others[number].optimizer.param_groups:
+            self._others[number].optimizer.step()
+        self.forget(number)
+
+    def _step_own(self) -> None:
+        try:
+            self._own.step()
+        except Exception as error:
+            if self._stepped or isinstance(error, MACHINE_ERRORS):
+                raise
+            raise ValueError(
+                f"{self._who} cannot train the scale-invariant weights ({error}); change its options in optimizers"
+            ) from error
+        self._stepped = True
+
+    def forget(self, number: int) -> None:
+        """Forget the gradient of what one of the run's optimizers trains."""
+        for p in self.trained[number]:
+            p.grad = None
+
+    def state(self) -> dict[str, Any]:
+        """Give what :meth:`load_state` takes: tensors and plain values."""
+        return {
+            "tensors": {name: tensor.detach() for name, tensor in self._tensors.items()},
+            "losses": self.losses,
+            "given": self._given,
+            "own": self._own.state_dict(),
+            "others": [other.optimizer.state_dict() for other in self._others],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, and say which options that were given now are not taken.
+
+        Args:
+            state: As given by :meth:`state`.
+
+        Raises:
+            ValueError: If it is that of another kind of optimizer.
+        """
+        now, self._given = self._given, state["given"]
+        if now["class"] != self._given["class"]:
+            raise ValueError(
+                f"{self._asks}: {self._name} is {now['class']} now, but was {self._given['class']} in the checkpoint; "
+                "give the new one another name, which begins a comparison anew"
+            )
+        changed = _changes(self._given["options"], now["options"])
+        if changed:
+            rank_zero_warn(
+                f"{self._asks}: {self._name} goes on as the checkpoint has it, and does not take {', '.join(changed)}; "
+                "give the new one another name, which begins a comparison anew"
+            )
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(state["tensors"][name])
+        self._own.load_state_dict(state["own"])
+        for other, saved in zip(self._others, state["others"], strict=True):
+            other.optimizer.load_state_dict(saved)
+        self.losses = state["losses"]
+
+
+def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Of each parameter group, those that have defaults; others, such as radii, may come from the weights."""
+    return [{key: _kept(group[key]) for key in optimizer.defaults if key in group} for group in optimizer.param_groups]
+
+
+def _kept(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _changes(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name what differs, once, however many groups have it: ``lr=0.01 (it has 0.001)``."""
+    found = {
+        f"{key}={group[key]} (it has {was[key]})": None
+        for was, group in zip(before, now, strict=True)
+        for key in group
+        if key in was and not _same(was[key], group[key])
+    }
+    return list(found)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        one, other = torch.as_tensor(one).cpu(), torch.as_tensor(other).cpu()
+        return bool(one.shape == other.shape and torch.equal(one, other.to(one.dtype)))
+    return bool(one == other)
