@@ -54,7 +54,8 @@ def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: 
         for i, draw in enumerate(drawn):
             axes = figure.add_subplot(rows, columns, i + 1)
             draw(axes, series, validation_name)
-            plain_ticks(axes.yaxis)
+            if axes.get_yscale() == "log":
+                plain_ticks(axes.yaxis)
             if draw is not _path:
                 _mark_switches(axes, series, named=i == 0)
         figure.suptitle(title, fontsize=10)
