@@ -32,10 +32,11 @@ class SharpnessMonitor(Callback):
     it is the same at any length of the weights. *Online*, it is taken from the training steps at next to no cost, just
     before each optimizer step: gradients of single batches (where batches are accumulated: their mean), not yet
     clipped by Lightning, at weights that move. By an extra *pass*, which costs as much as an epoch, it is measured at
-    fixed weights, with the normalisation of train mode and the data in order. *Curvature* is of second order, at fixed
-    weights and in train mode too, on the tangent space of the sphere of radius ρ, and effective, that is × ρ²; it takes
-    the time of some 200 training steps for each mini-batch. Passes are made in the weights' own precision, without
-    autocast.
+    fixed weights, with the normalisation of train mode and the data in order, as in TR; values depend on how the data
+    fall into batches (on digits, shuffled ones had a top eigenvalue 13 to 22 % higher). *Curvature* is of second order,
+    at fixed weights and in train mode too, on the tangent space of the sphere of radius ρ, and effective, that is × ρ²;
+    it takes the time of some 200 training steps for each mini-batch. Passes are made in the weights' own precision,
+    without autocast.
 
     | key | quantity, over all scale-invariant parameters together |
     |---|---|
