@@ -1,5 +1,6 @@
 """A copy of a network in training that another optimizer trains beside it."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ class NetworkCopy:
         groups: list[Any] = [{"params": [self.copies[p] for p in group]} for group in own]
         try:
             self._own = make(groups if len(groups) > 1 else groups[0]["params"])
+            _refuse_infinite(self._own)
         except Exception as error:
             raise ValueError(
                 f"{asks}: {name} cannot train the scale-invariant weights ({error}); change its options in optimizers, "
@@ -190,6 +192,15 @@ class NetworkCopy:
         for other, saved in zip(self._others, state["others"], strict=True):
             other.optimizer.load_state_dict(saved)
         self.losses = state["losses"]
+
+
+def _refuse_infinite(optimizer: Optimizer) -> None:
+    """Refuse what torch's optimizers take: a learning rate that is NaN or infinite."""
+    for name in ("lr", "elr"):
+        for group in optimizer.param_groups:
+            value = group.get(name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
 
 
 def _options(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ def test_help_names_every_option(lit_sphere: LitSphere) -> None:
         (["--alphas", "1", "nan"], "--alphas"),
         (["--alphas"], "--alphas"),
         (["--steps", "1"], "--steps must be at least 2"),
+        (["--grid", "100000", "--seeds", "100000"], "is more than 10000000 runs: lower one of them"),
         (["--grid", "1"], "--grid must be at least 2"),
         (["--grid", "1.5"], "--grid"),
         (["--seeds", "0"], "--seeds must be at least 1"),

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -488,6 +489,7 @@ def refused(
         (Lbfgs, {}, "LBFGS evaluates the loss anew in its step.*leave OptimizerComparison out"),
         (Sgd, {"optimizers": {"newton": LBFGS}}, "newton .LBFGS. evaluates the loss anew"),
         (Sgd, {"optimizers": {"bad": partial(SGD, lr=-1.0)}}, "bad cannot train .*Invalid learning rate.*change"),
+        (Sgd, {"optimizers": {"nan": partial(SGD, lr=math.nan)}}, "nan cannot train .*lr is nan"),
         (Sgd, {"optimizers": {"G": AdaGradG}}, "G cannot train .*missing.*lr"),
         (Sgd, {"optimizers": {"S": partial(SparseAdam, lr=0.1)}}, "S cannot train .*does not support dense gradients"),
         (

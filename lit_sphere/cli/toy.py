@@ -16,6 +16,7 @@ from lit_sphere.theory.toy import equilibrium_elrs, equilibrium_loss, settled_lo
 from lit_sphere.theory.toy_plane import PlaneCurves, mean_period, plane_curves
 
 _MOST = 2**32
+_MOST_RUNS = 10**7  # of the map: a gigabyte
 _LARGE = 1e6  # beyond, and below its inverse, float64 ends before the runs do
 _OF_THE_SPHERE = {"steps": 2, "grid": 2, "seeds": 1, "seed": 0}  # and the least that makes sense
 _OF_THE_PLANE = {"lr": 0, "plane_steps": 1}
@@ -97,6 +98,10 @@ def _check_sphere(config: Namespace) -> None:
     for name, least in _OF_THE_SPHERE.items():
         if not least <= config[name] < _MOST:
             raise CommandLineError(f"--{name} must be at least {least}, and below {_MOST}, got {config[name]}")
+    if config.grid * config.seeds > _MOST_RUNS:
+        raise CommandLineError(
+            f"--grid {config.grid} times --seeds {config.seeds} is more than {_MOST_RUNS} runs: lower one of them"
+        )
     for name in ("alphas", "elrs"):
         if not all(1 / _LARGE <= value <= _LARGE for value in config[name]):
             got = _listed(config[name])
