@@ -162,7 +162,7 @@ def holds(parsed: Any, shipped: Any) -> bool:
 @pytest.mark.filterwarnings(
     "ignore:.*never took place",
     "ignore:FineTuneSwitch.*will not take place",
-    "ignore:OptimizerComparison",
+    "ignore:OptimizerComparison.*will not take place",
     "ignore:LinearInterpolationBarrier measure",
 )
 @pytest.mark.parametrize("name", shipped_configs())
