@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lit_sphere.analysis.regimes import REGIME_NUMBERS
 from lit_sphere.callbacks._module_groups import groups_of
 from lit_sphere.callbacks._pictures import run_folder_of
-from lit_sphere.callbacks._switch_rivals import (
+from lit_sphere.callbacks._switch_refusals import (
     datamodule_of,
-    refuse_rivals,
+    refuse_others_of_its_options,
     refuse_what_is_missing,
 )
 from lit_sphere.callbacks._switch_times import is_due, is_over, last_epoch, warn_of_those_too_late
@@ -121,7 +121,7 @@ class FineTuneSwitch(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse others that change the same, before they begin to."""
         if stage == "fit":
-            refuse_rivals(self, trainer)
+            refuse_others_of_its_options(self, trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be, before training, and go on with a sphere that was entered."""

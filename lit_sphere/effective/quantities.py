@@ -36,8 +36,8 @@ class EffectiveQuantities:
     In all three ``ess`` is the tangent of the angle of the step, η^e‖c⊥‖ in SP, of each group and of all together;
     infinite from a right angle on. ``radial`` is A⟨c, u⟩ in SP, the share of the norm that a step takes away along
     the weights: ηλ of SGD with weight decay, more where momentum points along them. ``step_length`` is the length of
-    the step across the weights: of SGD η‖∇L(u)‖/r, whose square SP §4 takes to be small. Both
-    are those of the step before a sphere takes it back, but where weights are compared.
+    the step across the weights: of SGD η‖∇L(u)‖/r, whose square SP §4 takes to be small. Both are those of the step
+    before a sphere takes it back, but where weights are compared.
 
     One learning rate for all, without momentum, makes the totals those of TR eqs. (3) and (4); 1/η̃ = Σ 1/η̃_i holds
     with momentum, too.

@@ -11,7 +11,7 @@ from lit_sphere.callbacks.regime_monitor import regime_monitor_of
 _RATES = {"elr", "lr", "sphere"}
 
 
-def refuse_rivals(asks: Any, trainer: Trainer) -> None:
+def refuse_others_of_its_options(asks: Any, trainer: Trainer) -> None:
     """Refuse callbacks that change the same options.
 
     Args:
