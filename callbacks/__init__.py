@@ -10,14 +10,15 @@ from lit_sphere.callbacks.fine_tune_switch import FineTuneSwitch
 from lit_sphere.callbacks.fixed_norm import FixedNorm
 from lit_sphere.callbacks.graceful_stop import GracefulStop, Interrupted
 from lit_sphere.callbacks.linear_interpolation_barrier import LinearInterpolationBarrier
-from lit_sphere.callbacks.non_finite import NonFinite, StopOnNonFinite
+from lit_sphere.callbacks.non_finite import StopOnNonFinite
 from lit_sphere.callbacks.optimizer_comparison import OptimizerComparison
 from lit_sphere.callbacks.regime_monitor import RegimeMonitor
 from lit_sphere.callbacks.run_checkpoint import RunCheckpoint
 from lit_sphere.callbacks.run_progress import RunProgressBar
 from lit_sphere.callbacks.run_summary import RunSummary
 from lit_sphere.callbacks.sharpness import SharpnessMonitor
-from lit_sphere.optim import Switch
+from lit_sphere.observe.stopping import NonFinite
+from lit_sphere.switching import Switch
 
 __all__ = [
     "CheckpointSimilarity",

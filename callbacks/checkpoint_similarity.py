@@ -6,11 +6,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_sphere.analysis import cosine_matrix, ensemble_errors, take_weights
-from lit_sphere.callbacks._fixed_weights import add_up_ranks, untouched
-from lit_sphere.callbacks._pictures import save_picture
-from lit_sphere.callbacks._stoppable_passes import StoppablePasses
-from lit_sphere.callbacks._twins import refuse_twin
-from lit_sphere.callbacks._weight_snapshots import Snapshot, snapshot
+from lit_sphere.observe.passes import add_up_ranks, untouched
+from lit_sphere.observe.publishing import check_single, save_picture
+from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
 from lit_sphere.report import PairOfSnapshots, draw_similarity, write_similarity
 
 
@@ -77,7 +75,7 @@ class CheckpointSimilarity(StoppablePasses):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is scale-invariant, and say if there will be nothing to compare."""
-        refuse_twin(self, CheckpointSimilarity, trainer, "similarity/…, ensemble/… and similarity.csv")
+        check_single(self, CheckpointSimilarity, trainer, "similarity/…, ensemble/… and similarity.csv")
         super().on_fit_start(trainer, pl_module)
         epochs = trainer.max_epochs
         if epochs and 0 < epochs < 2 * self.every_n_epochs:

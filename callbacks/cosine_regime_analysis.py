@@ -7,11 +7,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis, analyse_schedule
-from lit_sphere.callbacks._curve_callback import CurveCallback
-from lit_sphere.callbacks._epoch_curves import Row, known_rows
-from lit_sphere.callbacks._pictures import save_picture
-from lit_sphere.callbacks._twins import refuse_twin
-from lit_sphere.callbacks.non_finite import NonFinite
+from lit_sphere.observe.epoch_curves import CurveCallback, Row, known_rows
+from lit_sphere.observe.publishing import check_single, save_picture
+from lit_sphere.observe.stopping import NonFinite
 from lit_sphere.report.schedule_regimes import draw_schedule_regimes, schedule_report, write_schedule_regimes
 
 
@@ -84,7 +82,7 @@ class CosineRegimeAnalysis(CurveCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training."""
-        refuse_twin(self, CosineRegimeAnalysis, trainer, "schedule/… and cosine_regimes.json")
+        check_single(self, CosineRegimeAnalysis, trainer, "schedule/… and cosine_regimes.json")
         self.analysis = None
         super().on_fit_start(trainer, pl_module)
 

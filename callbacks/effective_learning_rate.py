@@ -1,18 +1,17 @@
 """Logs effective learning rates, step sizes and gradient norms of scale-invariant groups."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_sphere.callbacks._equal_ess import report_equal_ess
-from lit_sphere.callbacks._pictures import run_folder_of
-from lit_sphere.callbacks._step_watch import StepWatch, Views
-from lit_sphere.callbacks.fixed_norm import FixedNorm
+from lit_sphere.analysis import equal_ess
 from lit_sphere.effective import (
     QUANTITIES,
     EquilibriumRule,
@@ -21,6 +20,10 @@ from lit_sphere.effective import (
     quantile_name,
     quantiles_over_groups,
 )
+from lit_sphere.observe.dynamics import controls_of
+from lit_sphere.observe.optimizer_steps import StepWatch, Views
+from lit_sphere.observe.publishing import run_folder_of, save_picture
+from lit_sphere.report import draw_equal_ess, write_equal_ess
 
 _MOST_CURVES = 64
 _QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -125,7 +128,7 @@ class EffectiveLearningRateMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training, if the module says what its input looks like."""
         self._folder = run_folder_of(trainer) if self.scatter_epochs else None
-        self._norm_is_fixed = any(isinstance(each, FixedNorm) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        self._norm_is_fixed = bool(controls_of(trainer, "norm"))
         if not self._watch.fit_start(trainer, pl_module):
             self._epoch, self._rule, self._last_epochs = -1, None, []
 
@@ -227,3 +230,39 @@ def _check(
             f"{_NAME}: scatter_epochs must be 0 or more, and 0 with granularity 'joint', which has no groups to "
             f"compare; got {scatter_epochs}"
         )
+
+
+def report_equal_ess(
+    asks: Callback,
+    trainer: Trainer,
+    folder: Path | None,
+    names: Sequence[str],
+    elrs: Sequence[float],
+    grad_norms: Sequence[float],
+    title: str,
+) -> None:
+    """Log ``equal_ess/slope`` and ``equal_ess/spread``, write ``equal_ess.png`` and ``equal_ess.csv``.
+
+    Args:
+        asks: The callback, to be named in warnings.
+        trainer: The trainer.
+        folder: The run's folder; None writes nothing.
+        names: Names of the groups.
+        elrs: Their effective learning rates.
+        grad_norms: Their effective gradient norms.
+        title: Of the picture.
+    """
+    try:
+        found = equal_ess(elrs, grad_norms)
+    except ValueError as error:
+        rank_zero_warn(f"{type(asks).__name__} draws no scatter: {error}")
+        return
+    metrics: dict[str, float] = {"epoch": trainer.current_epoch - 1}
+    for key, value in (("equal_ess/slope", found.slope), ("equal_ess/spread", found.spread)):
+        if math.isfinite(value):  # neither is defined for too few groups
+            metrics[key] = value
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step - 1)
+    if folder is not None and trainer.is_global_zero:
+        save_picture(trainer, folder, "equal_ess", draw_equal_ess(elrs, grad_norms, title))
+        write_equal_ess(folder / "equal_ess.csv", names, elrs, grad_norms)

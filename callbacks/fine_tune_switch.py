@@ -4,32 +4,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_sphere.analysis.regimes import REGIME_NUMBERS
-from lit_sphere.callbacks._module_groups import groups_of
-from lit_sphere.callbacks._pictures import run_folder_of
-from lit_sphere.callbacks._switch_refusals import (
-    datamodule_of,
-    refuse_others_of_its_options,
-    refuse_what_is_missing,
-)
-from lit_sphere.callbacks._switch_times import is_due, is_over, last_epoch, warn_of_those_too_late
-from lit_sphere.callbacks._switches_before import made_others, state_key_of, state_of_a_shorter_list
-from lit_sphere.callbacks._watched_loss import WatchedLoss
-from lit_sphere.callbacks.regime_monitor import regime_monitor_of
 from lit_sphere.groups import Group
-from lit_sphere.optim import Switch, SwitchableOptions
+from lit_sphere.observe.dynamics import Control, callbacks_of, dynamics_change
+from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.observe.publishing import run_folder_of
+from lit_sphere.observe.stopping import is_over
+from lit_sphere.switching import Switch, SwitchableOptions
+from lit_sphere.switching.checks import (
+    check_exclusive,
+    check_requirements,
+    datamodule_of,
+)
+from lit_sphere.switching.resume import made_others, state_key_of, state_of_a_shorter_list
+from lit_sphere.switching.times import WatchedLoss, is_due, last_epoch, warn_of_those_too_late
 
 
-class FineTuneSwitch(Callback):
+class FineTuneSwitch(Control):
     """Control: changes ELR, LR, weight decay, momentum, augmentation, or the sphere itself, in the middle of a run.
 
     Switches take place one after another, each at an epoch, at a step, some epochs after the one before, when the
     train loss falls below a threshold, or when ``RegimeMonitor`` names a regime (see
-    :class:`~lit_sphere.optim.Switch`). What is decided at the end of an epoch holds from the first step of the next.
-    Nothing is exchanged: options change in the optimizer's own parameter groups, and are saved with them; but the
+    :class:`~lit_sphere.switching.Switch`). What is decided at the end of an epoch holds from the first step of the
+    next. Nothing is exchanged: options change in the optimizer's own parameter groups, and are saved with them; but the
     sphere that ``torch.optim.SGD`` enters and augmentation are kept by this callback: a resumed run needs it again.
 
     A checkpoint ``checkpoints/before-switch-1-epoch0100.ckpt`` in the run's folder keeps the state before each
@@ -121,13 +121,13 @@ class FineTuneSwitch(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse others that change the same, before they begin to."""
         if stage == "fit":
-            refuse_others_of_its_options(self, trainer)
+            check_exclusive(self, trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be, before training, and go on with a sphere that was entered."""
         self._folder = run_folder_of(trainer) if self.snapshot else None
         self._loss.begin()
-        refuse_what_is_missing(self, trainer)
+        check_requirements(self, trainer)
         if self._options is not None:
             self._options.detach()
         self._options = SwitchableOptions(trainer.optimizers)
@@ -163,7 +163,7 @@ class FineTuneSwitch(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a metric that nobody logs, as soon as all that are logged are known."""
         if any(switch.loss_below is not None for switch in self._pending()):
-            self._loss.refuse_unknown(trainer)
+            self._loss.check_known(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find the groups from the first batch, where the module does not say what its input looks like."""
@@ -206,18 +206,16 @@ class FineTuneSwitch(Callback):
 
     def _fire(self, trainer: Trainer, pl_module: LightningModule, epoch: int, saves: bool) -> None:
         assert self._options is not None
-        switch, others = self._pending()[0], trainer.callbacks  # type: ignore[attr-defined]
-        number = 1 + sum(len(each.fired) for each in others if isinstance(each, FineTuneSwitch))
+        switch = self._pending()[0]
+        number = 1 + sum(len(each.fired) for each in callbacks_of(trainer) if isinstance(each, FineTuneSwitch))
         if saves and self._folder is not None and trainer.loggers:
             name = f"before-switch-{number}-epoch{epoch:04d}.ckpt"
             trainer.save_checkpoint(self._folder / "checkpoints" / name, weights_only=False)
-        for other in others:
-            if hasattr(other, "mark") and getattr(other, "between", "switches") == "switches":
-                other.mark(trainer, pl_module)
-        values = self._options.apply(switch.changes)
-        if switch.augment is not None:
-            values["augment"] = (bool(datamodule_of(trainer).augment), switch.augment)
-            datamodule_of(trainer).augment = switch.augment
+        with dynamics_change(trainer, pl_module, epoch):
+            values = self._options.apply(switch.changes)
+            if switch.augment is not None:
+                values["augment"] = (bool(datamodule_of(trainer).augment), switch.augment)
+                datamodule_of(trainer).augment = switch.augment
         new = {name: float(after) for name, (_, after) in values.items()}
         record = {"epoch": epoch, "step": trainer.global_step, "switch": asdict(switch), "values": new}
         self.fired.append(record)
@@ -227,9 +225,6 @@ class FineTuneSwitch(Callback):
                 {"epoch": epoch, **{f"switch/{name}": value for name, value in new.items()}},
                 step=trainer.global_step - 1,
             )
-        monitor = regime_monitor_of(trainer)
-        if monitor is not None:
-            monitor.restart(epoch)
 
     def _tell(self, trainer: Trainer, switch: Switch, epoch: int, values: dict[str, tuple[Any, Any]]) -> None:
         shown = ", ".join(f"{name} {_shown(old)} → {_shown(new)}" for name, (old, new) in values.items())

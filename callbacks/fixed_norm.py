@@ -1,22 +1,23 @@
 """Fixes the norm of the scale-invariant parameters, under any optimizer."""
 
 import math
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lit_sphere.callbacks._module_groups import groups_of
-from lit_sphere.callbacks.regime_monitor import regime_monitor_of
 from lit_sphere.groups import Group
+from lit_sphere.observe.dynamics import Control, dynamics_change
+from lit_sphere.observe.module_groups import groups_of
 from lit_sphere.optim import NormKeeper, SphereSGD
 
 Per = Literal["joint", "group"]
 
 
-class FixedNorm(Callback):
+class FixedNorm(Control):
     """Control: fixes the norm of the scale-invariant parameters, from the start or from an epoch or step on.
 
     After each optimizer step the parameters are rescaled to the norm that they had when fixing began, or to
@@ -76,6 +77,11 @@ class FixedNorm(Callback):
         self._norms: list[float] = []  # once fixing has begun
 
     @property
+    def changes(self) -> set[str]:
+        """The norm."""
+        return {"norm"}
+
+    @property
     def state_key(self) -> str:
         """Differs between two of one trainer."""
         return self._generate_state_key(
@@ -128,12 +134,11 @@ class FixedNorm(Callback):
         if self._norms:
             self._keeper = NormKeeper(self._groups, self._norms)
         elif reached:
-            self._keeper = self._begin()
-            total = math.hypot(*self._keeper.norms)
-            rank_zero_info(
-                f"FixedNorm: from epoch {trainer.current_epoch}, step {trainer.global_step} on, ρ = {total:.5g}"
-            )
-            self._mark(trainer, total)
+            # From the start on nothing changes for those that look at the run.
+            changes = dynamics_change(trainer, pl_module, trainer.current_epoch)
+            with changes if trainer.global_step else nullcontext():
+                self._keeper = self._begin()
+            self._announce(trainer, math.hypot(*self._keeper.norms))
         else:
             return
         mine = {p for group in self._groups for p in group}
@@ -145,13 +150,11 @@ class FixedNorm(Callback):
             )
         )
 
-    def _mark(self, trainer: Trainer, norm: float) -> None:
+    def _announce(self, trainer: Trainer, norm: float) -> None:
+        epoch, step = trainer.current_epoch, trainer.global_step
+        rank_zero_info(f"FixedNorm: from epoch {epoch}, step {step} on, ρ = {norm:.5g}")
         for logger in trainer.loggers:
-            metrics = {"epoch": trainer.current_epoch, "switch/fixed_norm": norm}
-            logger.log_metrics(metrics, step=max(0, trainer.global_step - 1))
-        monitor = regime_monitor_of(trainer)
-        if monitor is not None and trainer.global_step:
-            monitor.restart(trainer.current_epoch)
+            logger.log_metrics({"epoch": epoch, "switch/fixed_norm": norm}, step=max(0, step - 1))
 
     def _begin(self) -> NormKeeper:
         norms = NormKeeper(self._groups).norms

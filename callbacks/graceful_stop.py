@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_sphere.callbacks._switch_times import nothing_is_left
+from lit_sphere.observe.stopping import Stopper, nothing_is_left
 
 _PATIENCE = 2.0  # seconds before a user wonders
 _ECHO = 0.2  # seconds: timeout(1) and other parents send one signal twice
@@ -34,7 +34,7 @@ class Interrupted(Exception):
         self.signum, self.checkpoint = signum, checkpoint
 
 
-class GracefulStop(Checkpoint):
+class GracefulStop(Stopper, Checkpoint):
     """Control: on SIGINT or SIGTERM finishes the batch, saves ``interrupted.ckpt`` and raises :class:`Interrupted`.
 
     After an epoch it saves at once, and raises when the next one begins, so that Lightning has logged the epoch. After

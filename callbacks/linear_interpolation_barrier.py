@@ -17,16 +17,16 @@ from lit_sphere.analysis import (
     tensors_of,
 )
 from lit_sphere.analysis.interpolation import Statistics
-from lit_sphere.callbacks._fixed_weights import add_up_ranks, criterion_of, untouched
-from lit_sphere.callbacks._pictures import save_picture
-from lit_sphere.callbacks._stoppable_passes import StoppablePasses
-from lit_sphere.callbacks._weight_snapshots import Snapshot, snapshot
+from lit_sphere.observe.dynamics import DynamicsObserver
+from lit_sphere.observe.passes import add_up_ranks, criterion_of, untouched
+from lit_sphere.observe.publishing import save_picture
+from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
 from lit_sphere.report import draw_interpolation, write_interpolation
 
 Between = Literal["snapshots", "checkpoint", "switches"]
 
 
-class LinearInterpolationBarrier(StoppablePasses):
+class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
     """Monitor: measures loss and error on the path between two points of weight space, and their barrier.
 
     The path runs between consecutive snapshots of a run (TR §5), from a checkpoint of any run of the same
@@ -214,6 +214,11 @@ class LinearInterpolationBarrier(StoppablePasses):
             return
         self._marks += 1
         self._ends.append((f"switch-{self._marks}", snapshot(trainer, pl_module, trainer.current_epoch)))
+
+    def before_dynamics_change(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take a snapshot, where paths run between switches."""
+        if self.between == "switches":
+            self.mark(trainer, pl_module)
 
     def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         while len(self._ends) > 1:

@@ -9,11 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_sphere.observe.stopping import NonFinite
 from lit_sphere.optim import squared_norms
-
-
-class NonFinite(RuntimeError):
-    """The loss or a gradient is NaN or infinite."""
 
 
 class StopOnNonFinite(Callback):

@@ -10,23 +10,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.analysis import Directions
-from lit_sphere.callbacks._batch_trial import MACHINE_ERRORS, refuse_batch
-from lit_sphere.callbacks._comparable import comparable, refuse_arguments, refuse_what_cannot_be_followed
-from lit_sphere.callbacks._compared_copies import ComparedCopies
-from lit_sphere.callbacks._comparison_results import (
+from lit_sphere.groups import Granularity, Group
+from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.observe.optimizer_steps import RealSteps
+from lit_sphere.observe.passes import MACHINE_ERRORS, check_batch
+from lit_sphere.observe.publishing import check_single, run_folder_of
+from lit_sphere.observe.train_loss import add_loss, mean_loss
+from lit_sphere.rivals.checks import check_arguments, check_run, comparable
+from lit_sphere.rivals.network_copy import OptimizerCallable
+from lit_sphere.rivals.results import (
     leave_results,
     log_row,
     say_how_far,
     say_what_was_not,
     say_what_will_not_be,
 )
-from lit_sphere.callbacks._module_groups import groups_of
-from lit_sphere.callbacks._network_copy import OptimizerCallable
-from lit_sphere.callbacks._pictures import run_folder_of
-from lit_sphere.callbacks._real_steps import RealSteps
-from lit_sphere.callbacks._running_loss import add_loss, mean_loss
-from lit_sphere.callbacks._twins import refuse_twin
-from lit_sphere.groups import Granularity, Group
+from lit_sphere.rivals.rivals import ComparedCopies
 
 _NAME = "OptimizerComparison"
 
@@ -109,7 +108,7 @@ class OptimizerComparison(Callback):
         granularity: Granularity = "filter",
     ) -> None:
         numbers = {"start_epoch": (start_epoch, 0), "steps": (steps, 1), "every_n_steps": (every_n_steps, 1)}
-        refuse_arguments(_NAME, optimizers, numbers, granularity)
+        check_arguments(_NAME, optimizers, numbers, granularity)
         self.optimizers, self.start_epoch, self.steps = dict(optimizers), start_epoch, steps
         self.every_n_steps, self.granularity = every_n_steps, granularity
         self._folder: Path | None = None
@@ -146,8 +145,8 @@ class OptimizerComparison(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be followed, and find the groups, if the module says what its input looks like."""
         self._folder = run_folder_of(trainer)
-        refuse_twin(self, OptimizerComparison, trainer, "optimizer_comparison/… and optimizer_comparison.png")
-        refuse_what_cannot_be_followed(self, trainer, pl_module)
+        check_single(self, OptimizerComparison, trainer, "optimizer_comparison/… and optimizer_comparison.png")
+        check_run(self, trainer, pl_module)
         over_after = self._done if self._over else 0
         say_what_will_not_be(_NAME, trainer, self.start_epoch, self.steps, over_after)
         self._find(trainer, groups_of(self, pl_module, granularity=self.granularity))
@@ -160,7 +159,7 @@ class OptimizerComparison(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Make the rivals when it is time, and have them learn from the batch."""
         if not self._tried:
-            refuse_batch(self, batch)
+            check_batch(self, batch)
         if not self._groups:
             self._find(trainer, groups_of(self, pl_module, batch, self.granularity))
         if self._restored is not None:

@@ -1,21 +1,15 @@
 """Names the regime of a run while it trains, and at its end."""
 
-import math
-from dataclasses import asdict
-from typing import Any
-
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_sphere.analysis.regimes import REGIME_NUMBERS, SHORTEST_RUN, RegimeVerdict, after_blow_ups, name_regime
-from lit_sphere.callbacks._curve_callback import CurveCallback
-from lit_sphere.callbacks._epoch_curves import known_rows
-from lit_sphere.callbacks._pictures import save_picture
-from lit_sphere.callbacks._twins import refuse_twin
-from lit_sphere.report.regime_curves import RegimeSegment, draw_regimes
+from lit_sphere.analysis.regimes import REGIME_NUMBERS, SHORTEST_RUN
+from lit_sphere.observe.publishing import check_single, save_picture
+from lit_sphere.observe.regime import RegimeWatch
+from lit_sphere.report.regime_curves import draw_regimes
 
 
-class RegimeMonitor(CurveCallback):
+class RegimeMonitor(RegimeWatch):
     """Monitor: names TR's regime of a run at a fixed effective learning rate, with the evidence.
 
     At the end of every epoch, once there are 20, :func:`~lit_sphere.analysis.name_regime` looks at the curves since
@@ -65,41 +59,14 @@ class RegimeMonitor(CurveCallback):
         undecided - only 2 epochs; at least 20 are needed
     """
 
-    def __init__(
-        self,
-        num_classes: int | None = None,
-        loss_key: str | None = None,
-        error_key: str | None = None,
-        converged_loss: float | None = None,
-        every_n_steps: int = 4,
-    ) -> None:
-        super().__init__(num_classes, loss_key, error_key, converged_loss, every_n_steps)
-        self.verdict: RegimeVerdict | None = None
-        self._first_epoch = 0  # of the present curve
-        self._segments: list[dict[str, Any]] = []  # those before it, with their verdicts
-        self._told = "undecided"
-
-    def restart(self, epoch: int) -> None:
-        """Cut the curve: only epochs from this one on are looked at, since the effective learning rate changed.
-
-        Args:
-            epoch: Number of the first epoch after the change.
-        """
-        if self.verdict is not None:
-            self._segments.append({"first_epoch": self._first_epoch, "last_epoch": epoch - 1, **asdict(self.verdict)})
-        self._first_epoch, self.verdict, self._told = epoch, None, "undecided"
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training."""
-        refuse_twin(self, RegimeMonitor, trainer, "regime and regime.png")
+        check_single(self, RegimeMonitor, trainer, "regime and regime.png")
         super().on_fit_start(trainer, pl_module)
-        if self._anew:
-            self.verdict, self._segments, self._first_epoch, self._told = None, [], 0, "undecided"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the regime, and log it."""
-        self._curves.epoch_end(trainer)
-        self._judge()
+        super().on_train_epoch_end(trainer, pl_module)
         number = float(REGIME_NUMBERS[self.verdict.regime] if self.verdict else 0)
         for logger in trainer.loggers:
             logger.log_metrics({"regime": number, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
@@ -107,8 +74,7 @@ class RegimeMonitor(CurveCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once more, at the last epoch as a whole, and draw."""
-        self._curves.settle(trainer)
-        self._judge()
+        super().on_train_end(trainer, pl_module)
         rows = [row for row in self._curves.rows if row["loss"] is not None]
         if not rows:
             rank_zero_warn(
@@ -118,60 +84,9 @@ class RegimeMonitor(CurveCallback):
             figure = draw_regimes(rows, self.segments, self._curves.group_names, self._converged)
             save_picture(trainer, self._folder, "regime", figure)
 
-    @property
-    def segments(self) -> list[RegimeSegment]:
-        """The curve's parts between changes of the effective learning rate, the present one last."""
-        rows = self._curves.rows
-        past = [
-            RegimeSegment(each["first_epoch"], each["last_epoch"], each["regime"], each["since"])
-            for each in self._segments
-        ]
-        if self.verdict is None or not rows:
-            return past
-        return [*past, RegimeSegment(self._first_epoch, rows[-1]["epoch"], self.verdict.regime, self.verdict.since)]
-
     def _judge(self) -> None:
-        rows = known_rows([row for row in self._curves.rows if row["epoch"] >= self._first_epoch])
-        rows = rows[after_blow_ups([row["loss"] for row in rows]) :]
-        if not rows:
-            return
-        errors = [row["error"] for row in rows] if self._classes and rows[0]["error"] is not None else None
-        esses = [row["ess"] for row in rows] if all(row["ess"] is not None for row in rows) else None
-        self.verdict = name_regime(
-            [row["loss"] for row in rows],
-            errors,
-            self._classes,
-            rows[0]["epoch"],
-            converged_loss=self._converged,
-            chance_loss=math.log(self._classes) if self._classes else None,
-            esses=esses,
-            steps=[row["step"] for row in rows],
-        )
-        if self.verdict.regime != self._told and len(rows) >= SHORTEST_RUN:
-            self._told = self.verdict.regime
+        super()._judge()
+        epochs = len(self._curves.rows) and self._curves.rows[-1]["epoch"] + 1 - self._first_epoch
+        if self.verdict is not None and self.verdict.regime != self._announced and epochs >= SHORTEST_RUN:
+            self._announced = self.verdict.regime
             rank_zero_info(f"regime: {self.verdict.regime}: {self.verdict.evidence}")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Curves and verdicts, so that a resumed run continues them."""
-        verdict = None if self.verdict is None else asdict(self.verdict)
-        return {
-            "curves": self._curves.state(),
-            "first_epoch": self._first_epoch,
-            "segments": [dict(segment) for segment in self._segments],
-            "verdict": verdict,
-            "told": self._told,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        self._curves.load_state(state_dict["curves"])
-        self._first_epoch, self._told = state_dict["first_epoch"], state_dict["told"]
-        self._segments = [dict(segment) for segment in state_dict["segments"]]
-        verdict = state_dict["verdict"]
-        self.verdict = None if verdict is None else RegimeVerdict(**verdict)
-
-
-def regime_monitor_of(trainer: Trainer) -> RegimeMonitor | None:
-    """Give the first ``RegimeMonitor`` among the trainer's callbacks, or None."""
-    named = [each for each in trainer.callbacks if isinstance(each, RegimeMonitor)]  # type: ignore[attr-defined]
-    return named[0] if named else None

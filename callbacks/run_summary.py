@@ -10,8 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_sphere.analysis import RegimeVerdict, name_regime
 from lit_sphere.analysis.regimes import CONVERGED_LOSS, converged_mse
-from lit_sphere.callbacks._pictures import save_picture
-from lit_sphere.callbacks.regime_monitor import regime_monitor_of
+from lit_sphere.observe.publishing import save_picture
+from lit_sphere.observe.regime import regime_watch_of
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import Series, draw_curves, read_metrics
 
@@ -122,7 +122,7 @@ def _sphere_lines(trainer: Trainer) -> list[tuple[str, float | None, str, str]]:
 
 def _regime(trainer: Trainer, series: dict[str, Series]) -> RegimeVerdict | None:
     """What a RegimeMonitor says; else of a run on the sphere, where curves and number of classes are known."""
-    monitor = regime_monitor_of(trainer)
+    monitor = regime_watch_of(trainer)
     if monitor is not None:
         return monitor.verdict
     num_classes = getattr(getattr(trainer, "datamodule", None), "num_classes", None)

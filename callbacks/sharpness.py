@@ -14,14 +14,12 @@ from torch.optim import Optimizer
 from lit_sphere.analysis.curvature import measure_curvature
 from lit_sphere.analysis.edge_of_stability import Rate, descent_rate, edge_of_stability
 from lit_sphere.analysis.sharpness import Weighting, effective_gradient_norms, observe_norms, train_pass
-from lit_sphere.callbacks._fixed_weights import train_batches, untouched
-from lit_sphere.callbacks._module_groups import groups_of
-from lit_sphere.callbacks._pictures import run_folder_of, save_picture
-from lit_sphere.callbacks._sharpness_objective import TrainSetObjective
-from lit_sphere.callbacks._stoppable_passes import PassStopped, can_stop
-from lit_sphere.callbacks._twins import refuse_twin
 from lit_sphere.effective import StepMean
 from lit_sphere.groups import Group
+from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.observe.passes import TrainSetObjective, train_batches, untouched
+from lit_sphere.observe.publishing import check_single, run_folder_of, save_picture
+from lit_sphere.observe.stopping import PassStopped, can_stop
 from lit_sphere.report.sharpness import draw_sharpness
 
 
@@ -136,7 +134,7 @@ class SharpnessMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin a new series; a checkpoint is loaded later."""
         if stage == "fit":
-            refuse_twin(self, SharpnessMonitor, trainer, "sharpness/… and sharpness.png")
+            check_single(self, SharpnessMonitor, trainer, "sharpness/… and sharpness.png")
             self._rows, self._epoch, self._rate = [], -1, None
             self._norms.load_state({})
             self._losses.load_state({})

@@ -28,7 +28,8 @@ from lit_sphere.callbacks import (
     SharpnessMonitor,
     StopOnNonFinite,
 )
-from lit_sphere.optim import AdaGradG, Switch
+from lit_sphere.optim import AdaGradG
+from lit_sphere.switching import Switch
 
 EPOCHS = 3
 ANYWHERE = ("resnet", "layer_norm", "manual", "accumulated", "lion", "ours")

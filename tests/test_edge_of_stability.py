@@ -20,8 +20,9 @@ from lit_sphere.analysis.edge_of_stability import Rate, descent_rate, edge_of_st
 from lit_sphere.analysis.sharpness import Objective, flatten
 from lit_sphere.callbacks import FineTuneSwitch, SharpnessMonitor
 from lit_sphere.groups import find_groups
-from lit_sphere.optim import SphereSGD, Switch
+from lit_sphere.optim import SphereSGD
 from lit_sphere.report import draw_sharpness
+from lit_sphere.switching import Switch
 
 pytestmark = quietly
 

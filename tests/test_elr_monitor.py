@@ -23,10 +23,10 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from lit_sphere.analysis import equal_ess
 from lit_sphere.callbacks import EffectiveLearningRateMonitor, FineTuneSwitch, FixedNorm, Switch
-from lit_sphere.callbacks._module_groups import groups_of, short_names
 from lit_sphere.data import Digits
 from lit_sphere.effective import QUANTITIES
 from lit_sphere.modules import SIConvNet
+from lit_sphere.observe.module_groups import groups_of, short_names
 from lit_sphere.optim import SphereSGD
 
 pytestmark = quietly

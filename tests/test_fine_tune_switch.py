@@ -26,8 +26,9 @@ from lit_sphere.callbacks import (
 )
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet
-from lit_sphere.optim import SphereSGD, SwitchableOptions, joint_norm
+from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import Series, draw_curves, read_metrics
+from lit_sphere.switching import SwitchableOptions
 
 pytestmark = quietly
 BATCHES = 3
@@ -162,6 +163,7 @@ def test_a_wrong_metric_in_a_run_of_one_epoch(tmp_path: Path) -> None:
 def test_the_regime_is_named(tmp_path: Path) -> None:
     class Scripted(RegimeMonitor):
         restarts: list[int] = []  # noqa: RUF012
+        shortest_run = 1
 
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             self.verdict: Any = type(

@@ -15,8 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lit_sphere._null_space import _extreme_rays, minimal_groups
 from lit_sphere.groups import Group, find_groups
+from lit_sphere.groups.null_space import _extreme_rays, minimal_groups
 from lit_sphere.networks import ConvNet, ResNet18
 
 IMAGES = torch.zeros(2, 3, 32, 32)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_sphere.callbacks import CheckpointSimilarity, LinearInterpolationBarrier, SharpnessMonitor
-from lit_sphere.callbacks._fixed_weights import _none_of_one_sample
 from lit_sphere.data.order import training_bounds
+from lit_sphere.observe.passes import _none_of_one_sample
 
 pytestmark = quietly
 _BATCH = 8

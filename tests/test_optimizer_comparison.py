@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, default_collate
 from lit_sphere.analysis import Directions
 from lit_sphere.callbacks import FineTuneSwitch, FixedNorm, OptimizerComparison
 from lit_sphere.groups import Group, find_groups
-from lit_sphere.optim import AdaGradG, SphereSGD, Switch, adagrad_g_like_sgd
+from lit_sphere.optim import AdaGradG, SphereSGD, adagrad_g_like_sgd
 from lit_sphere.report import draw_optimizer_comparison
+from lit_sphere.switching import Switch
 
 pytestmark = quietly
 

@@ -11,10 +11,11 @@ from conftest import LitSphere
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_sphere.callbacks import EffectiveLearningRateMonitor, FineTuneSwitch, Switch
-from lit_sphere.cli.stays_switched import stays_switched
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet
-from lit_sphere.optim import SwitchableOptions, joint_norm
+from lit_sphere.optim import joint_norm
+from lit_sphere.switching import SwitchableOptions
+from lit_sphere.switching.resume import stays_switched
 
 pytestmark = [quietly, pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")]
 ENTER = Switch(epoch=1, sphere=True, elr=1e-2)
@@ -59,7 +60,7 @@ def entered(tmp_path: Path) -> Path:
 
 
 def test_refused_where_nobody_would_go_on(entered: Path) -> None:
-    said = "had entered the sphere by FineTuneSwitch, and would leave it without: give FineTuneSwitch with the same"
+    said = "had entered the sphere by a switch, and would leave it without: give FineTuneSwitch with the same"
     with pytest.raises(ValueError, match=said):
         trained(in_the_whole_space(), 3, EffectiveLearningRateMonitor(), ckpt=entered)
 
@@ -138,7 +139,7 @@ def entered_by_a_subclass(tmp_path: Path) -> Path:
 
 
 def test_a_subclass_is_missed_as_well(entered_by_a_subclass: Path) -> None:
-    with pytest.raises(ValueError, match="had entered the sphere by FineTuneSwitch, and would leave it"):
+    with pytest.raises(ValueError, match="had entered the sphere by a switch, and would leave it"):
         trained(in_the_whole_space(), 3, ckpt=entered_by_a_subclass)
     for kind in (FineTuneSwitch, OfMyOwn):
         with pytest.raises(ValueError, match=r"begin the list with switch \{epoch: 1, elr: 0.01, sphere: True\}$"):

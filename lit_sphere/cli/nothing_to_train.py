@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from lit_sphere.cli.errors import CommandLineError
 
 
-def refuse_nothing_to_train(checkpoint: dict[str, Any] | None, config: Namespace) -> None:
+def check_something_to_train(checkpoint: dict[str, Any] | None, config: Namespace) -> None:
     """Refuse a run of no steps, and one that goes on where nothing is left.
 
     Args:

@@ -24,7 +24,7 @@ from lit_sphere.cli.begin_at import OPTION, BeginAtWeights, base_of_weights, che
 from lit_sphere.cli.checkpoints import base_config, check_architecture, checkpoint_of, read_checkpoint
 from lit_sphere.cli.config_names import replace_config_names
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.nothing_to_train import refuse_nothing_to_train
+from lit_sphere.cli.nothing_to_train import check_something_to_train
 from lit_sphere.cli.run_folder import (
     RecordRun,
     WandbMode,
@@ -34,9 +34,9 @@ from lit_sphere.cli.run_folder import (
     run_folder,
     take_history,
 )
-from lit_sphere.cli.stays_switched import stays_switched
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
+from lit_sphere.switching.resume import stays_switched
 
 _TRAINER_DEFAULTS = {
     "max_epochs": 100,
@@ -157,7 +157,7 @@ class SphereCLI(LightningCLI):
         if self.checkpoint is None and self.subcommand != "fit":
             raise CommandLineError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt")
         if self.subcommand == "fit":
-            refuse_nothing_to_train(self.checkpoint, config)
+            check_something_to_train(self.checkpoint, config)
             if config.ckpt_weights is not None:
                 config.ckpt_weights = str(
                     Path(config.ckpt_weights).resolve()

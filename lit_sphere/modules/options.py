@@ -8,7 +8,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_sphere.optim import SwitchableOptions
+from lit_sphere.optim.norm_keeper import KEPT_NORM, NormKeeper
 
 Loss = Literal["cross_entropy", "mse"]
 Spheres = Literal["joint", "group", "filter"]
@@ -55,7 +55,7 @@ def optimizer_options(hparams: dict[str, Any]) -> dict[str, Any]:
     return {**options, **optimizer.get("init_args", {})} if isinstance(optimizer, dict) else options
 
 
-def refuse_other_scheduler(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_same_scheduler(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse a resumed run with another schedule; of hyperparameters that hold none nothing is known."""
     one, other = saved.get("scheduler"), given.get("scheduler")
     if "scheduler" in saved and "scheduler" in given and one != other:
@@ -65,25 +65,21 @@ def refuse_other_scheduler(saved: Mapping[str, Any], given: Mapping[str, Any]) -
         )
 
 
-def refuse_left_sphere(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
+def check_sphere_kept(optimizer: Optimizer) -> None:
     """Refuse a resumed run that would leave the sphere in silence.
 
     Args:
-        checkpoint: Of a run in which ``FineTuneSwitch`` may have entered the sphere from ``torch.optim.SGD``.
-        callbacks: Of the run that goes on.
+        optimizer: With the checkpoint's state, which says whether ``torch.optim.SGD`` had entered a sphere.
 
     Raises:
-        ValueError: If it did, and nobody here goes on with that.
+        ValueError: If it had, and nobody here keeps it there.
     """
-    name = "FineTuneSwitch"  # so begin the keys of its subclasses, too; other callbacks' states are their own affair
-    if any(each.state_key.partition("{")[0] == name for each in callbacks):
-        return
-    for key, state in (checkpoint.get("callbacks") or {}).items():
-        if key.partition("{")[0] == name and SwitchableOptions.holds_sphere(state["options"]):
-            raise ValueError(
-                f"the checkpoint's run had entered the sphere by {name}, and would leave it without: give {name} with "
-                "the same switches to the trainer (the last may be sphere: false, at a later epoch)"
-            )
+    entered = any(group.get(KEPT_NORM) is not None for group in optimizer.param_groups)
+    if entered and not NormKeeper.keeps(optimizer):
+        raise ValueError(
+            "the checkpoint's run had entered the sphere by a switch, and would leave it without: give FineTuneSwitch "
+            "with the same switches to the trainer (the last may be sphere: false, at a later epoch)"
+        )
 
 
 def scale_schedule(scheduler: Any, groups: Iterable[dict[str, Any]], factor: float) -> None:

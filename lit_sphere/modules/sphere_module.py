@@ -18,10 +18,10 @@ from lit_sphere.modules.options import (
     OptimizerCallable,
     SchedulerCallable,
     Spheres,
+    check_same_scheduler,
+    check_sphere_kept,
     check_training_options,
     optimizer_options,
-    refuse_left_sphere,
-    refuse_other_scheduler,
     scale_schedule,
     unsaved,
 )
@@ -264,14 +264,11 @@ class SphereModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the running means, and note which options differ from the checkpoint's."""
-        trainer: Any = self._trainer
-        if trainer is not None and trainer.state.fn == "fit":
-            refuse_left_sphere(checkpoint, trainer.callbacks)
         if "train_metrics" in checkpoint:
             self.train_metrics.load_state(checkpoint["train_metrics"])
             self._metrics_epoch = checkpoint["train_metrics"]["epoch"]
         self._scheduled_before = checkpoint.get("scheduled_epochs", 0) if checkpoint.get("lr_schedulers") else 0
-        refuse_other_scheduler(checkpoint.get("hyper_parameters", {}), dict(self.hparams))
+        check_same_scheduler(checkpoint.get("hyper_parameters", {}), dict(self.hparams))
         saved = optimizer_options(checkpoint.get("hyper_parameters", {}))
         given = optimizer_options(dict(self.hparams))
         self._changed = {
@@ -283,6 +280,7 @@ class SphereModule(LightningModule):
         self._scheduled, self._scheduled_before = self._scheduled_before, 0
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        check_sphere_kept(self.trainer.optimizers[0])
         for key, (old, new) in self._changed.items():
             groups = [group for group in optimizer.param_groups if group.get(key) is not None]
             if key == "elr" and not groups:

@@ -3,12 +3,18 @@
 import math
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.optim.norms import squared_norms
+
+KEPT_NORM = "kept_norm"
+"""Option of a parameter group of ``torch.optim.SGD``: the norm of a sphere that it cannot keep by itself."""
+
+_KEPT: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # by how many keepers
 
 
 class NormKeeper:
@@ -53,6 +59,7 @@ class NormKeeper:
             )
         self._wanted = torch.tensor(self.norms, dtype=torch.float64, device=device)
         self._handles: list[Any] = []
+        self._optimizers: list[Optimizer] = []
 
     def _measure(self) -> Tensor:
         squares = squared_norms([p.detach() for p in self._params])
@@ -71,12 +78,22 @@ class NormKeeper:
     def attach(self, *optimizers: Optimizer) -> None:
         """Rescale after each step of these optimizers, until :meth:`detach`."""
         self._handles += [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
+        self._optimizers += optimizers
+        for optimizer in optimizers:
+            _KEPT[optimizer] = _KEPT.get(optimizer, 0) + 1
 
     def detach(self) -> None:
         """Leave the optimizers alone again."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        for optimizer in self._optimizers:
+            _KEPT[optimizer] -= 1
+        self._handles, self._optimizers = [], []
+
+    @staticmethod
+    def keeps(optimizer: Optimizer) -> bool:
+        """Say whether a keeper is attached to an optimizer."""
+        return _KEPT.get(optimizer, 0) > 0
 
     def _after_step(self, *args: Any) -> None:
         self.rescale()

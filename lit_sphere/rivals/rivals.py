@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_sphere.analysis import Directions
-from lit_sphere.callbacks._network_copy import NetworkCopy, OptimizerCallable
-from lit_sphere.callbacks._running_loss import mean_loss
+from lit_sphere.observe.train_loss import mean_loss
+from lit_sphere.rivals.network_copy import NetworkCopy, OptimizerCallable
 
 _SAME_GRADIENT = 1e-2  # relative: far above what the order of sums changes, far below what another loss does
 _SAME_LOSS = 1e-2

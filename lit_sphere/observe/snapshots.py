@@ -1,6 +1,7 @@
 """Snapshots of the weights between epochs, the same ones in a run that was killed and resumed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -8,10 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lit_sphere.analysis import take_weights
-from lit_sphere.callbacks._batch_trial import MACHINE_ERRORS, refuse_batch
-from lit_sphere.callbacks._fixed_weights import train_batches, untouched, val_batches
-from lit_sphere.callbacks._module_groups import groups_of
-from lit_sphere.callbacks._pictures import run_folder_of
+from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.observe.passes import MACHINE_ERRORS, check_batch, train_batches, untouched, val_batches
+from lit_sphere.observe.publishing import run_folder_of
+from lit_sphere.observe.stopping import PassStopped, can_stop, until_asked
 
 Batches = dict[str, Callable[[], Iterable[Any]]]
 
@@ -77,7 +78,7 @@ class BetweenEpochs(Callback):
         if self._begun:
             return
         self._begun = True
-        refuse_batch(self, batch)
+        check_batch(self, batch)
         self._find(pl_module, batch)
         self._try(trainer, pl_module)
         if trainer.current_epoch > self._epochs:
@@ -132,3 +133,36 @@ class BetweenEpochs(Callback):
         """Log; all digits of them, unlike through the module's own log."""
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": epochs - 1, **metrics}, step=trainer.global_step - 1)
+
+
+class StoppablePasses(BetweenEpochs):
+    """Base of callbacks whose passes at the end of an epoch may be ended by ``GracefulStop``'s signals.
+
+    Subclasses change their state only after a pass. Not stopped is a pass before a resumed run's first step, whose
+    weights would be gone.
+    """
+
+    _may_stop = False
+
+    @property
+    def _can_be_made_up(self) -> bool:
+        """Whether a look at the weights may come after all callbacks have heard of the epoch's end."""
+        return True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the weights, unless a signal ends that: ``GracefulStop``, called last, saves and stops the run."""
+        looked = self._epochs
+        self._may_stop = self._can_be_made_up and can_stop(trainer)
+        try:
+            super().on_train_epoch_end(trainer, pl_module)
+        except PassStopped:
+            self._epochs = looked
+        finally:
+            self._may_stop = False
+
+    def _batches(self, trainer: Trainer, pl_module: LightningModule) -> Batches:
+        passes = super()._batches(trainer, pl_module)
+        return {name: partial(self._until_asked, trainer, one_pass) for name, one_pass in passes.items()}
+
+    def _until_asked(self, trainer: Trainer, one_pass: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        yield from until_asked(trainer, one_pass()) if self._may_stop else one_pass()

@@ -1,9 +1,10 @@
-"""The scale-invariant groups of a LightningModule, found once for all callbacks that ask."""
+"""The scale-invariant groups of a LightningModule, and the optimizer of a run that trains them."""
 
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_sphere.groups import Granularity, Group, find_groups
@@ -13,12 +14,12 @@ _found: WeakKeyDictionary[LightningModule, dict[str, list[Group]]] = WeakKeyDict
 
 
 def groups_of(
-    asks: Callback, pl_module: LightningModule, batch: Any = None, granularity: Granularity = "tensor"
+    owner: Callback, pl_module: LightningModule, batch: Any = None, granularity: Granularity = "tensor"
 ) -> list[Group] | None:
     """Find the groups in a module's ``forward``, from its ``example_input_array`` or else from a batch.
 
     Args:
-        asks: The callback, to be named in errors.
+        owner: The callback, to be named in errors.
         pl_module: The module.
         batch: A batch whose first element, or which itself, is the input of the module.
         granularity: As of :func:`~lit_sphere.groups.find_groups`.
@@ -39,7 +40,7 @@ def groups_of(
         if batch is None:
             return None
         example = batch[0] if isinstance(batch, (tuple, list)) else batch
-    name = type(asks).__name__
+    name = type(owner).__name__
     if not isinstance(example, (Tensor, tuple)):
         raise ValueError(
             f"{name} cannot tell the network's input from a {type(example).__name__}: "
@@ -64,3 +65,39 @@ def short_names(groups: list[Group]) -> list[str]:
     holders = {group.name.split(".")[0] for group in groups}
     nested = all(group.name.count(".") > 1 for group in groups)
     return [group.name.partition(".")[2] if nested and len(holders) == 1 else group.name for group in groups]
+
+
+def groups_of_one_optimizer(
+    owner: Callback, trainer: Trainer, groups: list[Group], does: str
+) -> tuple[int, list[Group]]:
+    """Choose the optimizer that trains most of the groups as wholes; the first of several.
+
+    Args:
+        owner: The callback, to be named in messages.
+        trainer: Its trainer.
+        groups: Groups of its module.
+        does: What the callback does to them, for the warning that there are others.
+
+    Returns:
+        The optimizer's number, and its groups.
+
+    Raises:
+        ValueError: If no optimizer trains one as a whole.
+    """
+    name, main, mine = type(owner).__name__, 0, list[Group]()
+    for number, optimizer in enumerate(trainer.optimizers):
+        trained = {p for group in optimizer.param_groups for p in group["params"]}
+        whole = [group for group in groups if trained.issuperset(group.parameters)]
+        if len(whole) > len(mine):
+            main, mine = number, whole
+    if not mine:
+        raise ValueError(
+            f"{name}: no optimizer trains a scale-invariant group as a whole; give all parameters of a group to one "
+            "optimizer"
+        )
+    if len(mine) < len(groups):
+        kind = type(trainer.optimizers[main]).__name__
+        rank_zero_warn(
+            f"{name} {does} the {len(mine)} groups of {kind}; {len(groups) - len(mine)} are trained elsewhere"
+        )
+    return main, mine

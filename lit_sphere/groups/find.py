@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lit_sphere._null_space import minimal_groups
-from lit_sphere._probe import Probe
+from lit_sphere.groups.null_space import minimal_groups
+from lit_sphere.groups.probe import Probe
 
 Granularity = Literal["tensor", "filter"]
 

@@ -1,6 +1,6 @@
-"""Watches an optimizer's real steps and measures what they do to the scale-invariant groups."""
+"""An optimizer's real steps, and what they do to the scale-invariant groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -8,12 +8,51 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from lit_sphere.callbacks._module_groups import groups_of, short_names
-from lit_sphere.callbacks._one_optimizer import groups_of_one_optimizer
-from lit_sphere.callbacks._real_steps import RealSteps
 from lit_sphere.effective import EffectiveQuantities, Source, StepMeans, source_of
 from lit_sphere.groups import Group
+from lit_sphere.observe.module_groups import groups_of, groups_of_one_optimizer, short_names
+
+
+class RealSteps:
+    """Calls back around each real step: under accumulation, of several optimizers, of classes that call their parent's.
+
+    Steps that a gradient scaler skips are none.
+
+    Args:
+        optimizers: The optimizers.
+        before: Called with the optimizer's number before its step (and, where the step takes a closure, before that).
+        after: The same after its step, its gradients still there.
+    """
+
+    def __init__(
+        self, optimizers: Sequence[Optimizer], before: Callable[[int], None], after: Callable[[int], None]
+    ) -> None:
+        self._before, self._after = before, after
+        self._depths = [0] * len(optimizers)
+        self._hooks: list[RemovableHandle] = []
+        for number, optimizer in enumerate(optimizers):
+            self._hooks.append(optimizer.register_step_pre_hook(partial(self._enter, number)))
+            self._hooks.append(optimizer.register_step_post_hook(partial(self._leave, number)))
+
+    def detach(self) -> None:
+        """Leave the optimizers as they were."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    # The step of a subclass that calls its parent's runs the hooks of both.
+    def _enter(self, number: int, *_: Any) -> None:
+        self._depths[number] += 1
+        if self._depths[number] == 1:
+            self._before(number)
+
+    def _leave(self, number: int, *_: Any) -> None:
+        self._depths[number] -= 1
+        if self._depths[number] == 0:
+            self._after(number)
+
 
 Views = Literal["tensor", "filter", "joint"]
 
@@ -26,7 +65,7 @@ class StepWatch:
     watched. If it is replaced in the middle of a run, or its momentum switched on, the watch begins anew.
 
     Args:
-        asks: The callback, to be named in errors.
+        owner: The callback, to be named in errors.
         take: Called at every measured step; it calls ``watch.means.add()``.
         every_n_steps: Every n-th step is measured.
         view: ``tensor``, ``filter``, or ``joint`` for all groups as one.
@@ -41,13 +80,13 @@ class StepWatch:
 
     def __init__(
         self,
-        asks: Callback,
+        owner: Callback,
         take: Callable[[Trainer], None],
         every_n_steps: int = 1,
         view: Views = "tensor",
         tells: bool = True,
     ) -> None:
-        self._asks, self._take, self._every, self._view, self._tells = asks, take, every_n_steps, view, tells
+        self._owner, self._take, self._every, self._view, self._tells = owner, take, every_n_steps, view, tells
         self.means: StepMeans | None = None
         self.names: list[str] = []
         self.source: Source | None = None
@@ -145,12 +184,12 @@ class StepWatch:
         self._restored, self.steps = state, state["steps"]
 
     def _groups(self, pl_module: LightningModule, batch: Any = None) -> list[Group] | None:
-        return groups_of(self._asks, pl_module, batch, "filter" if self._view == "filter" else "tensor")
+        return groups_of(self._owner, pl_module, batch, "filter" if self._view == "filter" else "tensor")
 
     def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
         if groups is None:
             return
-        number, mine = groups_of_one_optimizer(self._asks, trainer, groups, "watches")
+        number, mine = groups_of_one_optimizer(self._owner, trainer, groups, "watches")
         self._optimizer = trainer.optimizers[number]
         self.names = short_names(mine)
         if self._view == "joint":
@@ -165,7 +204,7 @@ class StepWatch:
         self._attach(trainer)
 
     def _say(self, source: Source) -> None:
-        who, kind = f"{type(self._asks).__name__}: ", type(self._optimizer).__name__
+        who, kind = f"{type(self._owner).__name__}: ", type(self._optimizer).__name__
         if source == "state" and self.source != source:
             rank_zero_info(f"{who}elr/… and ess/… come from the own state of {kind} (SP Theorem 2)")
         elif source == "weights" and self.source != source:

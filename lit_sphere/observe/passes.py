@@ -1,17 +1,44 @@
 """Passes over data at fixed weights, in the middle of a training that must not notice."""
 
-from collections.abc import Callable, Iterable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
+from tqdm import tqdm
 
 from lit_sphere.analysis.evaluation import Criterion
+from lit_sphere.analysis.sharpness import Objective
+from lit_sphere.observe.stopping import until_asked
+
+MACHINE_ERRORS: tuple[type[Exception], ...] = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+"""Not for a trial to explain: the batch and the module may be as they should."""
+
+
+def check_batch(owner: Callback, batch: object) -> None:
+    """Refuse batches that are no pairs of two tensors.
+
+    Args:
+        owner: The callback, to be named in errors.
+        batch: The first batch.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
+        name = type(owner).__name__
+        raise ValueError(
+            f"{name} evaluates batches of (inputs, labels), two tensors, but got a {type(batch).__name__}: use a "
+            f"collate_fn that makes such pairs, or leave {name} out"
+        )
 
 
 @contextmanager
@@ -44,7 +71,7 @@ def untouched(pl_module: LightningModule) -> Iterator[None]:
                 module.training = mode
 
 
-def train_batches(asks: Callback, trainer: Trainer, pl_module: LightningModule) -> Iterable[Any]:
+def train_batches(owner: Callback, trainer: Trainer, pl_module: LightningModule) -> Iterable[Any]:
     """Give the batches of a pass over the train set: in order, this rank's share, on the device.
 
     The training loader itself is left alone: to iterate it would move its order and its count. A data module
@@ -54,7 +81,7 @@ def train_batches(asks: Callback, trainer: Trainer, pl_module: LightningModule) 
     loader with ``drop_last`` never gives, is joined to the one before.
 
     Args:
-        asks: The callback, to be named in errors.
+        owner: The callback, to be named in errors.
         trainer: Its trainer.
         pl_module: Its module.
 
@@ -71,7 +98,7 @@ def train_batches(asks: Callback, trainer: Trainer, pl_module: LightningModule) 
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         raise ValueError(
-            f"{type(asks).__name__} cannot pass over the train set of a {type(loader).__name__} in order: give the "
+            f"{type(owner).__name__} cannot pass over the train set of a {type(loader).__name__} in order: give the "
             f"data module or {type(pl_module).__name__} a method train_pass_dataloader()"
         )
     share = range(trainer.global_rank, len(loader.dataset), trainer.world_size)  # type: ignore[arg-type]
@@ -167,3 +194,93 @@ def _samples(batch: Any) -> int:
 def _shape(batch: Any) -> list[torch.Size]:
     """Shapes of a sample."""
     return [each.shape[1:] for each in batch]
+
+
+_SECONDS_BEFORE_BAR = 2.0
+
+
+class TrainSetObjective:
+    """Makes the objective in the weights' own precision, and leaves module and random generators as they were.
+
+    Args:
+        owner: The callback, to be named in errors.
+        seed: Of dropout and random transforms, the same in each pass.
+
+    Attributes:
+        may_stop: Whether a signal ends a pass, by :class:`~lit_sphere.observe.stopping.PassStopped`.
+    """
+
+    def __init__(self, owner: Callback, seed: int) -> None:
+        self._owner, self._seed = owner, seed
+        self.may_stop = False
+
+    @contextmanager
+    def at_fixed_weights(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        parameters: Sequence[Tensor],
+        what: str,
+        given: Iterable[Any] | None = None,
+        most: int | None = None,
+    ) -> Iterator[Objective]:
+        """Give the objective, to be used inside.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            parameters: What to differentiate by.
+            what: Name of the progress bar, which appears where it takes long.
+            given: Batches in place of those of the train set.
+            most: Only so many batches; None for all.
+
+        Yields:
+            The objective.
+        """
+        hidden = None if trainer.is_global_zero else True  # None: where there is no terminal
+        bar = tqdm(desc=what, unit=" batches", leave=False, delay=_SECONDS_BEFORE_BAR, disable=hidden)
+
+        def batches() -> Iterator[Any]:
+            # Passes are to agree in dropout and random transforms; `untouched` gives the generators' states back.
+            for seed in (torch.manual_seed, random.seed, np.random.seed):
+                seed(self._seed + trainer.global_rank)
+            source = given or train_batches(self._owner, trainer, pl_module)
+            for batch in islice(until_asked(trainer, source) if self.may_stop else source, most):
+                yield trainer.precision_plugin.convert_input(batch)
+                bar.update()
+
+        # In the weights' own precision: autocast would blur second derivatives.
+        full = torch.autocast(pl_module.device.type, enabled=False)
+        with untouched(pl_module), bar, trainer.precision_plugin.forward_context(), full:
+            yield Objective(pl_module, batches, parameters, criterion_of(pl_module), add_up_ranks(trainer))
+
+    def check(self, trainer: Trainer, pl_module: LightningModule, parameters: Sequence[Tensor], batch: Any) -> None:
+        """Try a batch of the train set, before training.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            parameters: What to differentiate by.
+            batch: Of the train set.
+
+        Raises:
+            ValueError: If it is no pair, or has no loss.
+        """
+        name, module = type(self._owner).__name__, type(pl_module).__name__
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+            size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise ValueError(
+                f"{name}: a pass over the train set needs batches of (inputs, labels), not a {type(batch).__name__}"
+                f"{size}; leave out train_pass_every and curvature_… to watch only the steps"
+            )
+        with self.at_fixed_weights(trainer, pl_module, parameters, "trying a batch", [batch]) as objective:
+            try:
+                for _ in objective.gradients():
+                    pass
+            except Exception as error:
+                if isinstance(error, MACHINE_ERRORS):
+                    raise
+                raise ValueError(
+                    f"{name}: {module} gives no loss of a batch by criterion(module(inputs), labels) ({error}); give "
+                    "it a method criterion(logits, labels), or leave out train_pass_every and curvature_…"
+                ) from error

@@ -1,8 +1,8 @@
-"""Pictures of a run: into its folder and to W&B."""
+"""What a callback leaves: pictures in the run's folder and in W&B, numbers in the loggers."""
 
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 
@@ -37,3 +37,23 @@ def save_picture(trainer: Trainer, folder: Path | None, name: str, figure: Figur
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)])
+
+
+def check_single(owner: Callback, kind: type[Callback], trainer: Trainer, writes: str) -> None:
+    """Refuse another callback of one kind, before the run: each would overwrite what the other writes.
+
+    Args:
+        owner: A callback.
+        kind: Its class, or the one among its bases that says what is written.
+        trainer: Its trainer.
+        writes: Logged keys and files, in words.
+
+    Raises:
+        ValueError: Names the kind, and what both would write.
+    """
+    others = [each for each in trainer.callbacks if isinstance(each, kind) and each is not owner]  # type: ignore[attr-defined]
+    if others:
+        raise ValueError(
+            f"{kind.__name__}: there are two of them, and both would write {writes}; leave one out, or give each a run "
+            "of its own"
+        )

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_sphere.callbacks._pictures import save_picture
+from lit_sphere.observe.publishing import save_picture
 from lit_sphere.report import draw_optimizer_comparison, write_optimizer_comparison
 
 Row = dict[str, float]
@@ -49,26 +49,26 @@ def leave_results(
         write_optimizer_comparison(rows, folder / "optimizer_comparison.csv")
 
 
-def say_how_far(asks: str, row: Row, names: Sequence[str]) -> None:
+def say_how_far(owner: str, row: Row, names: Sequence[str]) -> None:
     """Say what came out, for those who look at the terminal.
 
     Args:
-        asks: Name of the callback.
+        owner: Name of the callback.
         row: The last one that was measured.
         names: Of the rivals.
     """
     far = ", ".join(f"{name} {row[f'{name}_distance_max']:.1e}" for name in names)
     rank_zero_info(
-        f"{asks}: after {row['step']:.0f} steps, 1 - cos with the run, worst group: {far} (the run from its own start: "
-        f"{row['start_distance_max']:.1e})"
+        f"{owner}: after {row['step']:.0f} steps, 1 - cos with the run, worst group: {far} (the run from its own "
+        f"start: {row['start_distance_max']:.1e})"
     )
 
 
-def say_what_will_not_be(asks: str, trainer: Trainer, start_epoch: int, steps: int | None, done: int) -> None:
+def say_what_will_not_be(owner: str, trainer: Trainer, start_epoch: int, steps: int | None, done: int) -> None:
     """Say before training that a comparison that is over does not go on, or that it will never begin.
 
     Args:
-        asks: Name of the callback.
+        owner: Name of the callback.
         trainer: Its trainer.
         start_epoch: Epoch from which on it compares.
         steps: Steps asked for; None for the rest of the run.
@@ -76,21 +76,21 @@ def say_what_will_not_be(asks: str, trainer: Trainer, start_epoch: int, steps: i
     """
     if done and (steps is None or steps > done):
         rank_zero_warn(
-            f"{asks}: the checkpoint's comparison was over after {done} steps, and its rivals are gone; it stays over, "
-            "and more steps need a run of their own"
+            f"{owner}: the checkpoint's comparison was over after {done} steps, and its rivals are gone; it stays "
+            "over, and more steps need a run of their own"
         )
     elif not done and never_begins(trainer, start_epoch):
         rank_zero_warn(
-            f"{asks}: the run ends after {trainer.max_epochs} epochs, and the comparison from epoch {start_epoch} on "
+            f"{owner}: the run ends after {trainer.max_epochs} epochs, and the comparison from epoch {start_epoch} on "
             "will not take place; train longer, or lower start_epoch"
         )
 
 
-def say_what_was_not(asks: str, trainer: Trainer, start_epoch: int, steps: int | None, done: int) -> None:
+def say_what_was_not(owner: str, trainer: Trainer, start_epoch: int, steps: int | None, done: int) -> None:
     """Say after training that less was compared than asked for, where that was not said before.
 
     Args:
-        asks: Name of the callback.
+        owner: Name of the callback.
         trainer: Its trainer.
         start_epoch: Epoch from which on it compares.
         steps: Steps asked for; None for the rest of the run.
@@ -98,12 +98,12 @@ def say_what_was_not(asks: str, trainer: Trainer, start_epoch: int, steps: int |
     """
     if not done and not never_begins(trainer, start_epoch):
         rank_zero_warn(
-            f"{asks}: the run ended after {trainer.current_epoch} epochs, and the comparison from epoch {start_epoch} "
+            f"{owner}: the run ended after {trainer.current_epoch} epochs, and the comparison from epoch {start_epoch} "
             "on never took place; train longer, or lower start_epoch"
         )
     elif done and steps is not None and done < steps:
         rank_zero_info(
-            f"{asks}: the run ended after {done} of the {steps} steps to compare; train longer, or lower steps (null: "
+            f"{owner}: the run ended after {done} of the {steps} steps to compare; train longer, or lower steps (null: "
             "the rest of the run)"
         )
 

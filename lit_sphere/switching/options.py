@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from lit_sphere.optim.norm_keeper import NormKeeper
+from lit_sphere.optim.norm_keeper import KEPT_NORM, NormKeeper
 from lit_sphere.optim.sphere_sgd import SphereSGD
-from lit_sphere.optim.switch import Value
+from lit_sphere.switching.switch import Value
 
 
 class SwitchableOptions:
@@ -166,6 +166,7 @@ class SwitchableOptions:
         self._keeper = None
         if self._entered is not None:
             self._entered["norm"] = None
+            self._note_norm(self._optimizers[self._entered["optimizer"]], None)
 
     def _enter(self, elr: float | None) -> None:
         for each in self._spheres:
@@ -204,7 +205,16 @@ class SwitchableOptions:
         assert self.invariant is not None
         self._keeper = NormKeeper([self.invariant], None if norm is None else [norm])
         self._entered["norm"] = self._keeper.norms[0]
-        self._keeper.attach(self._optimizers[self._entered["optimizer"]])
+        optimizer = self._optimizers[self._entered["optimizer"]]
+        self._keeper.attach(optimizer)
+        self._note_norm(optimizer, self._entered["norm"])
+
+    def _note_norm(self, optimizer: Optimizer, norm: float | None) -> None:
+        """Leave word in the optimizer's own state, for runs that go on without what keeps the norm."""
+        invariant = set(self.invariant or [])
+        for group in optimizer.param_groups:
+            if group["params"][0] in invariant:
+                group[KEPT_NORM] = norm
 
     def detach(self) -> None:
         """Leave the optimizers alone."""

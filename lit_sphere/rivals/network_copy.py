@@ -1,5 +1,7 @@
-"""A copy of a network in training that another optimizer trains beside it."""
+"""A copy of a network in training that another optimizer trains beside it, and of the run's own optimizers."""
 
+import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,10 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from lit_sphere.callbacks._batch_trial import MACHINE_ERRORS
-from lit_sphere.callbacks._fixed_weights import criterion_of
-from lit_sphere.callbacks._optimizer_copy import OptimizerCopy, needs_closure
-from lit_sphere.callbacks._running_loss import add_loss
+from lit_sphere.observe.passes import MACHINE_ERRORS, criterion_of
+from lit_sphere.observe.train_loss import add_loss
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 
@@ -25,7 +25,7 @@ class NetworkCopy:
     The gradient of a batch waits until it is known whether the run's ``training_step`` has taken the batch.
 
     Args:
-        asks: Name of the callback, for errors.
+        owner: Name of the callback, for errors.
         name: Of the copy.
         make: What makes its own optimizer.
         trainer: The trainer.
@@ -39,19 +39,19 @@ class NetworkCopy:
         waiting: The loss of the batch whose gradient waits, a scalar; None if none does.
 
     Raises:
-        ValueError: If the optimizer cannot train them, or asks for the loss several times a step.
+        ValueError: If the optimizer cannot train them, or owner for the loss several times a step.
     """
 
     def __init__(
         self,
-        asks: str,
+        owner: str,
         name: str,
         make: OptimizerCallable,
         trainer: Trainer,
         pl_module: LightningModule,
         own: Sequence[Sequence[Tensor]],
     ) -> None:
-        self._asks, self._name, self._trainer, self._module = asks, name, trainer, pl_module
+        self._owner, self._name, self._trainer, self._module = owner, name, trainer, pl_module
         params = [[p for g in each.param_groups for p in g["params"] if p.requires_grad] for each in trainer.optimizers]
         self.copies: dict[Tensor, nn.Parameter] = {
             p: nn.Parameter(p.detach().clone()) for group in params for p in group
@@ -67,18 +67,18 @@ class NetworkCopy:
         groups: list[Any] = [{"params": [self.copies[p] for p in group]} for group in own]
         try:
             self._own = make(groups if len(groups) > 1 else groups[0]["params"])
-            _refuse_infinite(self._own)
+            _check_finite(self._own)
         except Exception as error:
             raise ValueError(
-                f"{asks}: {name} cannot train the scale-invariant weights ({error}); change its options in optimizers, "
-                "or granularity"
+                f"{owner}: {name} cannot train the scale-invariant weights ({error}); change its options in "
+                "optimizers, or granularity"
             ) from error
         if needs_closure(self._own):
             raise ValueError(
-                f"{asks}: {name} ({type(self._own).__name__}) evaluates the loss anew in its step, and rivals have one "
-                "gradient a step; leave it out of optimizers"
+                f"{owner}: {name} ({type(self._own).__name__}) evaluates the loss anew in its step, and rivals have "
+                "one gradient a step; leave it out of optimizers"
             )
-        self._who, self._stepped = f"{asks}: {name}", False
+        self._who, self._stepped = f"{owner}: {name}", False
         self._given: dict[str, Any] = {"class": type(self._own).__name__, "options": _options(self._own)}
         mine = {p for group in own for p in group}
         self._others = [OptimizerCopy(each, self.copies, mine) for each in trainer.optimizers]
@@ -176,14 +176,14 @@ class NetworkCopy:
         now, self._given = self._given, state["given"]
         if now["class"] != self._given["class"]:
             raise ValueError(
-                f"{self._asks}: {self._name} is {now['class']} now, but was {self._given['class']} in the checkpoint; "
+                f"{self._owner}: {self._name} is {now['class']} now, but was {self._given['class']} in the checkpoint; "
                 "give the new one another name, which begins a comparison anew"
             )
         changed = _changes(self._given["options"], now["options"])
         if changed:
             rank_zero_warn(
-                f"{self._asks}: {self._name} goes on as the checkpoint has it, and does not take {', '.join(changed)}; "
-                "give the new one another name, which begins a comparison anew"
+                f"{self._owner}: {self._name} goes on as the checkpoint has it, and does not take "
+                f"{', '.join(changed)}; give the new one another name, which begins a comparison anew"
             )
         with torch.no_grad():
             for name, tensor in self._tensors.items():
@@ -194,7 +194,7 @@ class NetworkCopy:
         self.losses = state["losses"]
 
 
-def _refuse_infinite(optimizer: Optimizer) -> None:
+def _check_finite(optimizer: Optimizer) -> None:
     """Refuse what torch's optimizers take: a learning rate that is NaN or infinite."""
     for name in ("lr", "elr"):
         for group in optimizer.param_groups:
@@ -228,3 +228,59 @@ def _same(one: Any, other: Any) -> bool:
         one, other = torch.as_tensor(one).cpu(), torch.as_tensor(other).cpu()
         return bool(one.shape == other.shape and torch.equal(one, other.to(one.dtype)))
     return bool(one == other)
+
+
+class OptimizerCopy:
+    """A copy of a run's optimizer with its state, for the parameters that no rival's own optimizer trains.
+
+    Args:
+        run: The run's optimizer.
+        copies: What takes the place of its parameters.
+        left_out: Its parameters that are trained otherwise.
+
+    Attributes:
+        optimizer: The copy; without parameter groups where nothing is left.
+    """
+
+    def __init__(self, run: Optimizer, copies: Mapping[Any, Tensor], left_out: set[Any]) -> None:
+        self._copies = copies
+        params = [p for group in run.param_groups for p in group["params"]]
+        self.optimizer: Optimizer = copy.deepcopy(run, {id(p): copies.get(p, p) for p in params})
+        kept = {copies[p] for p in params if p in copies and p not in left_out}
+        for group in self.optimizer.param_groups:
+            inside = [i for i, p in enumerate(group["params"]) if p in kept]
+            for key in {"params", "param_names"} & group.keys():
+                group[key] = [group[key][i] for i in inside]
+        for p in set(self.optimizer.state) - kept:
+            del self.optimizer.state[p]
+        self._numbers = [i for i, group in enumerate(self.optimizer.param_groups) if group["params"]]
+        self.optimizer.param_groups = [group for group in self.optimizer.param_groups if group["params"]]
+        self._count = len(run.param_groups)
+
+    def follow(self, run: Optimizer) -> None:
+        """Take the run's present options over.
+
+        Args:
+            run: The run's optimizer.
+        """
+        if len(run.param_groups) != self._count:  # some were split, or added
+            number = {self._copies.get(p): i for i, g in enumerate(run.param_groups) for p in g["params"]}
+            self._numbers = [number[group["params"][0]] for group in self.optimizer.param_groups]
+            self._count = len(run.param_groups)
+        for group, i in zip(self.optimizer.param_groups, self._numbers, strict=True):
+            for key, value in run.param_groups[i].items():
+                if key not in ("params", "param_names"):
+                    group[key] = value.clone() if isinstance(value, Tensor) else value
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Say whether the step of an optimizer evaluates the loss by itself.
+
+    Args:
+        optimizer: Any optimizer.
+
+    Returns:
+        Whether its closure is no option.
+    """
+    closure = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

@@ -9,21 +9,21 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lit_sphere.callbacks._one_optimizer import groups_of_one_optimizer
-from lit_sphere.callbacks._optimizer_copy import needs_closure
-from lit_sphere.callbacks.fixed_norm import FixedNorm
 from lit_sphere.groups import Granularity, Group
+from lit_sphere.observe.dynamics import controls_of
+from lit_sphere.observe.module_groups import groups_of_one_optimizer
+from lit_sphere.rivals.network_copy import needs_closure
 
 _TAKEN = ("run", "start")
 
 
-def refuse_arguments(
-    asks: str, optimizers: object, numbers: Mapping[str, tuple[int | None, int]], granularity: str
+def check_arguments(
+    owner: str, optimizers: object, numbers: Mapping[str, tuple[int | None, int]], granularity: str
 ) -> None:
     """Refuse what a comparison cannot be made with.
 
     Args:
-        asks: Name of the callback.
+        owner: Name of the callback.
         optimizers: What makes each rival's optimizer, by name.
         numbers: By name, what is given and the least that it can be.
         granularity: ``filter`` or ``tensor``.
@@ -32,38 +32,39 @@ def refuse_arguments(
         ValueError: Says what, and what there could be.
     """
     if not isinstance(optimizers, Mapping) or not optimizers:
-        raise ValueError(f"{asks}: optimizers must map at least one name, e.g. {{Adam: torch.optim.Adam}}")
+        raise ValueError(f"{owner}: optimizers must map at least one name, e.g. {{Adam: torch.optim.Adam}}")
     for name in optimizers:
         if not isinstance(name, str) or not re.fullmatch(r"[\w.\-]+", name) or name in _TAKEN:
             raise ValueError(
-                f"{asks}: {name!r} cannot name an optimizer; take letters, digits, _ . and -, and not "
+                f"{owner}: {name!r} cannot name an optimizer; take letters, digits, _ . and -, and not "
                 f"{' or '.join(_TAKEN)}"
             )
     for key, (value, least) in numbers.items():
         if value is not None and value < least:
-            raise ValueError(f"{asks}: {key} must be at least {least}, got {value}")
+            raise ValueError(f"{owner}: {key} must be at least {least}, got {value}")
     if granularity not in get_args(Granularity):
-        raise ValueError(f"{asks}: granularity must be 'filter' or 'tensor', got {granularity!r}")
+        raise ValueError(f"{owner}: granularity must be 'filter' or 'tensor', got {granularity!r}")
 
 
-def refuse_what_cannot_be_followed(asks: Any, trainer: Trainer, pl_module: LightningModule) -> None:
+def check_run(owner: Any, trainer: Trainer, pl_module: LightningModule) -> None:
     """Refuse runs whose steps rivals cannot take after.
 
     Args:
-        asks: The callback.
+        owner: The callback.
         trainer: Its trainer, at the start of ``fit``.
         pl_module: Its module.
 
     Raises:
         ValueError: Says what, and the remedy.
     """
-    name = type(asks).__name__
+    name = type(owner).__name__
     if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
         raise ValueError(f"{name}: {type(trainer.strategy).__name__} shards the parameters; use the strategy ddp")
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise ValueError(f"{name}: rivals have no gradient scaler; use the precision bf16-mixed or 32-true")
-    if any(isinstance(other, FixedNorm) for other in trainer.callbacks):  # type: ignore[attr-defined]
-        raise ValueError(f"{name}: rivals' norms are not fixed as FixedNorm fixes the run's; leave one of the two out")
+    for other in controls_of(trainer, "norm"):
+        kind = type(other).__name__
+        raise ValueError(f"{name}: rivals' norms are not fixed as {kind} fixes the run's; leave one of the two out")
     for optimizer in trainer.optimizers:
         if needs_closure(optimizer):
             raise ValueError(
@@ -77,11 +78,11 @@ def refuse_what_cannot_be_followed(asks: Any, trainer: Trainer, pl_module: Light
         )
 
 
-def comparable(asks: Any, trainer: Trainer, groups: list[Group], granularity: Granularity) -> tuple[list[Group], int]:
+def comparable(owner: Any, trainer: Trainer, groups: list[Group], granularity: Granularity) -> tuple[list[Group], int]:
     """Choose the groups to compare: of one optimizer, that which trains most of them.
 
     Args:
-        asks: The callback, to be named in errors.
+        owner: The callback, to be named in errors.
         trainer: Its trainer.
         groups: As :func:`~lit_sphere.groups.find_groups` gives them.
         granularity: ``filter``: only single rows of tensors of two or more dimensions.
@@ -92,14 +93,14 @@ def comparable(asks: Any, trainer: Trainer, groups: list[Group], granularity: Gr
     Raises:
         ValueError: If there is none.
     """
-    name = type(asks).__name__
+    name = type(owner).__name__
     if granularity == "filter":
         groups = [group for group in groups if _is_filter(group)]
         if not groups:
             raise ValueError(
                 f"{name}: no single filter is scale-invariant here; set granularity: tensor to compare whole tensors"
             )
-    main, mine = groups_of_one_optimizer(asks, trainer, groups, "compares")
+    main, mine = groups_of_one_optimizer(owner, trainer, groups, "compares")
     kind = type(trainer.optimizers[main]).__name__
     members = {p for group in mine for p in group.parameters}
     for options in trainer.optimizers[main].param_groups:

@@ -1,8 +1,9 @@
-"""The mean training loss of an epoch, from what the training steps return."""
+"""Means of training losses, kept on their device until they are asked for."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -65,3 +66,37 @@ class EpochLoss:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`."""
         self._epoch, self._sum, self._count = state["epoch"], state["sum"], state["count"]
+
+
+def add_loss(before: Tensor | None, loss: Tensor) -> Tensor:
+    """Add a loss to a sum and a number of losses, on its device.
+
+    Args:
+        before: Sum and number so far; None for none.
+        loss: A scalar.
+
+    Returns:
+        float64 tensor of shape (2,).
+    """
+    one = loss.detach().double()
+    seen = torch.stack([one, torch.ones_like(one)])
+    return seen if before is None else before.to(seen.device) + seen
+
+
+def mean_loss(key: str, losses: Tensor | None, trainer: Trainer) -> dict[str, float]:
+    """Give the mean of what :func:`add_loss` added up, over all ranks.
+
+    Args:
+        key: Name of the mean.
+        losses: Sum and number; None for none.
+        trainer: The trainer.
+
+    Returns:
+        The mean by its name; nothing for none.
+    """
+    if losses is None:
+        return {}
+    sums = trainer.strategy.reduce(losses.to(trainer.strategy.root_device), reduce_op="mean")
+    assert isinstance(sums, Tensor)
+    total, count = sums.tolist()
+    return {key: total / count}

@@ -5,27 +5,27 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 
-from lit_sphere.callbacks.fixed_norm import FixedNorm
-from lit_sphere.callbacks.regime_monitor import regime_monitor_of
+from lit_sphere.observe.dynamics import Control, callbacks_of
+from lit_sphere.observe.regime import regime_watch_of
 
 _RATES = {"elr", "lr", "sphere"}
 
 
-def refuse_others_of_its_options(asks: Any, trainer: Trainer) -> None:
+def check_exclusive(owner: Any, trainer: Trainer) -> None:
     """Refuse callbacks that change the same options.
 
     Args:
-        asks: A ``FineTuneSwitch``.
+        owner: A ``FineTuneSwitch``.
         trainer: Its trainer.
 
     Raises:
         ValueError: Names both, and the remedy.
     """
-    rates = asks.changes & _RATES
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
+    rates = owner.changes & _RATES
+    for other in callbacks_of(trainer):
         name = type(other).__name__
-        if type(other) is type(asks) and other is not asks:
-            both = other.changes & asks.changes
+        if isinstance(other, Control) and type(other) is type(owner) and other is not owner:
+            both = other.changes & owner.changes
             if rates and other.changes & _RATES:  # each sees to the others of them as well
                 both = other.changes & _RATES
             if both:
@@ -33,36 +33,36 @@ def refuse_others_of_its_options(asks: Any, trainer: Trainer) -> None:
                 raise ValueError(f"FineTuneSwitch: another FineTuneSwitch changes {named} too; make one list of both")
         if rates and isinstance(other, (LearningRateFinder, StochasticWeightAveraging)):
             raise ValueError(f"FineTuneSwitch: {name} sets the learning rate too; remove one of the two")
-        if "sphere" in rates and isinstance(other, FixedNorm):
+        if "sphere" in rates and isinstance(other, Control) and "norm" in other.changes:
             raise ValueError(f"FineTuneSwitch: {name} fixes the norm, as a sphere does; remove one of the two")
 
 
-def refuse_what_is_missing(asks: Any, trainer: Trainer) -> None:
+def check_requirements(owner: Any, trainer: Trainer) -> None:
     """Refuse a schedule of the same learning rate, and switches that lack what they wait for or change.
 
     Args:
-        asks: A ``FineTuneSwitch``.
+        owner: A ``FineTuneSwitch``.
         trainer: Its trainer, at the start of ``fit``.
 
     Raises:
         ValueError: Says what, and the remedy.
     """
-    if asks.changes & _RATES and trainer.lr_scheduler_configs:
+    if owner.changes & _RATES and trainer.lr_scheduler_configs:
         scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
         raise ValueError(
             f"FineTuneSwitch: {scheduler} sets the learning rate too; remove the scheduler, or leave "
-            f"{', '.join(sorted(asks.changes & _RATES))} out of the switches"
+            f"{', '.join(sorted(owner.changes & _RATES))} out of the switches"
         )
-    if any(switch.regime is not None for switch in asks.switches) and regime_monitor_of(trainer) is None:
+    if any(switch.regime is not None for switch in owner.switches) and regime_watch_of(trainer) is None:
         raise ValueError("FineTuneSwitch: a switch waits for a regime, but nobody names it; add RegimeMonitor")
-    if any(switch.regime is not None for switch in asks.switches):
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if callbacks.index(regime_monitor_of(trainer)) > callbacks.index(asks):
+    if any(switch.regime is not None for switch in owner.switches):
+        callbacks: list[Any] = callbacks_of(trainer)
+        if callbacks.index(regime_watch_of(trainer)) > callbacks.index(owner):
             raise ValueError(
                 "FineTuneSwitch: RegimeMonitor comes after it in the list of callbacks and would name the regime too "
                 "late, by an epoch; list RegimeMonitor before FineTuneSwitch"
             )
-    if "augment" in asks.changes and not hasattr(datamodule_of(trainer), "augment"):
+    if "augment" in owner.changes and not hasattr(datamodule_of(trainer), "augment"):
         raise ValueError(
             f"FineTuneSwitch: {type(datamodule_of(trainer)).__name__} has no attribute augment to change; take a data "
             "module whose training loader reads self.augment, or leave augment out"

@@ -1,0 +1,122 @@
+"""The regime of a run, judged by its curves while it trains."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lit_sphere.analysis.regimes import SHORTEST_RUN, RegimeVerdict, after_blow_ups, name_regime
+from lit_sphere.observe.dynamics import DynamicsObserver, callbacks_of
+from lit_sphere.observe.epoch_curves import CurveCallback, known_rows
+from lit_sphere.report.regime_curves import RegimeSegment
+
+
+class RegimeWatch(CurveCallback, DynamicsObserver):
+    """Base of callbacks that name the regime of a run at the end of every epoch, by what they saw of it themselves.
+
+    Attributes:
+        verdict: The :class:`~lit_sphere.analysis.RegimeVerdict` of the present curve; None before the first epoch's
+            end, and right after :meth:`restart`.
+    """
+
+    shortest_run = SHORTEST_RUN
+    """Epochs below which no regime is named; less in a subclass that judges sooner."""
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        loss_key: str | None = None,
+        error_key: str | None = None,
+        converged_loss: float | None = None,
+        every_n_steps: int = 4,
+    ) -> None:
+        super().__init__(num_classes, loss_key, error_key, converged_loss, every_n_steps)
+        self.verdict: RegimeVerdict | None = None
+        self._first_epoch = 0  # of the present curve
+        self._segments: list[dict[str, Any]] = []  # those before it, with their verdicts
+        self._announced = "undecided"
+
+    def restart(self, epoch: int) -> None:
+        """Cut the curve: only epochs from this one on are looked at, since the effective learning rate changed.
+
+        Args:
+            epoch: Number of the first epoch after the change.
+        """
+        if self.verdict is not None:
+            self._segments.append({"first_epoch": self._first_epoch, "last_epoch": epoch - 1, **asdict(self.verdict)})
+        self._first_epoch, self.verdict, self._announced = epoch, None, "undecided"
+
+    def on_dynamics_change(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        """Cut the curve."""
+        self.restart(epoch)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the groups before training."""
+        super().on_fit_start(trainer, pl_module)
+        if self._anew:
+            self.verdict, self._segments, self._first_epoch, self._announced = None, [], 0, "undecided"
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the regime."""
+        self._curves.epoch_end(trainer)
+        self._judge()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look once more, at the last epoch as a whole."""
+        self._curves.settle(trainer)
+        self._judge()
+
+    @property
+    def segments(self) -> list[RegimeSegment]:
+        """The curve's parts between changes of the effective learning rate, the present one last."""
+        rows = self._curves.rows
+        past = [
+            RegimeSegment(each["first_epoch"], each["last_epoch"], each["regime"], each["since"])
+            for each in self._segments
+        ]
+        if self.verdict is None or not rows:
+            return past
+        return [*past, RegimeSegment(self._first_epoch, rows[-1]["epoch"], self.verdict.regime, self.verdict.since)]
+
+    def _judge(self) -> None:
+        rows = known_rows([row for row in self._curves.rows if row["epoch"] >= self._first_epoch])
+        rows = rows[after_blow_ups([row["loss"] for row in rows]) :]
+        if not rows:
+            return
+        errors = [row["error"] for row in rows] if self._classes and rows[0]["error"] is not None else None
+        esses = [row["ess"] for row in rows] if all(row["ess"] is not None for row in rows) else None
+        self.verdict = name_regime(
+            [row["loss"] for row in rows],
+            errors,
+            self._classes,
+            rows[0]["epoch"],
+            converged_loss=self._converged,
+            chance_loss=math.log(self._classes) if self._classes else None,
+            esses=esses,
+            steps=[row["step"] for row in rows],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Curves and verdicts, so that a resumed run continues them."""
+        verdict = None if self.verdict is None else asdict(self.verdict)
+        return {
+            "curves": self._curves.state(),
+            "first_epoch": self._first_epoch,
+            "segments": [dict(segment) for segment in self._segments],
+            "verdict": verdict,
+            "told": self._announced,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._curves.load_state(state_dict["curves"])
+        self._first_epoch, self._announced = state_dict["first_epoch"], state_dict["told"]
+        self._segments = [dict(segment) for segment in state_dict["segments"]]
+        verdict = state_dict["verdict"]
+        self.verdict = None if verdict is None else RegimeVerdict(**verdict)
+
+
+def regime_watch_of(trainer: Trainer) -> RegimeWatch | None:
+    """Give the first callback of the trainer that names regimes, or None."""
+    return next((each for each in callbacks_of(trainer) if isinstance(each, RegimeWatch)), None)

@@ -1,0 +1,1 @@
+"""Networks that other optimizers train beside a run, on its batches."""
