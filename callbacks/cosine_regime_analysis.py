@@ -128,6 +128,7 @@ class CosineRegimeAnalysis(CurveCallback):
             [row["effective_grad_norm"][0] for row in rows],
             [row["error"] for row in rows] if with_error else None,
             self._classes,
+            esses=[row["ess"][0] for row in rows],
             steps=[row["step"] for row in rows],
             first_epoch=rows[0]["epoch"],
             converged_loss=self._converged,

@@ -1,9 +1,11 @@
 """Names the regime of a run while it trains, and at its end."""
 
+from typing import ClassVar
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_sphere.analysis.regimes import REGIME_NUMBERS, SHORTEST_RUN
+from lit_sphere.analysis.regimes import REGIME_NUMBERS
 from lit_sphere.observe.publishing import check_single, save_picture
 from lit_sphere.observe.regime import RegimeWatch
 from lit_sphere.report.regime_curves import draw_regimes
@@ -59,6 +61,8 @@ class RegimeMonitor(RegimeWatch):
         undecided - only 2 epochs; at least 20 are needed
     """
 
+    announces: ClassVar[bool] = True
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training."""
         check_single(self, RegimeMonitor, trainer, "regime and regime.png")
@@ -75,6 +79,8 @@ class RegimeMonitor(RegimeWatch):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once more, at the last epoch as a whole, and draw."""
         super().on_train_end(trainer, pl_module)
+        if self.verdict is not None and self.verdict.regime not in (self.announced, "undecided"):
+            rank_zero_info(f"regime at the end: {self.verdict.regime}: {self.verdict.evidence}")
         rows = [row for row in self._curves.rows if row["loss"] is not None]
         if not rows:
             rank_zero_warn(
@@ -85,8 +91,7 @@ class RegimeMonitor(RegimeWatch):
             save_picture(trainer, self._folder, "regime", figure)
 
     def _judge(self) -> None:
+        before = self.announced
         super()._judge()
-        epochs = len(self._curves.rows) and self._curves.rows[-1]["epoch"] + 1 - self._first_epoch
-        if self.verdict is not None and self.verdict.regime != self._announced and epochs >= SHORTEST_RUN:
-            self._announced = self.verdict.regime
-            rank_zero_info(f"regime: {self.verdict.regime}: {self.verdict.evidence}")
+        if self.verdict is not None and self.announced != before:
+            rank_zero_info(f"regime: {self.announced}: {self.verdict.evidence}")

@@ -3,21 +3,23 @@
 import math
 import time
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from lit_sphere.analysis import RegimeVerdict, name_regime
-from lit_sphere.analysis.regimes import CONVERGED_LOSS, converged_mse
 from lit_sphere.observe.publishing import save_picture
-from lit_sphere.observe.regime import regime_watch_of
+from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import Series, draw_curves, read_metrics
 
 
-class RunSummary(Callback):
+class RunSummary(RegimeWatch):
     """Monitor: prints the final numbers of a fit and draws ``curves.png`` from the run's ``metrics.csv``.
+
+    The regime is what ``RegimeMonitor`` says. Of a run on the sphere without one, this callback watches it in the same
+    way and at the same steps, and comes to the same verdict.
 
     The figure needs a ``CSVLogger`` among the trainer's loggers, beside whose file it is put; W&B gets it too.
     It is drawn for interrupted and failed runs as well.
@@ -33,9 +35,23 @@ class RunSummary(Callback):
     """
 
     def __init__(self, folder: str | Path | None = None, title: str | None = None) -> None:
+        super().__init__()
         self.folder, self.title = folder, title
+        self._judges = False
         self._started = 0.0
         self._first_step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch a run on the sphere, unless another callback judges it."""
+        on_sphere = any(isinstance(optimizer, SphereSGD) for optimizer in trainer.optimizers)
+        self._judges = on_sphere and regime_watch_of(trainer) is None
+        if self._judges:
+            super().on_fit_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Open the epoch."""
+        if self._judges:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -49,6 +65,7 @@ class RunSummary(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is; the picture of a run that failed never hides why it failed."""
+        super().on_exception(trainer, pl_module, exception)
         if self._started:
             try:
                 for logger in trainer.loggers:
@@ -97,7 +114,8 @@ class RunSummary(Callback):
             ("ELR", metrics.get("elr/total"), "{:.4g}", "effective learning rate"),
             *_sphere_lines(trainer),
         ]
-        regime = _regime(trainer, series)
+        watch = regime_watch_of(trainer) or self
+        regime = watch.verdict
         table = [(name, form.format(value), note) for name, value, form, note in lines if value is not None]
         if regime is not None:
             table.append(("regime", regime.regime, regime.evidence))
@@ -107,6 +125,15 @@ class RunSummary(Callback):
         print(f"\n{self._name(trainer, pl_module)}: {trainer.current_epoch} epochs, {trainer.global_step} steps{took}")
         for name, value, note in table:
             print(f"  {name:<{wide}}  {value:<10}  {note}".rstrip())
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the curves, if there are any."""
+        if self._judges:
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Curves and verdict of a run that is watched; nothing otherwise."""
+        return super().state_dict() if self._judges else {}
 
 
 def _sphere_lines(trainer: Trainer) -> list[tuple[str, float | None, str, str]]:
@@ -118,26 +145,6 @@ def _sphere_lines(trainer: Trainer) -> list[tuple[str, float | None, str, str]]:
     radius = math.hypot(*(group["radius"] for group in groups))
     several = f" ({len(groups)} spheres)" if len(groups) > 1 else ""
     return [("ρ", radius, "{:.5g}", f"relative drift {drift:.0e}{several}")]
-
-
-def _regime(trainer: Trainer, series: dict[str, Series]) -> RegimeVerdict | None:
-    """What a RegimeMonitor says; else of a run on the sphere, where curves and number of classes are known."""
-    monitor = regime_watch_of(trainer)
-    if monitor is not None:
-        return monitor.verdict
-    num_classes = getattr(getattr(trainer, "datamodule", None), "num_classes", None)
-    on_sphere = any(isinstance(optimizer, SphereSGD) for optimizer in trainer.optimizers)
-    if not on_sphere or num_classes is None or not {"train/loss", "train/error"} <= series.keys():
-        return None
-    losses, errors = series["train/loss"], series["train/error"]
-    mse = getattr(trainer.lightning_module, "loss", "cross_entropy") == "mse"
-    return name_regime(
-        losses.values,
-        errors.values,
-        num_classes,
-        first_epoch=int(losses.epochs[0]),
-        converged_loss=converged_mse(num_classes) if mse else CONVERGED_LOSS,
-    )
 
 
 def _percent(fraction: float | None) -> float | None:

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_sphere.analysis import name_regime
-from lit_sphere.analysis.regimes import CONVERGED_LOSS, converged_mse
+from lit_sphere.analysis.regimes import (
+    ANNOUNCED_AFTER,
+    CONVERGED_LOSS,
+    Regime,
+    announced_regime,
+    converged_mse,
+    kept_cosine,
+)
 
 
 def noisy(level: float, epochs: int, spread: float, seed: int = 0) -> list[float]:
@@ -115,7 +122,8 @@ def test_since_counts_from_the_first_epoch_and_in_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ess", "regime"), [(0.1, "chaotic equilibrium"), (0.9, "chaotic equilibrium"), (3.0, "divergence")]
+    ("ess", "regime"),
+    [(0.1, "chaotic equilibrium"), (0.9, "chaotic equilibrium"), (2.5, "undecided"), (4.0, "divergence")],
 )
 def test_without_errors_uncorrelated_iterates_are_divergence(ess: float, regime: str) -> None:
     losses = noisy(3.0, 100, 0.1)
@@ -141,7 +149,11 @@ def test_a_plateau_is_no_equilibrium() -> None:
     assert name_regime(losses, [0.8] * 100, 10, esses=[[0.1, 0.1]] * 100, steps=steps).regime == "chaotic equilibrium"
     verdict = name_regime(losses, [0.8] * 100, 10, esses=[[1e-4, 1e-4]] * 100, steps=steps)
     assert verdict.regime == "undecided"
-    assert "hardly moved: 0.03 radians in 25 epochs" in verdict.evidence  # 25 · 12 · 1e-4
+    assert "hardly move, 0.03 radians in 25 epochs: the ELR is too low for 100 epochs" in verdict.evidence
+    # Also where it moves far in one direction: 25 · 12 · 0.05 radians, of which random steps keep cos(0.05)^300 = 0.69.
+    verdict = name_regime(losses, [0.8] * 100, 10, esses=[[0.05, 0.05]] * 100, steps=steps)
+    assert verdict.regime == "undecided"
+    assert "not forgotten where they were 25 epochs ago (cosine above 0.69)" in verdict.evidence
 
 
 def test_unequal_step_sizes_are_told() -> None:
@@ -156,3 +168,104 @@ def test_the_threshold_of_the_mean_squared_error_is_one_percent_of_guessing() ->
     assert converged_mse(classes) == pytest.approx(0.01 * guess)
     losses = [0.1 * 0.9**t for t in range(100)]
     assert name_regime(losses, [0.0] * 100, classes, converged_loss=converged_mse(classes)).since == 38
+
+
+STEPS = range(0, 1200, 12)  # of a hundred epochs
+
+
+def correlated(seed: int, level: float, spread: float, epochs: int, memory: float) -> list[float]:
+    """Noise with a memory of some epochs around a level, as the losses of chaotic runs have it."""
+    rng = random.Random(seed)
+    state, values = rng.gauss(0, spread), []
+    for _ in range(epochs):
+        state = memory * state + math.sqrt(1 - memory**2) * rng.gauss(0, spread)
+        values.append(level * math.exp(state))
+    return values
+
+
+@pytest.mark.parametrize(
+    ("memory", "epochs", "seen"),
+    [
+        *((0.3, 40, 0.058), (0.3, 100, 0.025), (0.3, 200, 0.020)),
+        *((0.6, 40, 0.115), (0.6, 100, 0.058), (0.6, 200, 0.022)),
+        *((0.8, 40, 0.177), (0.8, 100, 0.130), (0.8, 200, 0.052)),
+    ],
+)
+def test_noise_with_a_memory_is_called_a_trend_as_often_as_stated(memory: float, epochs: int, seen: float) -> None:
+    verdicts = [name_regime(correlated(seed, 1, 0.15, epochs, memory), [0.4] * epochs, 10) for seed in range(400)]
+    assert {verdict.regime for verdict in verdicts} <= {"undecided", "chaotic equilibrium"}
+    share = sum(verdict.regime == "undecided" for verdict in verdicts) / len(verdicts)
+    assert share == pytest.approx(seen, abs=0.03)
+
+
+@pytest.mark.parametrize("fall", [0.12, 0.2])
+def test_a_plain_trend_is_no_equilibrium(fall: float) -> None:
+    # CIFAR-10, 5000 images, ELR 5e-4: the loss falls without a pause by 12 to 20 % in ten epochs, noise of 2 %.
+    for seed in range(200):
+        losses = [(1 - fall) ** (t / 10) * x for t, x in enumerate(noisy(2.0, 40, 0.02, seed))]
+        verdict = name_regime(losses, [0.4] * 40, 10)
+        assert verdict.regime == "undecided"
+        assert "still falls, by" in verdict.evidence
+
+
+def test_correlated_iterates_at_chance_are_an_equilibrium_at_a_high_loss() -> None:
+    # Seen on a CPU with AMX: ELR 3e-2, error 90 %, iterates 50° apart, ESS equal within 1 %.
+    ess = math.tan(math.radians(50))
+    losses, errors = noisy(4.0, 100, 0.1), noisy(0.9, 100, 0.01)
+    verdict = name_regime(losses, errors, 10, esses=[[ess, ess, 1.01 * ess]] * 100, steps=STEPS, equal_steps=True)
+    assert verdict.regime == "chaotic equilibrium", verdict
+    assert "50° apart" in verdict.evidence
+    # In regime 3 they are not correlated.
+    verdict = name_regime(losses, errors, 10, esses=[[30.0, 10.0, 60.0]] * 100, steps=STEPS, equal_steps=True)
+    assert verdict.regime == "divergence"
+    ess = math.tan(math.radians(68))
+    verdict = name_regime(losses, errors, 10, esses=[[ess, ess, ess]] * 100, steps=STEPS)
+    assert verdict.regime == "undecided"
+    assert "between chaotic equilibrium and divergence: train error at chance (90%)" in verdict.evidence
+
+
+def test_an_untrained_network_is_at_chance_and_not_divergent() -> None:
+    # ELR 1e-7 on digits: iterates 0.00086° apart.
+    losses = [6.4 - 0.015 * t for t in range(100)]
+    verdict = name_regime(losses, [0.9] * 100, 10, esses=[[1.5e-5, 1e-5, 2e-5]] * 100, steps=STEPS)
+    assert verdict.regime == "undecided"
+    assert "hardly move" in verdict.evidence
+    assert "the train loss still falls, by 7% in 25 epochs" in verdict.evidence
+
+
+def test_step_sizes_that_are_not_equal_have_not_settled() -> None:
+    losses, esses = noisy(3.0, 100, 0.1), [[0.5, 0.2, 0.8]] * 100
+    assert name_regime(losses, [0.5] * 100, 10, esses=esses, steps=STEPS).regime == "chaotic equilibrium"
+    verdict = name_regime(losses, [0.5] * 100, 10, esses=esses, steps=STEPS, equal_steps=True)
+    assert verdict.regime == "undecided"
+    assert "step sizes are not equal, but differ by a factor of 4" in verdict.evidence
+
+
+@given(
+    st.lists(st.floats(0, math.pi / 2), min_size=1, max_size=20),
+    st.integers(1, 50),
+)
+def test_the_cosine_that_is_kept_is_the_product_over_all_steps(angles: list[float], steps: int) -> None:
+    product = 1.0
+    for angle in angles:
+        for _ in range(steps):
+            product *= math.cos(angle)
+    assert kept_cosine(angles, steps) == pytest.approx(product, rel=1e-9, abs=1e-300)
+
+
+def announcements(named: list[Regime]) -> list[Regime]:
+    told: list[Regime] = ["undecided"]
+    for i, regime in enumerate(named):
+        streak = next((n for n in range(1, i + 1) if named[i - n] != regime), i + 1)
+        told.append(announced_regime(told[-1], streak, regime))
+    return told[1:]
+
+
+def test_what_is_announced_stands_until_another_regime_is() -> None:
+    chaos: list[Regime] = ["chaotic equilibrium"]
+    named = chaos * (ANNOUNCED_AFTER - 1) + ["undecided"] + chaos * ANNOUNCED_AFTER
+    assert announcements(named) == ["undecided"] * (len(named) - 1) + chaos
+    assert announcements([*named, "undecided", "undecided"])[-1] == "chaotic equilibrium"
+    assert announcements([*named, "divergence"])[-1] == "chaotic equilibrium"
+    assert announcements([*named, "undecided", "convergence"])[-1] == "convergence"
+    assert announcements(["convergence"]) == ["convergence"]

@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Literal
 
-from lit_sphere.analysis.regimes import CONVERGED_LOSS, Regime, sign_of_divergence
+from lit_sphere.analysis.regimes import CONVERGED_LOSS, Regime, kept_cosine, sign_of_chance
 
 ScheduleVerdict = Literal["started too low", "useful window", "no time left to converge", "diverged", "undecided"]
 
@@ -23,6 +23,7 @@ _RISE = 1.05  # a loss this much above the one before came back
 _MONOTONE = 0.2  # part of epochs with such a loss; half of them at an equilibrium
 _CHANCE_WINDOW = 3  # epochs whose mean error tells chance
 _CONVERGED_ERROR = 0.01
+_STILL = 0.9  # cosine that is kept where nothing has happened yet
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def analyse_schedule(
     errors: Sequence[float] | None = None,
     num_classes: int | None = None,
     *,
+    esses: Sequence[float] | None = None,
     steps: Sequence[int] | None = None,
     first_epoch: int = 0,
     converged_loss: float = CONVERGED_LOSS,
@@ -84,14 +86,16 @@ def analyse_schedule(
     part (TR fig. 1):
 
     * *divergence* (3): epochs whose train error is at chance (mean over three epochs above 95 % of (1 − 1/classes);
-      without errors: whose loss is above 80 % of ``chance_loss``), or whose loss is NaN or infinite;
+      without errors: whose loss is above 80 % of ``chance_loss``), or whose loss is NaN or infinite. Not those that
+      a run begins with, where it has not moved yet: its steps up to there, of random directions, would have left
+      a cosine Π cos φ above 0.9;
     * the peak is *passed* at the first epoch from which on the sharpness stays below the geometric mean of its peak
       and its final value, if these differ by a factor of three at least and the run does not end in regime 3;
     * passed before the schedule decayed below 80 % of its highest rate so far: that rate converges by itself,
       and all epochs are of regime 1, *convergence*; passed later: the epochs before are of regime 2, *chaotic
       equilibrium*, those from there on of regime 1;
     * not passed: epochs out of regime 3 are of regime 1 if the loss fell steadily over them (it came back by 5 % in
-      less than a fifth of them), else of regime 2.
+      less than a fifth of them), or if the whole run has not moved by the same measure; else of regime 2.
 
     Verdicts: *started too low*: a regime-1 path from the start, without regime 3. *useful window*: it began at the
     equilibrium, passed the peak as the rate fell, and converged: final loss below ``converged_loss``, or error below
@@ -104,6 +108,8 @@ def analyse_schedule(
         sharpness: Mean effective gradient norm of each epoch.
         errors: Train error of each epoch as a fraction, if known.
         num_classes: Number of classes; needed with ``errors``.
+        esses: Mean effective step size of all scale-invariant parameters in each epoch, if known (not finite where
+            the run blew up); with ``steps`` it tells how far the weights have moved.
         steps: Optimizer steps taken before each epoch; the number of epochs if not given.
         first_epoch: Number of the epoch that the curves begin with.
         converged_loss: Loss below which a run counts as converged.
@@ -126,13 +132,14 @@ def analyse_schedule(
         {'chaotic equilibrium': 0.85, 'convergence': 0.15}
     """
     epochs = len(losses)
-    curves = {"lrs": lrs, "sharpness": sharpness, "errors": errors, "steps": steps}
+    curves = {"lrs": lrs, "sharpness": sharpness, "errors": errors, "esses": esses, "steps": steps}
     for name, curve in curves.items():
         if curve is not None and len(curve) != epochs:
             raise ValueError(f"{epochs} losses but {len(curve)} {name}")
     if epochs == 0:
         raise ValueError("a schedule without an epoch")
-    diverged = _diverged(losses, errors, num_classes, chance_loss)
+    still = _still(esses, steps, epochs)
+    diverged = _diverged(losses, errors, num_classes, chance_loss, still)
 
     def at(i: int) -> ScheduleEpoch:
         return ScheduleEpoch(first_epoch + i, i if steps is None else steps[i], lrs[i], losses[i], sharpness[i])
@@ -147,7 +154,8 @@ def analyse_schedule(
     peak = max(calm, key=smooth.__getitem__) if calm else None
     passed = None if peak is None or diverged[-1] else _passed(smooth, peak)
     highest = max(lrs[: epochs if passed is None else passed + 1])
-    falls = lrs[passed] >= UNDECAYED * highest if passed is not None else _falls_steadily(losses, calm)
+    stays = still == epochs
+    falls = lrs[passed] >= UNDECAYED * highest if passed is not None else stays or _falls_steadily(losses, calm)
     low = falls and (passed is not None or not any(diverged))
     regimes = _regimes(diverged, passed, falls)
     shares: dict[Regime, float] = {regime: regimes.count(regime) / epochs for regime in dict.fromkeys(regimes)}
@@ -158,6 +166,7 @@ def analyse_schedule(
         end = f"final loss {losses[-1]:.2g}" + ("" if errors is None else f", error {errors[-1]:.1%}")
         if passed is None:
             path = "it ends in regime 3" if diverged[-1] else "the sharpness never fell for good"
+            path = "the weights hardly moved" if stays else path
         else:
             part = lrs[passed] / highest if highest > 0 else 1.0
             rate = f"LR {lrs[passed]:.2g}, {part:.0%} of the highest so far"
@@ -176,14 +185,27 @@ def _verdict(low: bool, converged: bool) -> ScheduleVerdict:
     return "useful window" if converged else "no time left to converge"
 
 
+def _still(esses: Sequence[float] | None, steps: Sequence[int] | None, epochs: int) -> int:
+    """Number of epochs that a run begins with in which it has not moved yet; 0 where that is not known."""
+    if esses is None or steps is None or epochs < 2:
+        return 0
+    angles = [math.atan(ess) if math.isfinite(ess) else math.pi / 2 for ess in esses]
+    per_epoch = (steps[-1] - steps[0]) / (epochs - 1)
+    return next((i for i in range(epochs) if kept_cosine(angles[: i + 1], per_epoch) < _STILL), epochs)
+
+
 def _diverged(
-    losses: Sequence[float], errors: Sequence[float] | None, num_classes: int | None, chance_loss: float | None
+    losses: Sequence[float],
+    errors: Sequence[float] | None,
+    num_classes: int | None,
+    chance_loss: float | None,
+    still: int,
 ) -> list[bool]:
-    sign = sign_of_divergence(losses, errors, num_classes, chance_loss, None)
-    found = []
+    sign = sign_of_chance(losses, errors, num_classes, chance_loss, None)
+    found: list[bool] = []
     for i, loss in enumerate(losses):
         at_chance = False
-        if sign is not None:
+        if sign is not None and (i >= still or any(found)):
             _, curve, level = sign
             around = curve[max(0, i - _CHANCE_WINDOW // 2) : i + _CHANCE_WINDOW // 2 + 1]
             at_chance = fmean(around) > level

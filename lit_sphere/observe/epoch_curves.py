@@ -164,6 +164,11 @@ class EpochCurves:
         return None
 
     @property
+    def equal_steps(self) -> bool:
+        """Whether the theory predicts equal effective step sizes of all groups at the last step."""
+        return self._watch.means is not None and self._watch.means.quantities.equilibrium is not None
+
+    @property
     def open(self) -> bool:
         """Whether an epoch is being measured."""
         return bool(self._open)

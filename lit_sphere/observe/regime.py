@@ -2,11 +2,18 @@
 
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lit_sphere.analysis.regimes import SHORTEST_RUN, RegimeVerdict, after_blow_ups, name_regime
+from lit_sphere.analysis.regimes import (
+    SHORTEST_RUN,
+    Regime,
+    RegimeVerdict,
+    after_blow_ups,
+    announced_regime,
+    name_regime,
+)
 from lit_sphere.observe.dynamics import DynamicsObserver, callbacks_of
 from lit_sphere.observe.epoch_curves import CurveCallback, known_rows
 from lit_sphere.report.regime_curves import RegimeSegment
@@ -18,7 +25,11 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
     Attributes:
         verdict: The :class:`~lit_sphere.analysis.RegimeVerdict` of the present curve; None before the first epoch's
             end, and right after :meth:`restart`.
+        announced: The regime that stands by :func:`~lit_sphere.analysis.regimes.announced_regime`.
     """
+
+    announces: ClassVar[bool] = False
+    """Whether other callbacks may wait for what is announced."""
 
     shortest_run = SHORTEST_RUN
     """Epochs below which no regime is named; less in a subclass that judges sooner."""
@@ -33,9 +44,14 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
     ) -> None:
         super().__init__(num_classes, loss_key, error_key, converged_loss, every_n_steps)
         self.verdict: RegimeVerdict | None = None
-        self._first_epoch = 0  # of the present curve
         self._segments: list[dict[str, Any]] = []  # those before it, with their verdicts
-        self._announced = "undecided"
+        self._begin(0)
+
+    def _begin(self, epoch: int) -> None:
+        self._first_epoch, self.verdict = epoch, None
+        self.announced: Regime = "undecided"
+        self._streak = 0  # epochs in a row with the present verdict
+        self._judged = -1  # the last of them
 
     def restart(self, epoch: int) -> None:
         """Cut the curve: only epochs from this one on are looked at, since the effective learning rate changed.
@@ -45,7 +61,7 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         """
         if self.verdict is not None:
             self._segments.append({"first_epoch": self._first_epoch, "last_epoch": epoch - 1, **asdict(self.verdict)})
-        self._first_epoch, self.verdict, self._announced = epoch, None, "undecided"
+        self._begin(epoch)
 
     def on_dynamics_change(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
         """Cut the curve."""
@@ -55,7 +71,8 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         """Find the groups before training."""
         super().on_fit_start(trainer, pl_module)
         if self._anew:
-            self.verdict, self._segments, self._first_epoch, self._announced = None, [], 0, "undecided"
+            self._segments = []
+            self._begin(0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the regime."""
@@ -86,6 +103,7 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
             return
         errors = [row["error"] for row in rows] if self._classes and rows[0]["error"] is not None else None
         esses = [row["ess"] for row in rows] if all(row["ess"] is not None for row in rows) else None
+        before = self.verdict
         self.verdict = name_regime(
             [row["loss"] for row in rows],
             errors,
@@ -95,7 +113,12 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
             chance_loss=math.log(self._classes) if self._classes else None,
             esses=esses,
             steps=[row["step"] for row in rows],
+            equal_steps=self._curves.equal_steps,
         )
+        if rows[-1]["epoch"] != self._judged:  # the last epoch is judged again at the end of the run
+            same = before is not None and before.regime == self.verdict.regime
+            self._streak, self._judged = self._streak + 1 if same else 1, rows[-1]["epoch"]
+        self.announced = announced_regime(self.announced, self._streak, self.verdict.regime)
 
     def state_dict(self) -> dict[str, Any]:
         """Curves and verdicts, so that a resumed run continues them."""
@@ -105,18 +128,23 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
             "first_epoch": self._first_epoch,
             "segments": [dict(segment) for segment in self._segments],
             "verdict": verdict,
-            "told": self._announced,
+            "announced": self.announced,
+            "streak": self._streak,
+            "judged": self._judged,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self._curves.load_state(state_dict["curves"])
-        self._first_epoch, self._announced = state_dict["first_epoch"], state_dict["told"]
+        self._begin(state_dict["first_epoch"])
+        if "announced" in state_dict:  # else of lit-sphere 0.1, which announced every verdict
+            self.announced = state_dict["announced"]
+            self._streak, self._judged = state_dict["streak"], state_dict["judged"]
         self._segments = [dict(segment) for segment in state_dict["segments"]]
         verdict = state_dict["verdict"]
         self.verdict = None if verdict is None else RegimeVerdict(**verdict)
 
 
 def regime_watch_of(trainer: Trainer) -> RegimeWatch | None:
-    """Give the first callback of the trainer that names regimes, or None."""
-    return next((each for each in callbacks_of(trainer) if isinstance(each, RegimeWatch)), None)
+    """Give the first callback of the trainer that announces regimes, or None."""
+    return next((each for each in callbacks_of(trainer) if isinstance(each, RegimeWatch) and each.announces), None)

@@ -42,8 +42,8 @@ def is_due(
     if fired and last_epoch(fired) >= epoch:
         return False  # what was seen belongs to the time before the last switch
     if switch.regime is not None:
-        verdict = getattr(regime_watch_of(trainer), "verdict", None)
-        return bool(trainer.strategy.broadcast(verdict is not None and verdict.regime == switch.regime))
+        watch = regime_watch_of(trainer)
+        return bool(trainer.strategy.broadcast(watch is not None and watch.announced == switch.regime))
     assert switch.loss_below is not None
     return bool(trainer.strategy.broadcast(loss.value(trainer, epoch - 1) < switch.loss_below))
 
