@@ -27,13 +27,14 @@ class FineTuneSwitch(Control):
     """Control: changes ELR, LR, weight decay, momentum, augmentation, or the sphere itself, in the middle of a run.
 
     Switches take place one after another, each at an epoch, at a step, some epochs after the one before, when the
-    train loss falls below a threshold, or when ``RegimeMonitor`` names a regime (see
+    train loss falls below a threshold, or when ``RegimeMonitor`` announces a regime (see
     :class:`~lit_sphere.switching.Switch`). What is decided at the end of an epoch holds from the first step of the
     next. Nothing is exchanged: options change in the optimizer's own parameter groups, and are saved with them; but the
     sphere that ``torch.optim.SGD`` enters and augmentation are kept by this callback: a resumed run needs it again.
 
     A checkpoint ``checkpoints/before-switch-1-epoch0100.ckpt`` in the run's folder keeps the state before each
-    switch; ``LinearInterpolationBarrier(between="switches")`` is told of it, and ``RegimeMonitor`` begins anew.
+    switch; ``LinearInterpolationBarrier(between="switches")`` takes a snapshot there, and ``RegimeMonitor`` begins
+    anew.
 
     | key | quantity |
     |---|---|

@@ -15,9 +15,10 @@ class RegimeMonitor(RegimeWatch):
     """Monitor: names TR's regime of a run at a fixed effective learning rate, with the evidence.
 
     At the end of every epoch, once there are 20, :func:`~lit_sphere.analysis.name_regime` looks at the curves since
-    the start (or since :meth:`restart`): train loss, train error, and the effective step sizes (ESS) of the
-    scale-invariant groups. A change is told in one line; at the end ``regime.png`` shows curves and regimes in
-    the run's folder. For a run with a learning rate schedule see
+    the start (or since a change of the dynamics, such as a switch): train loss, train error, and the effective step
+    sizes (ESS) of the scale-invariant groups. A regime is announced in one line once it stands
+    (:func:`~lit_sphere.analysis.regimes.announced_regime`), which ``FineTuneSwitch`` may wait for; at the end
+    ``regime.png`` shows curves and regimes in the run's folder. For a run with a learning rate schedule see
     :class:`~lit_sphere.callbacks.CosineRegimeAnalysis`.
 
     | key | quantity |
@@ -26,8 +27,8 @@ class RegimeMonitor(RegimeWatch):
 
     Train loss and error are the means over the steps of what the training step returns, ``{"loss": …, "error": …}``,
     else the logged ``train/loss`` and ``train/error`` (or ``train_loss``, ``train_error``, ``train_acc``, …). Without
-    an error, or where the number of classes is not known, divergence is told by the angle between consecutive
-    iterates, atan(ESS). All ranks come to the same verdict.
+    an error, or where the number of classes is not known, chance is told by the loss of guessing, or by the angle
+    between consecutive iterates, atan(ESS), alone. All ranks come to the same verdict.
 
     Costs one pass over parameters and gradients at every n-th step and a few additions at each; nothing waits for the
     device within an epoch.
@@ -47,6 +48,7 @@ class RegimeMonitor(RegimeWatch):
     Attributes:
         verdict: The :class:`~lit_sphere.analysis.RegimeVerdict` of the present curve; None before the first epoch's
             end, and right after :meth:`restart`.
+        announced: The regime that was announced last, ``undecided`` for none.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -253,3 +253,28 @@ def test_start_rates_of_a_cosine_on_digits_have_their_verdicts(lr: float, verdic
     else:
         assert analysis.shares["divergence"] > 0.5
         assert final["error"] > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_verdicts_go_from_too_low_through_the_window_to_too_high_and_never_back(seed: int) -> None:
+    """cosine.yaml from 1e-6 to 10, three rates a decade; seen: too low up to 0.1, the window from 0.2 to 1."""
+    order = {"started too low": 0, "undecided": 1, "useful window": 2, "no time left to converge": 3, "diverged": 3}
+    found: list[str] = []
+    for lr in (10 ** (-6 + k / 3) for k in range(22)):
+        torch.manual_seed(seed)
+        network = ConvNet(width=8, in_channels=1)
+        optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=1e-2)
+        schedule = partial(CosineAnnealingLR, T_max=60)
+        module = SphereModule(network, optimizer=optimizer, scheduler=schedule, input_shape=(1, 8, 8))
+        callback = CosineRegimeAnalysis()
+        fit(module, callback, datamodule=Digits(seed=seed), max_epochs=60, limit_val_batches=0)
+        assert callback.analysis is not None
+        found.append(callback.analysis.verdict)
+        print(f"LR {lr:.3g}: {callback.analysis.verdict}: {callback.analysis.evidence}")
+    places = [order[verdict] for verdict in found]
+    assert places == sorted(places), found
+    assert {"started too low", "useful window", "no time left to converge"} <= set(found)
+    assert found[:13] == ["started too low"] * 13  # up to 1e-2
+    assert {"started too low", "useful window"}.isdisjoint(found[-3:])  # from 2.2 on

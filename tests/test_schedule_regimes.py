@@ -170,3 +170,23 @@ def test_bad_curves_are_refused() -> None:
         analyse_schedule([1.0] * 3, [1.0] * 3, [1.0] * 3, [0.1] * 2, 10)
     with pytest.raises(ValueError, match="without an epoch"):
         analyse_schedule([], [], [])
+
+
+def test_an_untrained_start_is_no_divergence() -> None:
+    # LR 1e-6: at chance to the end, since nothing moves.
+    lrs, steps = [1e-6] * 50, range(0, 600, 12)
+    curves = ([2.6 - 0.001 * i for i in range(50)], [36.0] * 50, [0.91] * 50)
+    still = analyse_schedule(lrs, *curves, 10, esses=[1e-6] * 50, steps=steps)
+    assert still.verdict == "started too low"
+    assert still.evidence.startswith("the weights hardly moved")
+    assert still.shares == {"convergence": 1.0}
+    # Where they move, or where that is not known, it is chance.
+    assert analyse_schedule(lrs, *curves, 10, esses=[0.5] * 50, steps=steps).shares == {"divergence": 1.0}
+    assert analyse_schedule(lrs, *curves, 10).shares == {"divergence": 1.0}
+    # A few epochs at chance at the start of a path of regime 1.
+    losses, errors = [2.5 * 0.9**i for i in range(50)], [0.9] * 4 + [0.9 * 0.8**i for i in range(46)]
+    analysis = analyse_schedule(
+        lrs, losses, [30 * 0.9**i for i in range(50)], errors, 10, esses=[1e-4] * 50, steps=steps
+    )
+    assert analysis.verdict == "started too low"
+    assert analysis.shares == {"convergence": 1.0}

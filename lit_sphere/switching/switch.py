@@ -16,7 +16,7 @@ class Switch:
         step: When: after this number of optimizer steps; at least 1.
         after_epochs: When: this number of epochs after the previous switch (or after the start of the run).
         loss_below: When: the train loss of an epoch has fallen below this.
-        regime: When: ``RegimeMonitor`` names this regime, e.g. ``convergence``.
+        regime: When: ``RegimeMonitor`` announces this regime, e.g. ``convergence``.
         elr: What: effective learning rate η̃ of the spheres.
         lr: What: learning rate η of what is trained in the whole space.
         weight_decay: What: weight decay of what is trained in the whole space.
