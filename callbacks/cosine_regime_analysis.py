@@ -66,7 +66,7 @@ class CosineRegimeAnalysis(CurveCallback):
         >>> trainer.fit(module, Digits(train_size=64, batch_size=32))  # doctest: +ELLIPSIS
         <BLANKLINE>
         Learning rate schedule, by regime: undecided
-          only 2 epochs; at least 10 are needed
+          only 2 epochs, at least 10 are needed
     """
 
     def __init__(

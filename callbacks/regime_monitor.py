@@ -60,7 +60,7 @@ class RegimeMonitor(RegimeWatch):
         >>> module = SIConvNet(width=4, in_channels=1, elr=1e-2)
         >>> trainer.fit(module, Digits(train_size=64, batch_size=32))
         >>> print(monitor.verdict.regime, "-", monitor.verdict.evidence)
-        undecided - only 2 epochs; at least 20 are needed
+        undecided - only 2 epochs, at least 20 are needed
     """
 
     announces: ClassVar[bool] = True

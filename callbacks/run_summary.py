@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
 from lit_sphere.optim import SphereSGD, joint_norm
-from lit_sphere.report import Series, draw_curves, read_metrics
+from lit_sphere.report import draw_curves, read_metrics
 
 
 class RunSummary(RegimeWatch):
@@ -60,8 +60,8 @@ class RunSummary(RegimeWatch):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and draw the figure."""
         folder = trainer.log_dir  # a collective: all ranks must ask
-        series = self._draw(trainer, pl_module)
-        self._print(trainer, pl_module, series or {}, self.folder or folder)
+        self._draw(trainer, pl_module)
+        self._print(trainer, pl_module, self.folder or folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is; the picture of a run that failed never hides why it failed."""
@@ -75,28 +75,25 @@ class RunSummary(RegimeWatch):
                 rank_zero_warn(f"RunSummary could not draw the curves: {error}")
 
     @rank_zero_only
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Series]:
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
         if not loggers:
             rank_zero_warn("RunSummary draws no curves: there is no CSVLogger")
-            return {}
+            return
         metrics = Path(loggers[0].log_dir) / "metrics.csv"
         if not metrics.exists():
-            return {}
+            return
         series = read_metrics(metrics)
         if any(key in series for key in ("train/loss", "val/loss", "elr/total", "effective_grad_norm/total")):
             figure = draw_curves(series, self._name(trainer, pl_module), _validation_name(trainer))
             save_picture(trainer, Path(self.folder or loggers[0].log_dir), "curves", figure)
-        return series
 
     def _name(self, trainer: Trainer, pl_module: LightningModule) -> str:
         data = getattr(trainer, "datamodule", None)
         return self.title or type(pl_module).__name__ + (f" on {type(data).__name__}" if data else "")
 
     @rank_zero_only
-    def _print(
-        self, trainer: Trainer, pl_module: LightningModule, series: dict[str, Series], folder: str | Path | None
-    ) -> None:
+    def _print(self, trainer: Trainer, pl_module: LightningModule, folder: str | Path | None) -> None:
         seconds = time.perf_counter() - self._started
         steps = trainer.global_step - self._first_step
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -118,13 +115,15 @@ class RunSummary(RegimeWatch):
         regime = watch.verdict
         table = [(name, form.format(value), note) for name, value, form, note in lines if value is not None]
         if regime is not None:
-            table.append(("regime", regime.regime, regime.evidence))
+            first, *more = regime.evidence.split("; ")
+            table += [("regime", regime.regime, first), *(("", "", each) for each in more)]
         table.append(("run folder", str(folder or "none"), ""))
         wide = max(len(name) for name, _, _ in table)
         took = f"; {seconds:.1f} s, {steps / seconds:.0f} steps/s" if self._started else ""
         print(f"\n{self._name(trainer, pl_module)}: {trainer.current_epoch} epochs, {trainer.global_step} steps{took}")
+        column = max(len(value) for name, value, note in table if note)
         for name, value, note in table:
-            print(f"  {name:<{wide}}  {value:<10}  {note}".rstrip())
+            print(f"  {name:<{wide}}  {value:<{column}}  {note}".rstrip())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the curves, if there are any."""

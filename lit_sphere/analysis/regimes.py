@@ -147,7 +147,7 @@ def name_regime(
         return _verdict("divergence", "train loss NaN or infinite", finite, first_epoch, steps, "")
     epochs = len(losses)
     if epochs < SHORTEST_RUN:
-        return RegimeVerdict("undecided", f"only {epochs} epochs; at least {SHORTEST_RUN} are needed")
+        return RegimeVerdict("undecided", f"only {epochs} epochs, at least {SHORTEST_RUN} are needed")
     window = max(_WINDOW, epochs // 4)
     angles = None if esses is None else [math.atan(each[0]) for each in esses]
     more = _angle_evidence(angles, window)
@@ -170,7 +170,7 @@ def name_regime(
         between = f"train loss below {converged_loss:g} in {low} of the last {window} epochs only"
     reasons = [between] if between else _unsettled(losses, esses, angles, steps, window, equal_steps)
     if reasons:
-        return RegimeVerdict("undecided", ", and ".join(reasons) + more)
+        return RegimeVerdict("undecided", "; ".join(reasons) + more)
     more += _ess_evidence(esses, window)
     return _equilibrium(losses, window, first_epoch, steps, more)
 

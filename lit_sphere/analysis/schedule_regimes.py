@@ -147,7 +147,7 @@ def analyse_schedule(
     blew_up = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if epochs < SHORTEST_SCHEDULE and blew_up is None:
         nothing: list[Regime] = ["undecided"] * epochs
-        reason = f"only {epochs} epochs; at least {SHORTEST_SCHEDULE} are needed"
+        reason = f"only {epochs} epochs, at least {SHORTEST_SCHEDULE} are needed"
         return ScheduleAnalysis("undecided", reason, nothing, {"undecided": 1.0})
     smooth = _smooth(sharpness)
     calm = [i for i in range(epochs) if not diverged[i] and math.isfinite(smooth[i])]

@@ -35,10 +35,10 @@ def schedule_report(analysis: ScheduleAnalysis) -> str:
         Lines, without a line break at the end.
 
     Example:
-        >>> nothing = ScheduleAnalysis("undecided", "only 2 epochs; at least 10 are needed", [], {})
+        >>> nothing = ScheduleAnalysis("undecided", "only 2 epochs, at least 10 are needed", [], {})
         >>> print(schedule_report(nothing))
         Learning rate schedule, by regime: undecided
-          only 2 epochs; at least 10 are needed
+          only 2 epochs, at least 10 are needed
     """
     lines = [f"Learning rate schedule, by regime: {analysis.verdict}", f"  {analysis.evidence}"]
     if analysis.verdict == "undecided":
