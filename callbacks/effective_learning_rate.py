@@ -21,7 +21,7 @@ from lit_sphere.effective import (
     quantiles_over_groups,
 )
 from lit_sphere.observe.dynamics import controls_of
-from lit_sphere.observe.optimizer_steps import StepWatch, Views
+from lit_sphere.observe.optimizer_steps import StepWatch, WatchGranularity
 from lit_sphere.observe.publishing import run_folder_of, save_picture
 from lit_sphere.report import draw_equal_ess, write_equal_ess
 
@@ -98,7 +98,7 @@ class EffectiveLearningRateMonitor(Callback):
 
     def __init__(
         self,
-        granularity: Views = "tensor",
+        granularity: WatchGranularity = "tensor",
         per: Literal["epoch", "step"] = "epoch",
         every_n_steps: int = 1,
         quantiles: Sequence[float] | None = None,
@@ -217,7 +217,7 @@ class EffectiveLearningRateMonitor(Callback):
 def _check(
     granularity: str, per: str, every_n_steps: int, quantiles: Sequence[float] | None, scatter_epochs: int
 ) -> None:
-    if granularity not in get_args(Views):
+    if granularity not in get_args(WatchGranularity):
         raise ValueError(f"{_NAME}: granularity must be 'tensor', 'filter' or 'joint', got {granularity!r}")
     if per not in ("epoch", "step"):
         raise ValueError(f"{_NAME}: per must be 'epoch' or 'step', got {per!r}")

@@ -6,17 +6,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.analysis.curvature import measure_curvature
 from lit_sphere.analysis.edge_of_stability import Rate, descent_rate, edge_of_stability
-from lit_sphere.analysis.sharpness import Weighting, effective_gradient_norms, observe_norms, train_pass
-from lit_sphere.effective import StepMean
-from lit_sphere.groups import Group
-from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.analysis.sharpness import Weighting, train_pass
+from lit_sphere.effective import QUANTITIES, StepMean
+from lit_sphere.observe.optimizer_steps import StepWatch, clips_gradients
 from lit_sphere.observe.passes import TrainSetObjective, train_batches, untouched
 from lit_sphere.observe.publishing import check_single, run_folder_of, save_picture
 from lit_sphere.observe.stopping import PassStopped, can_stop
@@ -27,16 +25,18 @@ class SharpnessMonitor(Callback):
     """Monitor: logs how sharp the loss is along the scale-invariant parameters of any module.
 
     Sharpness is the mean norm of stochastic gradients, made effective by the norm ρ of the parameters (TR §4), so that
-    it is the same at any length of the weights. *Online*, it is taken from the training steps at next to no cost, just
-    before each optimizer step: gradients of single batches (where batches are accumulated: their mean), not yet
-    clipped by Lightning, at weights that move. By an extra *pass*, which costs as much as an epoch, it is measured at
+    it is the same at any length of the weights. *Online*, it is taken from the training steps at next to no cost:
+    gradients of single batches (where batches are accumulated: their mean), unscaled and not yet clipped by Lightning,
+    at weights that move. It is the ``effective_grad_norm/total`` of
+    :class:`~lit_sphere.callbacks.EffectiveLearningRateMonitor`, measured once for both; of several optimizers the one
+    that trains most of the groups is watched. By an extra *pass*, which costs as much as an epoch, it is measured at
     fixed weights, with the normalisation of train mode and the data in order, as in TR; values depend on how the data
     fall into batches (on digits, shuffled ones had a top eigenvalue 13 to 22 % higher). *Curvature* is of second order,
     at fixed weights and in train mode too, on the tangent space of the sphere of radius ρ, and effective, that is × ρ²;
     it takes the time of some 200 training steps for each mini-batch. Passes are made in the weights' own precision,
     without autocast.
 
-    | key | quantity, over all scale-invariant parameters together |
+    | key | quantity, over all scale-invariant parameters of one optimizer together |
     |---|---|
     | ``sharpness/online`` | mean of ρ‖∇‖ over the steps of an epoch |
     | ``sharpness/train_pass`` | mean of ρ‖∇‖ over mini-batches at fixed weights, see ``weighting`` |
@@ -69,9 +69,9 @@ class SharpnessMonitor(Callback):
         seed: Seed of the random vectors, the same at each measurement.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no scale-invariant group
-            the train set cannot be passed over, its batches are no pairs or have no loss, or there is another
-            ``SharpnessMonitor``.
+        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no scale-invariant
+            group, no optimizer trains one as a whole, the train set cannot be passed over, its batches are no pairs or
+            have no loss, or there is another ``SharpnessMonitor``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -112,8 +112,8 @@ class SharpnessMonitor(Callback):
         self.curvature_every, self.curvature_at_end = curvature_every, curvature_at_end
         self.curvature_batches, self.curvature_vectors, self.seed = curvature_batches, curvature_vectors, seed
         self._objective = TrainSetObjective(self, seed)
-        self._parameters: list[nn.Parameter] = []
-        self._norms, self._losses = StepMean(effective_gradient_norms), StepMean()
+        self._watch = StepWatch(self, self._on_measured, announces=False)
+        self._losses = StepMean()
         self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
         self._rows: list[dict[str, float]] = []
         self._rate: Rate | None = None  # of the last step
@@ -136,15 +136,14 @@ class SharpnessMonitor(Callback):
         if stage == "fit":
             check_single(self, SharpnessMonitor, trainer, "sharpness/… and sharpness.png")
             self._rows, self._epoch, self._rate = [], -1, None
-            self._norms.load_state({})
+            self._watch.forget()
             self._losses.load_state({})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the scale-invariant parameters, if the module says what its input looks like."""
-        self._parameters = []
         self._folder = run_folder_of(trainer)
-        self._clips = bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
-        self._find(trainer, groups_of(self, pl_module))
+        self._clips = clips_gradients(trainer, pl_module)
+        self._watch.fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try a batch of the train set, if it is to be passed over."""
@@ -152,46 +151,29 @@ class SharpnessMonitor(Callback):
             return
         with untouched(pl_module):
             batch = next(iter(train_batches(self, trainer, pl_module)))
-        if not self._parameters:
-            self._find(trainer, groups_of(self, pl_module, batch))
-        self._objective.check(trainer, pl_module, self._parameters, batch)
-
-    def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
-        if groups is None:
-            return
-        invariant = {p: None for group in groups for p in group.parameters}
-        for optimizer in trainer.optimizers:
-            trained = {p for group in optimizer.param_groups for p in group["params"]}
-            self._parameters = [p for p in invariant if p in trained]
-            if self._parameters:
-                break
-        else:
-            raise ValueError(
-                "SharpnessMonitor: no optimizer trains a scale-invariant parameter; give one to an optimizer, or leave "
-                "the callback out"
-            )
-        self._optimizer, self._watched = optimizer, frozenset(self._parameters)
-        left_out = len(invariant) - len(self._parameters)
-        if left_out:
-            rank_zero_warn(
-                f"SharpnessMonitor measures the {len(self._parameters)} scale-invariant tensors that "
-                f"{type(optimizer).__name__} trains; {left_out} are trained elsewhere"
-            )
+        self._watch.batch_start(trainer, pl_module, batch)
+        self._objective.check(trainer, pl_module, list(self._watch.parameters), batch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Find the parameters from the first batch otherwise."""
-        if not self._parameters:
-            self._find(trainer, groups_of(self, pl_module, batch))
-        if self._norms.steps and self._epoch != trainer.current_epoch:
+        """Find the parameters from the first batch otherwise; and again for another optimizer."""
+        self._watch.batch_start(trainer, pl_module, batch)
+        if self._has_steps and self._epoch != trainer.current_epoch:
             self._end_epoch(trainer, pl_module)  # the resumed run's last epoch, all of whose batches were done
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Observe; nothing is brought to the host."""
-        if getattr(optimizer, "optimizer", optimizer) is self._optimizer:
-            self._epoch = trainer.current_epoch
-            self._norms.keep(observe_norms(self._parameters))
-            if self._measures_curvature:  # now, since a scheduler moves on before the epoch's end
-                self._rate = descent_rate(self._optimizer, self._watched, self._clips)
+        self._watch.before_step(trainer, optimizer)
+
+    def _on_measured(self, trainer: Trainer) -> None:
+        assert self._watch.means is not None
+        self._epoch = trainer.current_epoch
+        self._watch.means.add()
+        if self._measures_curvature:  # now, since a scheduler moves on before the epoch's end
+            self._rate = descent_rate(self._watch.optimizer, self._watch.parameters.keys(), self._clips)
+
+    @property
+    def _has_steps(self) -> bool:
+        return self._watch.means is not None and self._watch.means.steps > 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -204,14 +186,15 @@ class SharpnessMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's mean, and make the passes that are due; a signal leaves them to the resumed run."""
-        if not self._norms.steps:
+        means = self._watch.means
+        if means is None or not self._has_steps:
             return
-        norms, losses = self._norms.state(), self._losses.state()
+        norms, losses = means.state(), self._losses.state()
         self._objective.may_stop = can_stop(trainer)
         try:
             self._end_epoch(trainer, pl_module)
         except PassStopped:
-            self._norms.load_state(norms)
+            means.load_state(norms)
             self._losses.load_state(losses)
         finally:
             self._objective.may_stop = False
@@ -226,15 +209,24 @@ class SharpnessMonitor(Callback):
             last.update(row)
             self._log(trainer, row)
         if self._folder is not None and trainer.is_global_zero:
-            title = f"{type(pl_module).__name__}, {len(self._parameters)} scale-invariant tensors"
+            title = f"{type(pl_module).__name__}, {len(self._watch.parameters)} scale-invariant tensors"
             save_picture(trainer, self._folder, "sharpness", draw_sharpness(self._rows, title))
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizer as it was."""
+        self._watch.detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizer as it was."""
+        self._watch.detach()
+
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        online, loss = self._norms.mean(), self._losses.mean()
-        assert online is not None
-        row = {"sharpness/online": online.item()}
+        means = None if self._watch.means is None else self._watch.means.mean()
+        loss = self._losses.mean()
+        assert means is not None
+        row = {"sharpness/online": means[QUANTITIES.index("effective_grad_norm"), 0].item()}
         if self.train_pass_every is not None and (self._epoch + 1) % self.train_pass_every == 0:
-            what = (trainer, pl_module, self._parameters, "pass over the train set")
+            what = (trainer, pl_module, list(self._watch.parameters), "pass over the train set")
             with self._objective.at_fixed_weights(*what) as objective:
                 measured = train_pass(objective, self.weighting)
             row |= {f"train_pass/{name}": getattr(measured, name) for name in ("loss", "error")}
@@ -248,7 +240,7 @@ class SharpnessMonitor(Callback):
 
     def _curvature(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        what = (trainer, pl_module, self._parameters, "curvature")
+        what = (trainer, pl_module, list(self._watch.parameters), "curvature")
         with self._objective.at_fixed_weights(*what, most=self.curvature_batches) as objective:
             measured = measure_curvature(objective, self.curvature_vectors, self.seed, **share)
         if math.isnan(measured.top_eigenvalue):
@@ -257,7 +249,7 @@ class SharpnessMonitor(Callback):
             )
         row = {f"sharpness/{name}": value for name, value in measured._asdict().items()}
         if self._rate is not None:
-            row["sharpness/edge_of_stability"] = edge_of_stability(self._rate, self._parameters)
+            row["sharpness/edge_of_stability"] = edge_of_stability(self._rate, list(self._watch.parameters))
         return row
 
     def _log(self, trainer: Trainer, row: dict[str, float]) -> None:
@@ -268,12 +260,13 @@ class SharpnessMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The series so far, and the state of an unfinished epoch."""
-        means = {"norms": self._norms.state(), "losses": self._losses.state()}
+        means = {"watch": self._watch.state(), "losses": self._losses.state()}
         return {"rows": [dict(row) for row in self._rows], "epoch": self._epoch, "rate": self._rate, **means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self._rows = [dict(row) for row in state_dict["rows"]]
         self._epoch, self._rate = state_dict["epoch"], state_dict.get("rate")
-        self._norms.load_state(state_dict["norms"])
+        if "watch" in state_dict:  # older checkpoints hold a mean of another form, and lose that of their last epoch
+            self._watch.load_state(state_dict["watch"])
         self._losses.load_state(state_dict["losses"])

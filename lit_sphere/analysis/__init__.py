@@ -26,8 +26,6 @@ from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis, analyse_sched
 from lit_sphere.analysis.sharpness import (
     Objective,
     TrainPass,
-    effective_gradient_norms,
-    observe_norms,
     train_pass,
 )
 from lit_sphere.analysis.similarity import EnsembleErrors, cosine_matrix, ensemble_errors
@@ -53,7 +51,6 @@ __all__ = [
     "difference",
     "dip_depth",
     "edge_of_stability",
-    "effective_gradient_norms",
     "ensemble_errors",
     "equal_ess",
     "fisher_trace",
@@ -62,7 +59,6 @@ __all__ = [
     "loss_and_error",
     "measure_curvature",
     "name_regime",
-    "observe_norms",
     "path_positions",
     "put_weights",
     "read_checkpoint",

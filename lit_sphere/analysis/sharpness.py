@@ -1,4 +1,4 @@
-"""Sharpness: the mean effective norm of stochastic gradients (TR §4), at fixed weights or along the training steps."""
+"""Sharpness: the mean effective norm of stochastic gradients (TR §4), at fixed weights."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_sphere.analysis.evaluation import Criterion
-from lit_sphere.optim import block_norms, joint_norm
+from lit_sphere.optim import joint_norm
 
 Weighting = Literal["sample", "batch"]
 """Mini-batches count by their size, or all alike."""
@@ -120,32 +120,6 @@ def train_pass(objective: Objective, weighting: Weighting = "sample") -> TrainPa
         raise ValueError("nothing to measure: there is no mini-batch")
     loss, wrong, count, weight, norms, rho = [*total.tolist(), radius.item()]
     return TrainPass(loss / count, wrong / count, rho * norms / weight)
-
-
-def observe_norms(parameters: Sequence[Tensor]) -> Tensor:
-    """Take norms of parameters and gradients, and leave the arithmetic for later; nothing waits for a device.
-
-    Args:
-        parameters: At least one; missing gradients count as zero.
-
-    Returns:
-        Tensor of shape (2 · blocks,) for :func:`effective_gradient_norms`, a block being a tensor or a part of one.
-    """
-    return block_norms([*parameters, *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)])
-
-
-def effective_gradient_norms(observed: Tensor) -> Tensor:
-    """Work out ρ‖∇‖ over all parameters together.
-
-    Args:
-        observed: What :func:`observe_norms` gave at one or more steps, shape (..., 2 · blocks).
-
-    Returns:
-        float64 tensor of shape (...).
-    """
-    rho2, g2 = observed.double().square().unflatten(-1, (2, -1)).sum(-1).unbind(-1)
-    norms: Tensor = (rho2 * g2).sqrt()
-    return norms
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:

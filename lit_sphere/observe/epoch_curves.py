@@ -51,7 +51,7 @@ class EpochCurves:
     ) -> None:
         self._loss_keys, self._error_keys, self._accuracy_keys = loss_keys, error_keys, accuracy_keys
         self.rows: list[Row] = []
-        self._watch = StepWatch(owner, self._take, every_n_steps, tells=False)
+        self._watch = StepWatch(owner, self._on_measured, every_n_steps, announces=False)
         self._open: dict[str, Any] = {}  # the epoch that is being measured
 
     def fit_start(self, trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -86,11 +86,11 @@ class EpochCurves:
     def before_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Read the learning rate, before a scheduler moves it, and observe or prepare to."""
         if self._open and self._watch.is_watched(optimizer):
-            self._open["lr"] += self._watch.rate()
+            self._open["lr"] += self._watch.learning_rate()
             self._open["lrs"] += 1
             self._watch.before_step(trainer, optimizer)
 
-    def _take(self, trainer: Trainer) -> None:
+    def _on_measured(self, trainer: Trainer) -> None:
         if self._open and self._watch.means is not None:
             self._watch.means.add()
 

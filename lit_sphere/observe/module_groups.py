@@ -68,7 +68,7 @@ def short_names(groups: list[Group]) -> list[str]:
 
 
 def groups_of_one_optimizer(
-    owner: Callback, trainer: Trainer, groups: list[Group], does: str
+    owner: Callback, trainer: Trainer, groups: list[Group], verb: str
 ) -> tuple[int, list[Group]]:
     """Choose the optimizer that trains most of the groups as wholes; the first of several.
 
@@ -76,7 +76,7 @@ def groups_of_one_optimizer(
         owner: The callback, to be named in messages.
         trainer: Its trainer.
         groups: Groups of its module.
-        does: What the callback does to them, for the warning that there are others.
+        verb: What the callback does with them, as in "watches", for the warning that there are others.
 
     Returns:
         The optimizer's number, and its groups.
@@ -98,6 +98,6 @@ def groups_of_one_optimizer(
     if len(mine) < len(groups):
         kind = type(trainer.optimizers[main]).__name__
         rank_zero_warn(
-            f"{name} {does} the {len(mine)} groups of {kind}; {len(groups) - len(mine)} are trained elsewhere"
+            f"{name} {verb} the {len(mine)} groups of {kind}; {len(groups) - len(mine)} are trained elsewhere"
         )
     return main, mine

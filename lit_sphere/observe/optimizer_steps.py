@@ -1,12 +1,14 @@
-"""An optimizer's real steps, and what they do to the scale-invariant groups."""
+"""An optimizer's real steps, and what they do to the scale-invariant groups: measured once for all who watch."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -54,26 +56,32 @@ class RealSteps:
             self._after(number)
 
 
-Views = Literal["tensor", "filter", "joint"]
+WatchGranularity = Literal["tensor", "filter", "joint"]
+"""Whole tensors (or jointly scale-invariant ones), single filters, or all scale-invariant parameters as one group."""
 
 
 class StepWatch:
-    """Says when an optimizer step is measured; the owner passes its hooks on.
+    """Says when an optimizer step is to be measured, and holds the means over these steps, for one callback.
+
+    The callback passes its hooks on. All watches of the same groups share one observation of a step
+    (:class:`SharedQuantities`), so that several monitors cost about as much as one and log the same numbers.
 
     Works under automatic and manual optimisation, with gradient accumulation, clipping, a gradient scaler that skips
-    steps, and optimizers that call another's step. Of several optimizers the one that trains most of the groups is
-    watched. If it is replaced in the middle of a run, or its momentum switched on, the watch begins anew.
+    steps, and optimizers that call another's step. Of several optimizers the one that trains most of the groups as
+    wholes is watched. If it is replaced in the middle of a run, or its momentum switched on, the groups are found
+    again. Gradient norms are those of the unscaled gradients before Lightning clips them.
 
     Args:
         owner: The callback, to be named in errors.
-        take: Called at every measured step; it calls ``watch.means.add()``.
+        on_measured: Called at every step that is measured; it calls ``watch.means.add()``.
         every_n_steps: Every n-th step is measured.
-        view: ``tensor``, ``filter``, or ``joint`` for all groups as one.
-        tells: Say once where ``elr`` and ``ess`` come from; for callbacks that log them.
+        granularity: ``tensor``, ``filter``, or ``joint`` for all groups as one.
+        announces: Say once where ``elr`` and ``ess`` come from; for callbacks that log them.
 
     Attributes:
         means: Means over the measured steps; None before the groups are found.
         names: Short names of the groups; none for ``joint``.
+        parameters: The tensors of the groups, each once, as keys.
         source: Where the numbers come from; None before the groups are found.
         steps: Real steps so far.
     """
@@ -81,18 +89,22 @@ class StepWatch:
     def __init__(
         self,
         owner: Callback,
-        take: Callable[[Trainer], None],
+        on_measured: Callable[[Trainer], None],
         every_n_steps: int = 1,
-        view: Views = "tensor",
-        tells: bool = True,
+        granularity: WatchGranularity = "tensor",
+        announces: bool = True,
     ) -> None:
-        self._owner, self._take, self._every, self._view, self._tells = owner, take, every_n_steps, view, tells
+        self._owner, self._on_measured, self._every = owner, on_measured, every_n_steps
+        self._granularity, self._announces = granularity, announces
         self.means: StepMeans | None = None
         self.names: list[str] = []
+        self.parameters: dict[nn.Parameter, None] = {}
         self.source: Source | None = None
         self.steps = 0
         self._restored: dict[str, Any] = {}
-        self._real_steps: RealSteps | None = None
+        self._trainer: Trainer | None = None
+        self._shared: _SharedSteps | None = None
+        self._quantities: SharedQuantities | None = None
 
     def fit_start(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Find the groups before training, if the module says what its input looks like.
@@ -104,12 +116,13 @@ class StepWatch:
         Returns:
             Whether a saved state is gone on from.
         """
+        self.detach()
         self.means = None
         resumed = bool(self._restored)
         if not resumed:
             self.steps = 0
-        clips = bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
-        self._altered = clips or getattr(trainer.precision_plugin, "scaler", None) is not None
+        self._scales = getattr(trainer.precision_plugin, "scaler", None) is not None
+        self._altered = self._scales or clips_gradients(trainer, pl_module)
         self._find(trainer, self._groups(pl_module))
         return resumed
 
@@ -127,8 +140,8 @@ class StepWatch:
         """
         if (
             self.means is None
-            or self._optimizer not in trainer.optimizers
-            or source_of(self._optimizer, self._altered) != self.source
+            or self.optimizer not in trainer.optimizers
+            or source_of(self.optimizer, self._altered) != self.source
         ):
             self._find(trainer, self._groups(pl_module, batch))
 
@@ -139,32 +152,47 @@ class StepWatch:
             trainer: The trainer.
             optimizer: The optimizer of ``on_before_optimizer_step``.
         """
-        if self.means is None or not self.is_watched(optimizer):
+        if self._quantities is None or not self.is_watched(optimizer):
             return
-        due = self.steps % self._every == 0
+        self._quantities.arrive(self)
+        due = self.is_due
         if self.source == "gradients":
             self.steps += 1
             if due:
-                self._take(trainer)
-        elif due and not getattr(self._optimizer, "_step_supports_amp_scaling", False):
-            # Not yet clipped, nor changed in place by the step. (A fused step unscales them itself.)
-            self.means.quantities.keep_gradients()
+                self._on_measured(trainer)
+        elif due and not (self._scales and getattr(self.optimizer, "_step_supports_amp_scaling", False)):
+            # Not yet clipped, nor changed in place by the step. (Scaled gradients a fused step unscales itself.)
+            self._quantities.keep_gradients()
+
+    def after_step(self) -> None:
+        """Measure where that is done after the step; called by the optimizer's hook."""
+        if self.source == "gradients" or self._trainer is None:
+            return
+        due = self.is_due
+        self.steps += 1
+        if due:
+            self._on_measured(self._trainer)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next real step is measured."""
+        return self.steps % self._every == 0
 
     def is_watched(self, optimizer: Optimizer) -> bool:
         """Say whether this, or what it wraps, is the watched optimizer."""
-        return self.means is not None and getattr(optimizer, "optimizer", optimizer) is self._optimizer
+        return self.means is not None and getattr(optimizer, "optimizer", optimizer) is self.optimizer
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """Give the present (effective) learning rate of the parameter group that trains the first group."""
-        groups = self._optimizer.param_groups if self.means is None else self.means.quantities.param_groups
+        groups = self.optimizer.param_groups if self.means is None else self.means.quantities.param_groups
         group = groups[0]
         return float(group["elr"] if group.get("elr") is not None else group["lr"])
 
     def detach(self) -> None:
         """Leave the optimizer as it was."""
-        if self._real_steps is not None:
-            self._real_steps.detach()
-        self._real_steps = None
+        if self._shared is not None:
+            self._shared.leave(self)
+        self._shared = self._quantities = self._trainer = None
 
     def state(self) -> dict[str, Any]:
         """Give what :meth:`load_state` takes.
@@ -184,27 +212,29 @@ class StepWatch:
         self._restored, self.steps = state, state["steps"]
 
     def _groups(self, pl_module: LightningModule, batch: Any = None) -> list[Group] | None:
-        return groups_of(self._owner, pl_module, batch, "filter" if self._view == "filter" else "tensor")
+        return groups_of(self._owner, pl_module, batch, "filter" if self._granularity == "filter" else "tensor")
 
     def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
         if groups is None:
             return
         number, mine = groups_of_one_optimizer(self._owner, trainer, groups, "watches")
-        self._optimizer = trainer.optimizers[number]
-        self.names = short_names(mine)
-        if self._view == "joint":
-            self.names, mine = [], [Group("total", tuple(p for group in mine for p in group.parameters))]
+        self.detach()
+        self.optimizer, self._trainer = trainer.optimizers[number], trainer
+        self.names, self.parameters = short_names(mine), dict.fromkeys(p for group in mine for p in group.parameters)
+        if self._granularity == "joint":
+            self.names, mine = [], [Group("total", tuple(self.parameters))]
         before = self._restored.get("means", {}) if self.means is None else self.means.state()
-        self.means = StepMeans(EffectiveQuantities(mine, self._optimizer, self._altered))
+        self._shared = _SharedSteps.of(self.optimizer)
+        self._quantities = self._shared.join(self, mine, self._altered)
+        self.means = StepMeans(self._quantities)
         self.means.load_state(before)
         self._restored = {}
-        if self._tells:
-            self._say(self.means.quantities.source)
-        self.source = self.means.quantities.source
-        self._attach(trainer)
+        if self._announces:
+            self._announce(self._quantities.source)
+        self.source = self._quantities.source
 
-    def _say(self, source: Source) -> None:
-        who, kind = f"{type(self._owner).__name__}: ", type(self._optimizer).__name__
+    def _announce(self, source: Source) -> None:
+        who, kind = f"{type(self._owner).__name__}: ", type(self.optimizer).__name__
         if source == "state" and self.source != source:
             rank_zero_info(f"{who}elr/… and ess/… come from the own state of {kind} (SP Theorem 2)")
         elif source == "weights" and self.source != source:
@@ -214,18 +244,132 @@ class StepWatch:
                 "step, and elr/… = ess/… / effective_grad_norm/…"
             )
 
-    def _attach(self, trainer: Trainer) -> None:
-        """Be called around each real step, where the step is to be seen."""
-        self.detach()
-        if self.source != "gradients":
-            after = partial(self._after_real_step, trainer)
-            self._real_steps = RealSteps([self._optimizer], self._before_real_step, after)
 
-    def _before_real_step(self, _: int) -> None:
-        if self.means is not None and self.steps % self._every == 0:
-            self.means.quantities.keep_weights()
+def clips_gradients(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Say whether gradients may be clipped between the backward pass and the step.
 
-    def _after_real_step(self, trainer: Trainer, _: int) -> None:
-        self.steps += 1
-        if (self.steps - 1) % self._every == 0:
-            self._take(trainer)
+    Args:
+        trainer: The trainer.
+        pl_module: Its module.
+
+    Returns:
+        Whether the trainer clips, or the module has a clipping of its own.
+    """
+    return bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
+
+
+class SharedQuantities(EffectiveQuantities):
+    """Effective quantities whose observation of a step is made once, whoever asks first, and given to all.
+
+    Args:
+        groups: As of :class:`~lit_sphere.effective.EffectiveQuantities`.
+        optimizer: As there.
+        altered: As there.
+    """
+
+    def __init__(self, groups: Sequence[Group], optimizer: Optimizer, altered: bool) -> None:
+        super().__init__(groups, optimizer, altered)
+        self._key = _key(groups)
+        self._arrived: set[StepWatch] = set()
+        self._has_gradients = False
+        self._observed: Tensor | None = None
+
+    def measures(self, groups: Sequence[Group], source: Source) -> bool:
+        """Say whether these are the quantities of the same tensors in the same groups, taken from the same source.
+
+        Args:
+            groups: Groups.
+            source: Where the numbers come from.
+
+        Returns:
+            Whether an observation can be shared.
+        """
+        return self.source == source and self._key == _key(groups)
+
+    def arrive(self, watch: StepWatch) -> None:
+        """Note that a watch has come to the point right before a step.
+
+        One that is there for the second time has come to other gradients: the step before was skipped by a gradient
+        scaler, or this one calls its closure several times.
+
+        Args:
+            watch: The watch.
+        """
+        if watch in self._arrived:
+            self.forget()
+        self._arrived.add(watch)
+
+    def keep_gradients(self) -> None:
+        """Note the norms of the present gradients, once a step."""
+        if not self._has_gradients:
+            super().keep_gradients()
+            self._has_gradients = True
+
+    def observe(self) -> Tensor:
+        """Take what the quantities are worked out from, once a step.
+
+        Returns:
+            As of :meth:`~lit_sphere.effective.EffectiveQuantities.observe`; the same tensor to all who ask.
+        """
+        if self._observed is None:
+            self._observed = super().observe()
+        return self._observed
+
+    def forget(self) -> None:
+        """Let go of what was observed: the next step is another."""
+        self._arrived.clear()
+        self._has_gradients, self._observed = False, None
+
+
+def _key(groups: Sequence[Group]) -> list[tuple[Any, ...]]:
+    # Tensors by identity; the quantities hold them, so that these numbers stay theirs.
+    return [(group.rows, *map(id, group.parameters)) for group in groups]
+
+
+class _SharedSteps:
+    """The real steps of one optimizer, hooked once for all who watch it.
+
+    Args:
+        optimizer: The optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._watches: dict[StepWatch, SharedQuantities] = {}
+        self._real_steps = RealSteps([optimizer], self._before, self._after)
+
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> "_SharedSteps":
+        """Give those of an optimizer, the same to all who watch it."""
+        shared = _steps.get(id(optimizer))
+        if shared is None:
+            shared = _steps[id(optimizer)] = cls(optimizer)
+        return shared
+
+    def join(self, watch: StepWatch, groups: Sequence[Group], altered: bool) -> SharedQuantities:
+        """Let a watch know of the steps; give the quantities of its groups, those of another watch if it has them."""
+        source = source_of(self._optimizer, altered)
+        known = (each for each in self._watches.values() if each.measures(groups, source))
+        self._watches[watch] = next(known, None) or SharedQuantities(groups, self._optimizer, altered)
+        return self._watches[watch]
+
+    def leave(self, watch: StepWatch) -> None:
+        """Forget a watch; with the last one the hooks go, too."""
+        self._watches.pop(watch, None)
+        if not self._watches:
+            self._real_steps.detach()
+            _steps.pop(id(self._optimizer), None)
+
+    def _before(self, _: int) -> None:
+        for quantities in {quantities for watch, quantities in self._watches.items() if watch.is_due}:
+            quantities.keep_weights()
+
+    def _after(self, _: int) -> None:
+        for watch in list(self._watches):
+            watch.after_step()
+        for quantities in self._watches.values():
+            quantities.forget()
+
+
+# By identity, which the value's own reference to the optimizer keeps unique; gone with the last watch.
+_steps: WeakValueDictionary[int, _SharedSteps] = WeakValueDictionary()
