@@ -1,8 +1,9 @@
 """Logs effective learning rates, step sizes and gradient norms of scale-invariant groups."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,7 +17,9 @@ from lit_sphere.effective import (
     QUANTITIES,
     EquilibriumRule,
     Source,
+    StepSummary,
     predicted_equilibrium,
+    predicted_interval,
     quantile_name,
     quantiles_over_groups,
 )
@@ -27,6 +30,7 @@ from lit_sphere.report import draw_equal_ess, write_equal_ess
 
 _MOST_CURVES = 64
 _QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_EXTREME = ("radial", "ess", "step_length")  # what SP §5 takes to be small at every step
 _NAME = "EffectiveLearningRateMonitor"
 
 
@@ -47,8 +51,13 @@ class EffectiveLearningRateMonitor(Callback):
     | ``angle/total``, ``angle/<group>`` | angle of the step in radians |
     | ``radial/total``, ``radial/<group>`` | share of the norm that the step takes away along the weights, A⟨c, u⟩ |
     | ``step_length/total``, ``step_length/<group>`` | length of the step across the weights, η‖∇L(u)‖/ρ of SGD |
+    | ``radial/step_max``, ``ess/step_max``, ``step_length/step_max`` | largest of the groups' absolute values at a \
+    measured step of the epoch: SP §5 bounds maxima |
     | ``equilibrium/ess`` | predicted: the ESS at which a group's ELR stays (TR eq. (5); PB §3) |
     | ``equilibrium/elr`` | predicted from it: the ELR of all groups at the present g̃, in the whole space |
+    | ``equilibrium/elr_low``, ``equilibrium/elr_high`` | predicted: between these the ELR of all groups stays while \
+    g̃ does as in this epoch, [√(2ηλ)/L, √(2ηλ)/ℓ] of PB §3 |
+    | ``equilibrium/norm_low``, ``equilibrium/norm_high`` | the same of the norm ρ of all groups, κℓ ≤ ρ² ≤ κL |
     | ``equal_ess/slope`` | slope of the scatter at the end of fit: −1 where all groups have one ESS |
     | ``equal_ess/spread`` | standard deviation of ln ESS over the groups: 0 where all have one |
 
@@ -63,7 +72,8 @@ class EffectiveLearningRateMonitor(Callback):
 
     Predictions (:func:`~lit_sphere.effective.predicted_equilibrium`) are made where the papers make them, for
     ``SphereSGD`` on one sphere and for ``torch.optim.SGD`` with weight decay and without momentum (and without
-    ``FixedNorm``): a group's ELR rises while its ESS is below ``equilibrium/ess``.
+    ``FixedNorm``): a group's ELR rises while its ESS is below ``equilibrium/ess``. ℓ and L are the extremes of g̃ of
+    all groups over the measured steps of the epoch (:func:`~lit_sphere.effective.predicted_interval`).
     :class:`~lit_sphere.callbacks.RunSummary` draws them dashed.
 
     Of several optimizers the one that trains most of the groups is watched. Other callbacks find the totals in
@@ -72,8 +82,9 @@ class EffectiveLearningRateMonitor(Callback):
     Args:
         granularity: ``tensor``: whole weight tensors, or the tensors that are scale-invariant jointly;
             ``filter``: single output channels, where these are scale-invariant; ``joint``: all scale-invariant
-            parameters as one, that is ``…/total`` alone.
-        per: ``epoch``: mean over the measured steps of an epoch; ``step``: each measured step.
+            parameters as one, that is ``…/total`` without groups.
+        per: ``epoch``: mean over the measured steps of an epoch; ``step``: each measured step. Extremes over steps,
+            and what follows from them, come at the end of an epoch.
         every_n_steps: Measure at every n-th optimizer step.
         quantiles: Log these quantiles over the groups in place of the groups: 0 as ``…/min``, 0.5 as
             ``…/median``, 1 as ``…/max``, others like ``…/q25``. None: the quartiles with more than 64 groups.
@@ -144,7 +155,7 @@ class EffectiveLearningRateMonitor(Callback):
         means = self._watch.means
         assert means is not None
         if self._epoch != trainer.current_epoch:
-            self._mean_of_epoch()
+            self._summary_of_epoch()
             self._epoch = trainer.current_epoch
         means.add()
         # Of this step: options may be others at the end of the epoch.
@@ -153,24 +164,39 @@ class EffectiveLearningRateMonitor(Callback):
             self._log(trainer, means.last(), trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means over the epoch; where single steps are logged, to other callbacks only."""
-        mean = self._mean_of_epoch()
-        if mean is None:
+        """Log means and extremes over the epoch; where single steps are logged, the means to other callbacks only."""
+        summary = self._summary_of_epoch()
+        if summary is None:
             return
+        mean = summary.mean
+        metrics = self._extremes(summary)
         if self.per == "epoch":
-            self._log(trainer, mean, trainer.global_step - 1)
+            self._log(trainer, mean, trainer.global_step - 1, metrics)
+        else:
+            _log_everywhere(trainer, metrics, trainer.global_step - 1)
         # All ranks have the same gradients and weights, so the same totals: there is nothing to reduce, and
         # self.log would cost more than the measurement.
         totals = zip(QUANTITIES, mean[:, 0].tolist(), strict=True)
         trainer.callback_metrics.update({f"{quantity}/total": torch.tensor(value) for quantity, value in totals})
 
-    def _mean_of_epoch(self) -> Tensor | None:
-        mean = None if self._watch.means is None else self._watch.means.mean()
-        if mean is not None and self.scatter_epochs:
-            self._last_epochs = [*self._last_epochs, mean[[2, 1], 1:].cpu()][-self.scatter_epochs :]
-        return mean
+    def _summary_of_epoch(self) -> StepSummary | None:
+        summary = None if self._watch.means is None else self._watch.means.summary()
+        if summary is not None and self.scatter_epochs:
+            self._last_epochs = [*self._last_epochs, summary.mean[[2, 1], 1:].cpu()][-self.scatter_epochs :]
+        return summary
 
-    def _log(self, trainer: Trainer, measured: Tensor, step: int) -> None:
+    def _extremes(self, summary: StepSummary) -> dict[str, float]:
+        rows = [QUANTITIES.index(quantity) for quantity in _EXTREME]
+        largest = torch.maximum(summary.high[rows, 1:], -summary.low[rows, 1:]).amax(1)
+        grad_norms = torch.stack([summary.low, summary.high])[:, QUANTITIES.index("effective_grad_norm"), 0]
+        *maxima, low, high = torch.cat([largest, grad_norms]).tolist()
+        metrics = {f"{quantity}/step_max": value for quantity, value in zip(_EXTREME, maxima, strict=True)}
+        interval = predicted_interval(self._rule, low, high)
+        return {**metrics, **{f"equilibrium/{name}": value for name, value in interval.items()}}
+
+    def _log(
+        self, trainer: Trainer, measured: Tensor, step: int, more: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         quantiles = self.quantiles
         if quantiles is None and len(self._watch.names) > _MOST_CURVES:
             quantiles = list(_QUARTERS)
@@ -180,12 +206,11 @@ class EffectiveLearningRateMonitor(Callback):
             measured = quantiles_over_groups(measured, quantiles)
         rows = dict(zip(QUANTITIES, measured.tolist(), strict=True))
         predicted = predicted_equilibrium(self._rule, rows["effective_grad_norm"][0], rows["ess"][0])
-        metrics: dict[str, float] = {"epoch": trainer.current_epoch}
+        metrics = {**more}
         metrics.update({f"equilibrium/{quantity}": value for quantity, value in predicted.items()})
         for quantity, row in rows.items():
             metrics.update({f"{quantity}/{name}": value for name, value in zip(names, row, strict=False)})
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step)
+        _log_everywhere(trainer, metrics, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the scatter over the last epochs."""
@@ -212,6 +237,11 @@ class EffectiveLearningRateMonitor(Callback):
         self._watch.load_state(state_dict)
         self._epoch, self._last_epochs = state_dict["epoch"], state_dict.get("last_epochs", [])
         self._rule = state_dict.get("rule")
+
+
+def _log_everywhere(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics({"epoch": trainer.current_epoch, **metrics}, step=step)
 
 
 def _check(

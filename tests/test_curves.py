@@ -89,6 +89,64 @@ def test_under_weight_decay_the_step_size_and_the_elr_of_the_whole_are_predicted
     assert dashed(figure, "effective learning rate") == [("equilibrium of the total (theory)", [0.25, 0.5])]
 
 
+def of_many(count: int) -> dict[str, Series]:
+    series = {"elr/total": by_epoch([0.01, 0.01]), "equilibrium/ess": by_epoch([0.3, 0.2])}
+    for i in range(count):
+        series[f"elr/{i}.weight"] = by_epoch([0.1 * (i + 1)] * 2)
+        series[f"effective_grad_norm/{i}.weight"] = by_epoch([1.0 + i, 2.0 + i])
+    return series
+
+
+@pytest.mark.parametrize("count", [7, 15, 80])
+def test_on_one_sphere_the_elrs_of_many_groups_are_predicted_by_their_quantiles(count: int) -> None:
+    least, median, greatest = dashed(draw_curves(of_many(count)), "effective learning rate")
+    assert [label for label, _ in (least, median, greatest)].count("equilibrium (theory): least, median, greatest") == 1
+    assert least[1] == pytest.approx([0.3 / count, 0.2 / (count + 1)])
+    assert greatest[1] == pytest.approx([0.3, 0.1])
+    middle = [sorted(ess / (first + i) for i in range(count)) for ess, first in ((0.3, 1), (0.2, 2))]
+    assert median[1] == pytest.approx([(each[count // 2] + each[(count - 1) // 2]) / 2 for each in middle])
+
+
+def test_of_logged_quantiles_the_elrs_are_predicted_too() -> None:
+    series = {"elr/total": by_epoch([0.1, 0.1]), "equilibrium/ess": by_epoch([0.3, 0.2])}
+    for name, norm in (("min", 0.5), ("q25", 0.7), ("median", 1.0), ("max", 4.0)):
+        series |= {f"elr/{name}": by_epoch([1.0, 1.0]), f"effective_grad_norm/{name}": by_epoch([norm] * 2)}
+    levels = [values for _, values in dashed(draw_curves(series), "effective learning rate")]
+    assert levels[0] == pytest.approx([0.3 / 4, 0.2 / 4])
+    assert levels[-1] == pytest.approx([0.3 / 0.5, 0.2 / 0.5])
+
+
+def interval(**more: Series) -> dict[str, Series]:
+    ends = {"elr_low": 0.1, "elr_high": 0.4, "norm_low": 2.0, "norm_high": 4.0}
+    return {f"equilibrium/{name}": by_epoch([value, 2 * value]) for name, value in ends.items()} | more
+
+
+@pytest.mark.parametrize("groups", [2, 15])
+def test_under_weight_decay_the_intervals_of_elr_and_norm_are_shaded(groups: int) -> None:
+    figure = draw_curves({**of_many(groups), **interval(), "norm/total": by_epoch([3.0, 3.0])})
+    for title, low, high in (("effective learning rate", 0.1, 0.4), ("norm", 2.0, 4.0)):
+        (band,) = axes_of(figure, title).collections
+        assert band.get_label() == "equilibrium interval (theory)"
+        points = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
+        assert points == {(0, low), (0, high), (1, 2 * low), (1, 2 * high)}
+
+
+def test_epochs_without_an_interval_are_not_shaded() -> None:
+    ends = {f"elr_{end}": Series([0, 1, 4, 7], [11, 23, 59, 95], [v] * 4) for end, v in (("low", 0.1), ("high", 0.4))}
+    series = {"elr/total": by_epoch([0.2] * 8), **{f"equilibrium/{name}": one for name, one in ends.items()}}
+    (band,) = axes_of(draw_curves(series), "effective learning rate").collections
+    assert [sorted({x for x, _ in path.vertices.tolist()}) for path in band.get_paths()] == [
+        [0, 1, 1.5],
+        [3.5, 4, 4.5],
+        [6.5, 7],
+    ]
+
+
+def test_the_largest_step_is_no_group() -> None:
+    figure = draw_curves({"ess/total": by_epoch([0.1, 0.1]), "ess/step_max": by_epoch([0.5, 0.5])})
+    assert len(axes_of(figure, "effective step size").lines) == 1
+
+
 def test_without_theory_nothing_is_dashed() -> None:
     figure = draw_curves(sphere())
     assert dashed(figure, "effective step size") == dashed(figure, "effective learning rate") == []

@@ -6,11 +6,16 @@ with momentum, weight decay or adaptive steps ELR and ESS are those of SP Theore
 """
 
 from lit_sphere.effective.atoms import Atoms
-from lit_sphere.effective.equilibrium import EquilibriumRule, equilibrium_rule, predicted_equilibrium
+from lit_sphere.effective.equilibrium import (
+    EquilibriumRule,
+    equilibrium_rule,
+    predicted_equilibrium,
+    predicted_interval,
+)
 from lit_sphere.effective.quantities import QUANTITIES, EffectiveQuantities
 from lit_sphere.effective.sources import Source, source_of
 from lit_sphere.effective.spread import quantile_name, quantiles_over_groups
-from lit_sphere.effective.step_means import StepMean, StepMeans
+from lit_sphere.effective.step_means import StepMean, StepMeans, StepSummary
 
 __all__ = [
     "QUANTITIES",
@@ -20,8 +25,10 @@ __all__ = [
     "Source",
     "StepMean",
     "StepMeans",
+    "StepSummary",
     "equilibrium_rule",
     "predicted_equilibrium",
+    "predicted_interval",
     "quantile_name",
     "quantiles_over_groups",
     "source_of",

@@ -87,6 +87,20 @@ class Atoms:
             return torch.stack([t.sum() for t in products]).double()
         return torch.cat([t.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else t.reshape(-1) for t in products]).double()
 
+    def carriers(self, numbers: Sequence[int]) -> Tensor:
+        """Tell where :meth:`products` of some of ``params`` stand among the norms of all.
+
+        Args:
+            numbers: Of these parameters, ascending.
+
+        Returns:
+            For each product the number of its row, or of its tensor's first block.
+        """
+        among = torch.tensor(numbers, device=self._owner.device)
+        if self.by_row:
+            return torch.isin(self._block_param_of, among).nonzero().squeeze(1)
+        return torch.searchsorted(self._block_param_of, among)
+
     def per_atom(self, values: Sequence[float | Tensor], blocks: bool) -> Tensor:
         """Spread values of the tensors over their atoms.
 

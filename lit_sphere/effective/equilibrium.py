@@ -1,10 +1,11 @@
-"""The effective step size at which the effective learning rate of a group stays where it is."""
+"""Where effective step sizes, effective learning rates and norms stay, as far as the papers predict it."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, Literal
 
 from lit_sphere.effective.sources import rate_of
-from lit_sphere.theory.weight_decay import equilibrium_ess
+from lit_sphere.theory import equilibrium_ess, equilibrium_norms, sgd_elr
 
 EquilibriumRule = Literal["joint"] | tuple[float, float]
 """What keeps effective learning rates where they are: one sphere, or the balance of η and λ."""
@@ -53,3 +54,30 @@ def predicted_equilibrium(rule: EquilibriumRule | None, grad_norm: float, ess_to
         return {"ess": ess_total}
     ess = equilibrium_ess(*rule).item()
     return {"ess": ess, "elr": ess / grad_norm}
+
+
+def predicted_interval(rule: EquilibriumRule | None, grad_min: float, grad_max: float) -> dict[str, float]:
+    """Predict between which values effective learning rate and norm stay in the whole space: PB's equilibrium.
+
+    With ℓ ≤ g̃ ≤ L at all steps, κℓ ≤ ρ² ≤ κL and √(2ηλ)/L ≤ η̃ ≤ √(2ηλ)/ℓ in the end
+    (:func:`~lit_sphere.theory.weight_decay.equilibrium_norms`, exact in ηλ), whatever the start.
+
+    Args:
+        rule: Of :func:`equilibrium_rule`.
+        grad_min: ℓ, the least effective gradient norm of all groups together.
+        grad_max: L, the greatest.
+
+    Returns:
+        ``norm_low``, ``norm_high``, and ``elr_low``, ``elr_high`` of SP Table 1, η/(ρ²(1 − ηλ)), as step sizes are
+        measured. Empty where the theory predicts nothing: without weight decay, or where ηλ is so large, for gradients
+        that differ so much, that the interval can be left.
+    """
+    if not isinstance(rule, tuple) or not (0 < grad_min <= grad_max and isfinite(grad_max)):
+        return {}
+    try:
+        norms = equilibrium_norms(grad_min, grad_max, *rule)
+    except ValueError:  # all arguments are in their range: the interval can be left
+        return {}
+    found = {"norm_low": norms.low, "norm_high": norms.high}
+    found |= {"elr_low": sgd_elr(norms.high, *rule), "elr_high": sgd_elr(norms.low, *rule)}
+    return {name: value.item() for name, value in found.items()}

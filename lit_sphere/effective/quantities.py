@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from lit_sphere.effective.atoms import Atoms
 from lit_sphere.effective.equilibrium import EquilibriumRule, equilibrium_rule
-from lit_sphere.effective.sources import Undone, rate_of, source_of, step_taken, undo
+from lit_sphere.effective.sources import Undone, source_of, step_taken, undo
+from lit_sphere.effective.step_options import OptionsOfAtoms, StepOptions, has_filter_spheres
 from lit_sphere.groups import Group
 from lit_sphere.theory import elr_from_products
 
@@ -25,7 +26,8 @@ class EffectiveQuantities:
     (:func:`~lit_sphere.effective.source_of`); with x and x′ the weights before and after the step,
 
     * ``gradients`` (``SphereSGD``; ``SGD`` without momentum): from the norms of weights and gradients before the step,
-      η̃ = η/ρ², and η/(ρ²(1 − ηλ)) with weight decay (SP Table 1);
+      η̃ = η/ρ², and η/(ρ²(1 − ηλ)) with weight decay (SP Table 1); from their inner products, too, in groups whose
+      parts have options or spheres of their own, as ⟨x, ∇⟩ vanishes only in sum over the group;
     * ``state`` (``SGD`` with momentum or clipping, ``Adam``, ``AdamW``): from the optimizer's buffers after it, by SP
       Theorem 2. η is the optimizer's learning rate, and a what it multiplies: SGD's momentum buffer (a sum over
       gradients, unless there is dampening), Adam's bias-corrected mean; b is Adam's √v̂ + ε;
@@ -72,24 +74,18 @@ class EffectiveQuantities:
     def __init__(self, groups: Sequence[Group], optimizer: Optimizer, altered: bool = False) -> None:
         if not groups:
             raise ValueError("no group to measure")
-        # Indices, because a restored optimizer holds other dictionaries.
-        trained = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        trained = {p for group in optimizer.param_groups for p in group["params"]}
         for group in groups:
-            if not trained.keys() >= set(group.parameters):
+            if not trained >= set(group.parameters):
                 raise ValueError(f"{type(optimizer).__name__} does not train the group {group.name}")
         self.source = source_of(optimizer, altered)
         self._optimizer = optimizer
-        spheres = [group.get("spheres") for group in optimizer.param_groups]
-        self._atoms = atoms = Atoms(groups, by_row="filter" in spheres)
-        self._group_of = [trained[p] for p in atoms.params]
-        self._used = sorted(set(self._group_of))
+        by_row = any(has_filter_spheres(group) for group in optimizer.param_groups)
+        self._atoms = atoms = Atoms(groups, by_row)
         self._blocks = self.source == "gradients"
-        owner = atoms.owner(self._blocks)
-        self._kept = None if bool((owner >= 0).all()) else (owner >= 0).nonzero().squeeze(1)
-        self._owner = owner if self._kept is None else owner[self._kept]
-        self._sphere_of, self._projected = self._spheres()
-        self._options: tuple[tuple[float, float], ...] = ()
-        self._rates: Tensor | None = None
+        self._options = OptionsOfAtoms(optimizer, groups, atoms, self._blocks)
+        self._owner, self._kept = self._options.owner, self._options.kept
+        self._split_at = atoms.carriers(self._options.may_be_split) if self._options.may_be_split else None
         self._grads: Tensor | None = None
         self._weights: list[Tensor] | None = None
 
@@ -101,17 +97,12 @@ class EffectiveQuantities:
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups that train the groups, that of the first group first."""
-        return [self._optimizer.param_groups[i] for i in dict.fromkeys(self._group_of)]
+        return [self._optimizer.param_groups[i] for i in dict.fromkeys(self._options.group_of)]
 
     @property
     def equilibrium(self) -> EquilibriumRule | None:
         """Which equilibrium holds at the present step, where the papers predict one; their steps are plain descent."""
         return equilibrium_rule(self.param_groups, len(self._atoms.params)) if self._blocks else None
-
-    @property
-    def before(self) -> bool:
-        """Whether :meth:`observe` is due before the step; after it otherwise."""
-        return self.source == "gradients"
 
     @torch.no_grad()
     def keep_gradients(self) -> None:
@@ -135,13 +126,14 @@ class EffectiveQuantities:
         since the last step.
 
         Returns:
-            Tensor of shape (fields · atoms,) for :meth:`evaluate`; an atom is a tensor, or a block or row of one.
+            Tensor of one dimension for :meth:`evaluate`: a few sums over each atom, a tensor, or a block or row of one.
 
         Raises:
             RuntimeError: If weights are to be compared, and :meth:`keep_weights` was not called.
         """
         if self._blocks:
-            return self._atoms.norms([*self._atoms.params, *self._gradients()])
+            norms = self._atoms.norms([*self._atoms.params, *self._gradients()])
+            return torch.cat([norms, self._split_products()]) if self._is_split() else norms
         if self._grads is None:
             self.keep_gradients()
         grads, self._grads = self._grads, None
@@ -153,12 +145,23 @@ class EffectiveQuantities:
         x, step = self._weights, torch._foreach_sub(self._atoms.params, self._weights)
         return torch.cat([self._products(x, x), self._products(x, step), self._products(step, step), grads])
 
+    def _is_split(self) -> bool:
+        return bool(self._options.may_be_split) and self._options.now().split
+
+    def _split_products(self) -> Tensor:
+        """⟨x, ∇⟩ where only their sums vanish, ∇ as it is stepped against."""
+        of = self._options
+        params, grads = ([each[n] for n in of.may_be_split] for each in (self._atoms.params, self._gradients()))
+        options = [self._optimizer.param_groups[of.group_of[n]] for n in of.may_be_split]
+        signed = [-g if group.get("maximize") else g for g, group in zip(grads, options, strict=True)]
+        return self._products(params, signed)
+
     def _state_sums(self) -> list[Tensor]:
         """⟨x, x⟩, ⟨x, Δ⟩, ⟨Δ, Δ⟩, ⟨b, b⟩ and d of the step x′ = (1 − ηλ)x + Δ that was just taken, by atom."""
         params = self._atoms.params
         undone: list[Undone] = [None] * len(params)  # type: ignore[list-item]
-        for i in self._used:
-            mine = [n for n, at in enumerate(self._group_of) if at == i]
+        for i in self._options.used:
+            mine = [n for n, at in enumerate(self._options.group_of) if at == i]
             step = step_taken(self._optimizer, self._optimizer.param_groups[i], [params[n] for n in mine])
             for n, one in zip(mine, undo(step, [params[n] for n in mine]), strict=True):
                 undone[n] = one
@@ -176,45 +179,55 @@ class EffectiveQuantities:
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self._atoms.params]
 
     @torch.no_grad()
-    def evaluate(self, observed: Tensor, rates: Tensor | None) -> Tensor:
+    def evaluate(self, observed: Tensor, options: StepOptions | None) -> Tensor:
         """Work out the quantities.
 
         Args:
-            observed: What :meth:`observe` gave at one or more steps, shape (..., fields · atoms).
-            rates: What :meth:`learning_rates` gave at these steps.
+            observed: What :meth:`observe` gave at one or more steps, shape (..., sums).
+            options: What :meth:`options` gave at these steps.
 
         Returns:
             float64 tensor of shape (..., len(QUANTITIES), 1 + groups): the total first, then each group.
         """
-        fields = {"gradients": 2, "state": 6, "weights": 4}[self.source]
-        sums = observed.double().unflatten(-1, (fields, -1))
-        if self._kept is not None:
-            sums = sums[..., self._kept]
-        if rates is None:
-            return self._from_weights(sums)
-        eta, shrink = rates.unbind(-2)
-        return (self._from_gradients if self._blocks else self._from_state)(sums, eta, shrink)
+        observed = observed.double()
+        if self._blocks:
+            assert options is not None
+            atoms = len(self._atoms.owner(True))
+            norms = self._of_groups(observed[..., : 2 * atoms].unflatten(-1, (2, -1)))
+            products = observed.new_zeros(*observed.shape[:-1], atoms)
+            if options.split and self._split_at is not None:
+                products.index_copy_(-1, self._split_at, observed[..., 2 * atoms :])
+            return self._from_gradients(norms, self._of_groups(products), options)
+        sums = self._of_groups(observed.unflatten(-1, (4 if options is None else 6, -1)))
+        return self._from_weights(sums) if options is None else self._from_state(sums, options)
 
-    def _from_gradients(self, norms: Tensor, eta: Tensor, shrink: Tensor) -> Tensor:
-        """Scale invariance says ⟨x, ∇⟩ = 0; nothing else is known of the inner products."""
+    def _of_groups(self, values: Tensor) -> Tensor:
+        """Leave rows in no group out."""
+        return values if self._kept is None else values[..., self._kept]
+
+    def _from_gradients(self, norms: Tensor, products: Tensor, options: StepOptions) -> Tensor:
+        """Scale invariance says that the sum of ⟨x, ∇⟩ over a group is 0: those of its atoms are asked for if split."""
+        eta, shrink, sphere_of, projected, _ = options
         x2, g2 = norms.square().unbind(-2)
-        norm2, grad2, inverse = self._sum(x2, g2, x2 * (1 + shrink) / eta)
-        step2, elr = g2 * eta.square(), elr_from_products(1.0, inverse)
-        along, across, radial = self._turn(x2, torch.zeros_like(x2), step2, shrink)
+        step2, xd = g2 * eta.square(), -eta * products
+        norm2, grad2, inverse = self._sum(x2, g2, (x2 * (1 + shrink) + xd) / eta)
+        elr = elr_from_products(1.0, inverse)
+        along, across, radial = self._turn(x2, xd, step2, shrink)
         length = across
-        if self._sphere_of is not None and self._projected is not None:
+        if sphere_of is not None and projected is not None:
             # Each sphere is projected by a factor of its own, which enters the angle of all together.
-            none = x2.new_zeros(*x2.shape[:-1], self._spheres_at_most)
-            radius2, moved2 = (none.index_add(-1, self._sphere_of, s) for s in (x2, step2))
+            none = x2.new_zeros(*x2.shape[:-1], self._options.spheres_at_most)
+            radius2, moved2 = (none.index_add(-1, sphere_of, s) for s in (x2, step2 + 2 * xd))
             radius2 = torch.where(radius2 > 0, radius2, 1.0)  # numbers that no sphere has
             secant = (1 + moved2 / radius2).sqrt()
             factor = -moved2 / (radius2 * secant * (1 + secant))  # 1/secant − 1, without cancellation
-            factor = torch.where(self._projected, factor[..., self._sphere_of], 0.0)
-            step2, shrink = step2 * (1 + factor).square(), shrink + factor * (1 + shrink)
-            along, across, _ = self._turn(x2, torch.zeros_like(x2), step2, shrink)
+            factor = torch.where(projected, factor[..., sphere_of], 0.0)
+            step2, xd, shrink = step2 * (1 + factor).square(), xd * (1 + factor), shrink + factor * (1 + shrink)
+            along, across, _ = self._turn(x2, xd, step2, shrink)
         return _rows(norm2, grad2, elr, along, across, radial, length)
 
-    def _from_state(self, sums: Tensor, eta: Tensor, shrink: Tensor) -> Tensor:
+    def _from_state(self, sums: Tensor, options: StepOptions) -> Tensor:
+        eta, shrink, *_ = options
         x2, xd, d2, b2, size, g2 = sums.unbind(-2)
         norm2, grad2, squares, sizes = self._sum(x2, g2, b2, size)
         (inverse,) = self._sum((x2 * (1 + shrink) + xd) / eta)
@@ -252,42 +265,15 @@ class EffectiveQuantities:
         Returns:
             :meth:`evaluate` of :meth:`observe`, shape (len(QUANTITIES), 1 + groups).
         """
-        return self.evaluate(self.observe(), self.learning_rates())
+        return self.evaluate(self.observe(), self.options())
 
-    def learning_rates(self) -> Tensor | None:
-        """Give η and −ηλ of each atom; the same object until an option of the optimizer changes.
+    def options(self) -> StepOptions | None:
+        """Give the optimizer's present options by atom; the same object until one of them changes.
 
         Returns:
-            float64 tensor of shape (2, atoms); None where weights are compared.
+            The options; None where weights are compared.
         """
-        if self.source == "weights":
-            return None
-        groups = self._optimizer.param_groups
-        options = tuple([rate_of(groups[i]) for i in self._used])
-        if self._rates is None or self._options != options:
-            by_group = dict(zip(self._used, options, strict=True))
-            rates: list[float | Tensor] = []
-            for p, i in zip(self._atoms.params, self._group_of, strict=True):
-                eta = by_group[i][0]
-                of_filters = groups[i].get("spheres") == "filter"
-                rates.append(eta * self._optimizer.state[p]["radius"].double().square() if of_filters else eta)
-            shrinks = [by_group[i][1] for i in self._group_of]
-            both = torch.stack([self._atoms.per_atom(values, self._blocks) for values in (rates, shrinks)])
-            self._options, self._rates = options, both if self._kept is None else both[:, self._kept]
-        return self._rates
-
-    def _spheres(self) -> tuple[Tensor | None, Tensor | None]:
-        """Number the sphere of each atom, and tell if it is one; nothing where at most one is involved."""
-        groups = [self._optimizer.param_groups[i] for i in self._group_of]
-        if not self._blocks or (len(self._used) == 1 and groups[0].get("spheres") != "filter"):
-            return None, None
-        numbers = self._atoms.per_atom([float(i) for i in self._group_of], True).long()
-        rows = torch.arange(len(numbers), device=numbers.device) + 1 + max(self._used)
-        of_filters = self._atoms.per_atom([float(g.get("spheres") == "filter") for g in groups], True) > 0
-        projected = self._atoms.per_atom([float(g.get("elr") is not None) for g in groups], True) > 0
-        numbers = torch.where(of_filters, rows, numbers)
-        self._spheres_at_most = len(numbers) + 1 + max(self._used)
-        return (numbers, projected) if self._kept is None else (numbers[self._kept], projected[self._kept])
+        return None if self.source == "weights" else self._options.now()
 
 
 def _rows(

@@ -1,18 +1,33 @@
-"""Means over training steps, with next to no work at a step."""
+"""Means and extremes over training steps, with next to no work at a step."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_sphere.effective.quantities import EffectiveQuantities
+from lit_sphere.effective.step_options import StepOptions
+
+
+class StepSummary(NamedTuple):
+    """Values over training steps, each of a value's shape.
+
+    Attributes:
+        mean: Mean.
+        low: Least value at a step; NaN where one is.
+        high: Greatest value at a step; NaN where one is.
+    """
+
+    mean: Tensor
+    low: Tensor
+    high: Tensor
 
 
 class StepMean:
     """Mean over training steps: a step's observation is only kept on its device, and many are worked out at once.
 
-    The mean is the same to the last bit wherever a run is interrupted, its state saved and restored.
+    Mean and extremes are the same to the last bit wherever a run is interrupted, its state saved and restored.
 
     Args:
         evaluate: Makes the values of steps, stacked, of stacked observations; each of its own.
@@ -26,6 +41,7 @@ class StepMean:
         self._observed: list[Tensor] = []
         self._values: list[Tensor] = []
         self._sum: Tensor | None = None
+        self._extremes: tuple[Tensor, Tensor] | None = None
         self._steps = 0
 
     @property
@@ -65,10 +81,21 @@ class StepMean:
         Returns:
             Tensor of the values' shape; None if nothing was observed.
         """
+        summary = self.summary()
+        return None if summary is None else summary.mean
+
+    def summary(self) -> StepSummary | None:
+        """Give the mean and the extremes since the last call, and begin anew.
+
+        Returns:
+            Of the values; None if nothing was observed.
+        """
         self._add_up()
-        mean = None if self._sum is None else self._sum / self._steps
+        found = None
+        if self._sum is not None and self._extremes is not None:
+            found = StepSummary(self._sum / self._steps, *self._extremes)
         self.load_state({})
-        return mean
+        return found
 
     def state(self) -> dict[str, Any]:
         """Give what :meth:`load_state` takes.
@@ -77,13 +104,19 @@ class StepMean:
             Tensors and plain values.
         """
         self.evaluate()
-        return {"evaluated": list(self._values), "sum": self._sum, "steps": self._steps}
+        return {
+            "evaluated": list(self._values),
+            "sum": self._sum,
+            "extremes": None if self._extremes is None else list(self._extremes),
+            "steps": self._steps,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; from none with an empty one.
 
         Args:
-            state: As given by :meth:`state`; one of values of another shape, or of another form, is passed over.
+            state: As given by :meth:`state`; one of values of another shape, or of another form, is passed over. One
+                saved without extremes has only its mean for them, as far as its values were summed up.
         """
         state = state if "evaluated" in state else {}
         values, total = state.get("evaluated", []), state.get("sum")
@@ -91,14 +124,24 @@ class StepMean:
         if any(shape != self._shape for shape in shapes):
             state = {}
         self._observed, self._values = [], list(state.get("evaluated", []))
-        self._sum, self._steps = state.get("sum"), state.get("steps", 0)
+        self._sum, self._steps, extremes = state.get("sum"), state.get("steps", 0), state.get("extremes")
+        if self._sum is not None and extremes is None:
+            summed = self._steps - sum(map(len, self._values))
+            extremes = [self._sum / summed] * 2
+        self._extremes = None if extremes is None else (extremes[0], extremes[1])
 
     def _add_up(self) -> None:
         self.evaluate()
         if self._values:
             device = self._values[-1].device  # what was restored lies on the CPU
-            chunk = torch.cat([part.to(device) for part in self._values]).sum(0)
-            self._sum = chunk if self._sum is None else self._sum.to(device) + chunk
+            chunk = torch.cat([part.to(device) for part in self._values])
+            low, high = chunk.amin(0), chunk.amax(0)
+            if self._sum is None or self._extremes is None:
+                self._sum, self._extremes = chunk.sum(0), (low, high)
+            else:
+                before = [part.to(device) for part in self._extremes]
+                self._sum = self._sum.to(device) + chunk.sum(0)
+                self._extremes = torch.minimum(before[0], low), torch.maximum(before[1], high)
             self._values = []
 
 
@@ -114,13 +157,13 @@ class StepMeans(StepMean):
 
     def __init__(self, quantities: EffectiveQuantities) -> None:
         self.quantities = quantities
-        self._rates: Tensor | None = None  # at the observed steps
-        super().__init__(lambda observed: quantities.evaluate(observed, self._rates), quantities.shape)
+        self._options: StepOptions | None = None  # at the observed steps
+        super().__init__(lambda observed: quantities.evaluate(observed, self._options), quantities.shape)
 
     def add(self) -> None:
         """Observe the present step."""
-        rates = self.quantities.learning_rates()
-        if rates is not self._rates:
+        options = self.quantities.options()
+        if options is not self._options:
             self.evaluate()
-            self._rates = rates
+            self._options = options
         self.keep(self.quantities.observe())

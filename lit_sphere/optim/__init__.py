@@ -2,7 +2,7 @@
 
 from lit_sphere.optim.adagrad_g import AdaGradG, adagrad_g_like_sgd
 from lit_sphere.optim.norm_keeper import NormKeeper
-from lit_sphere.optim.norms import block_norms, block_owners, joint_norm, row_squared_norms, squared_norms
+from lit_sphere.optim.norms import block_norms, block_owners, joint_norm, squared_norms
 from lit_sphere.optim.sphere_sgd import SphereSGD
 
 __all__ = [
@@ -13,6 +13,5 @@ __all__ = [
     "block_norms",
     "block_owners",
     "joint_norm",
-    "row_squared_norms",
     "squared_norms",
 ]

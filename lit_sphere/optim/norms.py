@@ -85,18 +85,6 @@ def row_norms(tensor: Tensor) -> Tensor:
     return rows
 
 
-def row_squared_norms(tensor: Tensor) -> Tensor:
-    """Squared norm of each row along the first dimension (each filter).
-
-    Args:
-        tensor: Shape (rows, ...), at least two dimensions.
-
-    Returns:
-        float64 tensor of shape (rows,).
-    """
-    return row_norms(tensor).double().square().flatten()
-
-
 @torch.no_grad()
 def _norms(blocks: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(blocks, 2, dtype=_wide(blocks)))

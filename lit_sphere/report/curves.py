@@ -1,7 +1,9 @@
 """One picture of one run: what was lost, how large the steps were, and which path was taken."""
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from math import nan
+from statistics import fmean, median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,6 +15,7 @@ from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style, plain_t
 _TRAIN, _VAL, _GROUP, _SWITCH, _THEORY = BLUE, RED, GREY, GREEN, "black"
 _FEW = ("#8e7cc3", "#e69138", "#45818e", "#a64d79", "#7f6000", GREY)  # colours of groups, where they suffice
 _MOST_GROUPS, _MOST_SWITCHES = 24, 6
+_NO_GROUPS = ("/total", "/step_max")
 _QUANTITIES = ("effective_grad_norm", "elr", "ess")  # in the order of their panels
 
 
@@ -23,7 +26,9 @@ def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: 
     effective gradient norm, as TR fig. 1 does. Thin vertical lines stand where ``switch/…`` was logged, before the
     first epoch with the new value; the legend of the first panel says what was switched. Where
     ``equilibrium/…`` was logged, the step size at which effective learning rates stay is dashed, and the effective
-    learning rates that it gives at the present gradient norms: of a few groups in their colours.
+    learning rates that it gives at the present gradient norms: of a few groups in their colours, of more groups the
+    least, the median and the greatest, under weight decay that of the whole. The intervals of ELR and norm under
+    weight decay (PB §3) are shaded, and the norm has a panel then.
 
     Args:
         series: Series by key, as :func:`~lit_sphere.report.read_metrics` gives them.
@@ -43,19 +48,21 @@ def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: 
         (_grad_norms, ("effective_grad_norm/total",)),
         (_elrs, ("elr/total",)),
         (_esses, ("ess/total",)),
+        (_norms, ("equilibrium/norm_low",)),
     ]
     drawn = [draw for draw, keys in panels if (all if draw is _path else any)(key in series for key in keys)]
     if not drawn:
         raise ValueError("no curve to draw: none of the keys train/loss, val/loss, elr/total, … was logged")
-    columns = min(3, len(drawn))
+    columns = min(3 if len(drawn) <= 6 else 4, len(drawn))
     rows = -(-len(drawn) // columns)
     with house_style():
         figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
         for i, draw in enumerate(drawn):
             axes = figure.add_subplot(rows, columns, i + 1)
             draw(axes, series, validation_name)
-            if axes.get_yscale() == "log":
-                plain_ticks(axes.yaxis)
+            for axis in (axes.xaxis, axes.yaxis):
+                if axis.get_scale() == "log":
+                    plain_ticks(axis)
             if draw is not _path:
                 _mark_switches(axes, series, named=i == 0)
         figure.suptitle(title, fontsize=10)
@@ -92,7 +99,7 @@ def _path(axes: Axes, series: Mapping[str, Series], validation_name: str) -> Non
 
 
 def _grad_norms(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
-    _quantity(axes, series, "effective_grad_norm", "effective gradient norm g̃ = ρ‖∇‖ (sharpness)")
+    _quantity(axes, series, "effective_grad_norm", "effective gradient norm g̃ (sharpness)")
 
 
 def _elrs(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
@@ -103,8 +110,15 @@ def _esses(axes: Axes, series: Mapping[str, Series], validation_name: str) -> No
     _quantity(axes, series, "ess", "effective step size (tan of the angle)")
 
 
+def _norms(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
+    _line(axes, series, "norm/total", "total", _TRAIN)
+    _interval(axes, series, "norm")
+    axes.set(title="norm ρ", xlabel="epoch", yscale="log")
+    axes.legend(fontsize=7)
+
+
 def _quantity(axes: Axes, series: Mapping[str, Series], quantity: str, title: str) -> None:
-    groups = [key for key in series if key.startswith(f"{quantity}/") and not key.endswith("/total")]
+    groups = [key for key in series if key.startswith(f"{quantity}/") and not key.endswith(_NO_GROUPS)]
     statistics = all(key.partition("/")[2] in ("min", "median", "max") or "/q" in key for key in groups)
     few = len(groups) <= len(_FEW) and not statistics
     shown = f" (the first {_MOST_GROUPS} of {len(groups)})" if len(groups) > _MOST_GROUPS else ""
@@ -115,13 +129,14 @@ def _quantity(axes: Axes, series: Mapping[str, Series], quantity: str, title: st
         label = key.partition("/")[2].removesuffix(".weight") if few else name if i == 0 else "_"
         _line(axes, series, key, label if named else "_", _FEW[i] if few else _GROUP, width=0.7)
     _line(axes, series, f"{quantity}/total", "total" if named else "_", _TRAIN)
-    _equilibrium(axes, series, quantity, groups if few else [])
+    _equilibrium(axes, series, quantity, groups, few)
+    _interval(axes, series, quantity)
     axes.set(title=title, xlabel="epoch", yscale=_scale(series, f"{quantity}/total"))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7, ncols=2 if few else 1)
+        axes.legend(fontsize=7, ncols=2 if few and named else 1)
 
 
-def _equilibrium(axes: Axes, series: Mapping[str, Series], quantity: str, groups: Sequence[str]) -> None:
+def _equilibrium(axes: Axes, series: Mapping[str, Series], quantity: str, groups: Sequence[str], few: bool) -> None:
     style: dict[str, Any] = {"linestyle": (0, (5, 2)), "linewidth": 1.1, "alpha": 0.8}
     label = "equilibrium (theory)"
     predicted = series.get(f"equilibrium/{quantity}")
@@ -129,11 +144,15 @@ def _equilibrium(axes: Axes, series: Mapping[str, Series], quantity: str, groups
         of_total = "equilibrium of the total (theory)" if quantity == "elr" else label
         axes.plot(_at_epochs(predicted), predicted.values, label=of_total, color=_THEORY, **style)
     elif predicted is None and quantity == "elr":  # that of all groups is fixed
-        for i, key in enumerate(groups):
-            levels = _equilibrium_elr(series, key.partition("/")[2])
-            if levels is not None:
-                name = label if i == 0 else "_"
-                axes.plot(_at_epochs(levels), levels.values, label=name, color=_FEW[i], **style)
+        levels = [_equilibrium_elr(series, key.partition("/")[2]) for key in groups]
+        found = [(level, i) for i, level in enumerate(levels) if level is not None]
+        if not few:
+            # The prediction of a quantile of the gradient norms is one of the ELRs; of single groups they are taken.
+            found = [(level, -1) for level in _least_median_greatest([level for level, _ in found])]
+            style["linewidth"], label = 0.8, "equilibrium (theory): least, median, greatest"
+        for n, (level, i) in enumerate(found):
+            color = _FEW[i] if few else _THEORY
+            axes.plot(_at_epochs(level), level.values, label=label if n == 0 else "_", color=color, **style)
 
 
 def _equilibrium_elr(series: Mapping[str, Series], group: str) -> Series | None:
@@ -145,6 +164,34 @@ def _equilibrium_elr(series: Mapping[str, Series], group: str) -> Series | None:
     rows = zip(settled.epochs, settled.steps, settled.values, strict=True)
     points = [(epoch, step, ess / at[step]) for epoch, step, ess in rows if at.get(step, 0) > 0]
     return Series(*map(list, zip(*points, strict=True))) if points else None
+
+
+def _least_median_greatest(levels: Sequence[Series]) -> list[Series]:
+    at: dict[tuple[float, float], list[float]] = {}
+    for epoch, step, value in (point for level in levels for point in zip(*level, strict=True)):
+        at.setdefault((epoch, step), []).append(value)
+    return [Series([e for e, _ in at], [s for _, s in at], list(map(of, at.values()))) for of in _LEVELS] if at else []
+
+
+_LEVELS: tuple[Callable[[Iterable[float]], float], ...] = (min, median, max)
+
+
+def _interval(axes: Axes, series: Mapping[str, Series], quantity: str) -> None:
+    """Shade where the equilibrium lies, and leave out the epochs of which nothing is predicted."""
+    low, high = (series.get(f"equilibrium/{quantity}_{end}") for end in ("low", "high"))
+    if low is None or high is None:
+        return
+    points = sorted(zip(_at_epochs(low), low.values, high.values, strict=True))
+    half = min((after[0] - before[0] for before, after in pairwise(points)), default=1.0) / 2
+    shaded = points[:1]
+    for before, after in pairwise(points):
+        if after[0] - before[0] > 3 * half:  # a single epoch is seen, too
+            shaded += [(before[0] + half, *before[1:]), ((before[0] + after[0]) / 2, nan, nan)]
+            shaded.append((after[0] - half, *after[1:]))
+        shaded.append(after)
+    x, bottom, top = zip(*shaded, strict=True)
+    style: dict[str, Any] = {"color": _THEORY, "alpha": 0.13, "linewidth": 0, "zorder": 0}
+    axes.fill_between(x, bottom, top, label="equilibrium interval (theory)", **style)
 
 
 def _mark_switches(axes: Axes, series: Mapping[str, Series], named: bool) -> None:
