@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,20 @@ class Result(NamedTuple):
 
 
 LitSphere = Callable[..., Result]
+
+_DEFAULT_SIGNALS = (
+    "import os, signal, sys\n"
+    "for signum in (signal.SIGINT, signal.SIGTERM): signal.signal(signum, signal.SIG_DFL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def with_default_signals(command: list[str]) -> list[str]:
+    """A command that takes signals as from a terminal, though its parent may ignore them (``pytest &`` in a script).
+
+    A child inherits that, and Python then installs no handler: a test that interrupts the child would wait for ever.
+    """
+    return [sys.executable, "-c", _DEFAULT_SIGNALS, *command]
 
 
 def _environment() -> dict[str, str]:
@@ -70,6 +85,14 @@ def no_leaks() -> Iterator[None]:
         leaked.append(f"files in the repository: {', '.join(sorted(_tree() - tree))}")
     if leaked:
         pytest.fail("this test leaks " + "; ".join(leaked))
+
+
+@pytest.fixture
+def interrupts_ignored() -> Iterator[None]:
+    """As in a suite that a script started with ``&``."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lit_sphere.observe.optimizer_steps import RealSteps
+
 pytestmark = quietly
 
 _CASES = ("resnet", "layer_norm", "manual", "ours")
@@ -39,8 +41,12 @@ _METHODS = {
 _OPERATORS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
 
 
+# Callbacks, and what they are made of: much of it is called by hooks of the optimizer, with no callback on the stack.
+_ROOMS = {"callbacks", "observe", "rivals", "switching"}
+
+
 class _Waits(list[str]):
-    """What was read by callbacks of this project.
+    """What was read by callbacks of this project, and the rooms below them.
 
     Adam's counts of steps lie on the CPU, also beside a GPU, and so does what is computed from them alone.
     """
@@ -61,7 +67,7 @@ class _Waits(list[str]):
 
     def _note(self, what: str) -> None:
         stack = traceback.extract_stack()
-        ours = [f for f in stack if Path(f.filename).parent.name == "callbacks" and "lightning" not in f.filename]
+        ours = [f for f in stack if Path(f.filename).parent.name in _ROOMS and "lightning" not in f.filename]
         ours += [f for f in stack if f.name == "waiting_hook"]
         if ours:
             self.append(f"{what} in {Path(ours[-1].filename).name}:{ours[-1].lineno} ({ours[-1].name})")
@@ -159,6 +165,17 @@ def test_the_watch_sees_what_waits(read: Callable[[Tensor], Any], tmp_path: Path
             waiting_hook()
 
     assert len(waits_of(Waits(), "manual", tmp_path)) >= 3 * (BATCHES - 2)
+
+
+def test_the_watch_sees_what_a_hook_of_the_optimizer_waits_for(tmp_path: Path) -> None:
+    class Waits(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            weights = next(pl_module.parameters())
+            RealSteps(trainer.optimizers, before=lambda _: None, after=lambda _: weights.detach().sum().item())
+
+    seen = waits_of(Waits(), "manual", tmp_path)
+    assert len(seen) >= 3 * (BATCHES - 2)
+    assert all("optimizer_steps.py" in each for each in seen)
 
 
 class Forbid(Callback):

@@ -47,9 +47,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what would be committed: building must leave nothing in the repository."""
     copy = tmp_path_factory.mktemp("tree") / "lit-sphere"
     copy.mkdir()
-    for name in ("pyproject.toml", "README.md"):
-        if (REPOSITORY / name).exists():
-            shutil.copy(REPOSITORY / name, copy)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, copy)
     for name in ("lit_sphere", "callbacks", "configs"):
         shutil.copytree(
             REPOSITORY / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -73,6 +72,16 @@ def test_packages_are_those_on_disk() -> None:
             if folder.is_dir() and any(folder.glob("*.py")):
                 found.add(".".join(["lit_sphere", *folder.relative_to(REPOSITORY).parts]))
     assert sorted(_packages()) == sorted(found)
+
+
+def test_wheel_holds_the_licence_and_names_it(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (licence,) = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
+        (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        assert archive.read(licence) == (REPOSITORY / "LICENSE").read_bytes()
+        head = archive.read(metadata).decode().partition("\n\n")[0].splitlines()
+    assert "License-Expression: Apache-2.0" in head
+    assert "License-File: LICENSE" in head
 
 
 @pytest.mark.parametrize("name", ["callbacks", "configs"])
@@ -107,6 +116,7 @@ def test_sdist_makes_the_same_wheel(tree: Path, wheel: Path, tmp_path: Path) -> 
         else:
             archive.extractall(tmp_path / "unpacked")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
+    assert (unpacked / "LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
     (tmp_path / "again").mkdir()
     again = _build(unpacked, tmp_path / "again", "--wheel")
     assert _names(again) == _names(wheel)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from callback_fits import Memory, assert_equal, quietly
+from conftest import with_default_signals
 from lightning.pytorch import Callback, Trainer
 
 from lit_sphere.callbacks import (
@@ -250,7 +251,8 @@ def _command(callback: str, *more: str) -> "subprocess.CompletedProcess[str]":
     few = ("--data.train_size", "128", "--trainer.max_epochs", "2", "--wandb", "disabled", "--run", "a")
     command = [sys.executable, "-m", "lit_sphere", "fit", *few, "--model.width", "4", "--trainer.callbacks", callback]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, env=environment, check=False)
+    command = with_default_signals([*command, *more])
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
 
 
 def test_the_command_line_ends_a_run_that_is_whole(empty_folder: Path) -> None:
@@ -263,6 +265,7 @@ def test_the_command_line_ends_a_run_that_is_whole(empty_folder: Path) -> None:
     assert [path.name for path in Path("a/checkpoints").iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.usefixtures("interrupts_ignored")
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM)])
 def test_a_second_signal_ends_at_once(signum: signal.Signals, status: int, empty_folder: Path) -> None:
     done = _command("late.Twice", "--trainer.callbacks.signum", str(int(signum)))

@@ -6,8 +6,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from lit_sphere.theory import distance_bounds, factors_of, falling_grad_norms, jump_norm, next_norm, step_distance
+from lit_sphere.theory import distance_bounds, factors_of, falling_grad_norms, jump_norm
+
+
+def step(x: Tensor, g: Tensor, lr: float, decay: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """x′ = (1 − ηλ)x − η∇ for x of shape (..., 3), along a random ∇ ⟂ x with ‖∇‖ = g̃/‖x‖; and the chord of the turn.
+
+    The chord from x/‖x‖ to x′/‖x′‖: half its square is the cosine distance, without a formula for it.
+    """
+    rho = x.norm(dim=-1, keepdim=True)
+    across = torch.linalg.cross(x, torch.randn(x.shape, dtype=torch.float64, generator=generator))
+    after = (1 - lr * decay) * x - lr * g[..., None] / rho * across / across.norm(dim=-1, keepdim=True)
+    return after, (x / rho - after / after.norm(dim=-1, keepdim=True)).norm(dim=-1)
 
 
 @settings(deadline=None, max_examples=50)
@@ -19,26 +31,32 @@ from lit_sphere.theory import distance_bounds, factors_of, falling_grad_norms, j
     picks=st.lists(st.floats(0, 1), min_size=60, max_size=60),
     lr=st.floats(0.01, 1),
     product=st.floats(1e-3, 0.3),
+    seed=st.integers(0, 1000),
 )
 def test_steps_with_falling_gradients_lie_between_their_bounds(
-    c: float, ratio: float, start: int, power: float, picks: list[float], lr: float, product: float
+    c: float, ratio: float, start: int, power: float, picks: list[float], lr: float, product: float, seed: int
 ) -> None:
     """Phase B in the small: the norm falls by weight decay faster than gradients do, and steps grow again."""
-    decay, norm = product / lr, 3.0
+    decay = product / lr
     steps = start + 1.0 + torch.arange(60, dtype=torch.float64)
     low, high = falling_grad_norms(steps, start, c, c * ratio, power)
     grads = low + (high - low) * torch.tensor(picks, dtype=torch.float64)
-    norms = []
-    for g in grads.tolist():
-        norms.append(norm)
-        norm = next_norm(norm, g, lr, decay).item()
-    rho = torch.tensor(norms, dtype=torch.float64)
-    seen = step_distance(rho, grads, lr, decay)
-    bounds = distance_bounds(rho, low, high, lr, decay)
-    assert bool(((bounds.low <= seen * (1 + 1e-12)) & (seen <= bounds.high * (1 + 1e-12))).all())
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, dtype=torch.float64, generator=generator)
+    walk, turns = [3 * x / x.norm()], []
+    for g in grads:
+        x, turn = step(walk[-1], g, lr, decay, generator)
+        walk.append(x)
+        turns.append(turn)
+    weights, chords = torch.stack(walk[:-1]), torch.stack(turns)
+    bounds = distance_bounds(weights.norm(dim=-1), low, high, lr, decay)
+    rounding = 1e-15 * chords + 1e-12 * chords.square()
+    seen = chords.square() / 2
+    assert bool(((bounds.low <= seen + rounding) & (seen <= bounds.high + rounding)).all())
     # Not any bounds: each is reached where the gradient is at its end.
-    torch.testing.assert_close(step_distance(rho, low, lr, decay), bounds.low, rtol=0, atol=0)
-    torch.testing.assert_close(step_distance(rho, high, lr, decay), bounds.high, rtol=0, atol=0)
+    for bound, end in ((bounds.low, low), (bounds.high, high)):
+        _, chords = step(weights, end, lr, decay, generator)
+        assert bool(((chords.square() / 2 - bound).abs() <= 1e-15 * chords + 1e-12 * chords.square()).all())
     # The narrowest factors lie within those that the run was made with, and are reached.
     fitted = factors_of(grads, steps, start, power)
     assert c * (1 - 1e-12) <= fitted.low <= fitted.high <= c * ratio * (1 + 1e-12)
