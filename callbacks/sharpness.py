@@ -1,14 +1,13 @@
 """Logs the sharpness of the loss on the sphere of scale-invariant parameters, and its curvature."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lit_sphere.analysis.curvature import measure_curvature
@@ -20,6 +19,7 @@ from lit_sphere.observe.module_groups import groups_of
 from lit_sphere.observe.passes import TrainSetObjective, train_batches, untouched
 from lit_sphere.observe.publishing import check_single, run_folder_of, save_picture
 from lit_sphere.observe.stopping import PassStopped, can_stop
+from lit_sphere.observe.train_loss import TrainLoss
 from lit_sphere.report.sharpness import draw_sharpness
 
 
@@ -113,7 +113,7 @@ class SharpnessMonitor(Callback):
         self.curvature_batches, self.curvature_vectors, self.seed = curvature_batches, curvature_vectors, seed
         self._objective = TrainSetObjective(self, seed)
         self._parameters: list[nn.Parameter] = []
-        self._norms, self._losses = StepMean(effective_gradient_norms), StepMean()
+        self._norms, self._loss = StepMean(effective_gradient_norms), TrainLoss()
         self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
         self._rows: list[dict[str, float]] = []
         self._rate: Rate | None = None  # of the last step
@@ -137,7 +137,7 @@ class SharpnessMonitor(Callback):
             check_single(self, SharpnessMonitor, trainer, "sharpness/… and sharpness.png")
             self._rows, self._epoch, self._rate = [], -1, None
             self._norms.load_state({})
-            self._losses.load_state({})
+            self._loss.reset()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the scale-invariant parameters, if the module says what its input looks like."""
@@ -197,22 +197,19 @@ class SharpnessMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss for the picture, where the training step gives one."""
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            # Lightning has divided it under automatic optimisation.
-            self._losses.keep(loss.detach() * trainer.accumulate_grad_batches)
+        self._loss.add(trainer, outputs, batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's mean, and make the passes that are due; a signal leaves them to the resumed run."""
         if not self._norms.steps:
+            self._loss.reset()
             return
-        norms, losses = self._norms.state(), self._losses.state()
+        norms = self._norms.state()
         self._objective.may_stop = can_stop(trainer)
         try:
             self._end_epoch(trainer, pl_module)
         except PassStopped:
             self._norms.load_state(norms)
-            self._losses.load_state(losses)
         finally:
             self._objective.may_stop = False
 
@@ -230,7 +227,7 @@ class SharpnessMonitor(Callback):
             save_picture(trainer, self._folder, "sharpness", draw_sharpness(self._rows, title))
 
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        online, loss = self._norms.mean(), self._losses.mean()
+        online = self._norms.mean()
         assert online is not None
         row = {"sharpness/online": online.item()}
         if self.train_pass_every is not None and (self._epoch + 1) % self.train_pass_every == 0:
@@ -241,9 +238,11 @@ class SharpnessMonitor(Callback):
             row["sharpness/train_pass"] = measured.sharpness
         if self.curvature_every is not None and (self._epoch + 1) % self.curvature_every == 0:
             row |= self._curvature(trainer, pl_module)
+        means = self._loss.means(trainer)
+        self._loss.reset()
         self._rows.append({"epoch": self._epoch, **row})
-        if loss is not None:
-            self._rows[-1]["loss"] = trainer.strategy.reduce(loss, reduce_op="mean").item()
+        if "loss" in means:
+            self._rows[-1]["loss"] = means["loss"]
         self._log(trainer, row)
 
     def _curvature(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
@@ -268,7 +267,7 @@ class SharpnessMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The series so far, and the state of an unfinished epoch."""
-        means = {"norms": self._norms.state(), "losses": self._losses.state()}
+        means = {"norms": self._norms.state(), "losses": self._loss.state()}
         return {"rows": [dict(row) for row in self._rows], "epoch": self._epoch, "rate": self._rate, **means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -276,4 +275,4 @@ class SharpnessMonitor(Callback):
         self._rows = [dict(row) for row in state_dict["rows"]]
         self._epoch, self._rate = state_dict["epoch"], state_dict.get("rate")
         self._norms.load_state(state_dict["norms"])
-        self._losses.load_state(state_dict["losses"])
+        self._loss.load_state(state_dict["losses"])
