@@ -102,6 +102,7 @@ class Judges:
 
 
 def fit(module: LightningModule, data: LightningDataModule, folder: Path, *callbacks: Callback, **options: Any) -> None:
+    ckpt_path = options.pop("ckpt_path", None)
     Trainer(
         **{
             "max_epochs": EPOCHS,
@@ -116,7 +117,7 @@ def fit(module: LightningModule, data: LightningDataModule, folder: Path, *callb
             "default_root_dir": folder,
             **options,
         }
-    ).fit(module, data)
+    ).fit(module, data, ckpt_path=ckpt_path)
 
 
 def whole_space(width: int = 4) -> SIConvNet:
@@ -232,6 +233,63 @@ def test_a_foreign_module_that_accumulates_gradients(tmp_path: Path) -> None:
     means = [math.fsum(loss * n for loss, n in each) / 29 for each in own]
     assert judges.witness.watched == pytest.approx(means, rel=1e-13)  # halves are exact
     assert [each["train_loss"] for each in judges.witness.logged] == pytest.approx(means, rel=1e-6)
+
+
+class SaveAtStep(Callback):
+    """Saves a checkpoint after the second batch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
+def _earlier(checkpoint: dict[str, Any]) -> None:
+    """Turn the sums of a checkpoint into those of the version before, after two batches of 64."""
+    state, metrics = checkpoint["callbacks"], checkpoint["train_metrics"]
+    samples, half = metrics.pop("loss_samples"), metrics["loss_sum"] / 64
+    wrong = metrics.pop("error_sum")
+    assert samples == metrics.pop("error_samples") == 128
+    metrics |= {"wrong": wrong, "count": samples}
+    for key in state:
+        kind = key.partition("{")[0]
+        if kind in ("RegimeMonitor", "CosineRegimeAnalysis"):
+            opened = (state[key]["curves"] if kind == "RegimeMonitor" else state[key])["open"]
+            del opened["means"]
+            opened |= {"sums": {"loss": half, "error": wrong / 64}, "batches": 2}
+        elif kind == "SharpnessMonitor":
+            state[key]["losses"] = {"evaluated": [torch.stack([half, half]) / 2], "sum": None, "steps": 2}
+        elif kind == "FineTuneSwitch":
+            assert state[key]["loss"].keys() >= {"loss_sum", "epoch", "logged"}
+            state[key]["loss"] = {"epoch": 0, "sum": metrics["loss_sum"], "count": 128, "logged": None}
+        elif kind == "OptimizerComparison":
+            state[key]["run_losses"] = torch.stack([half, torch.tensor(2.0, dtype=torch.float64)])
+            for rival in state[key]["rivals"]["copies"].values():
+                rival["losses"] = state[key]["run_losses"]
+
+
+def test_a_checkpoint_of_an_earlier_version_from_within_an_epoch(tmp_path: Path) -> None:
+    """Where samples were not counted, a batch that was seen counts as one; all epochs after it are right."""
+    whole, resumed = Judges(steps=4), Judges(steps=4)
+    path = tmp_path / "old.ckpt"
+    fit(whole_space(), Digits(train_size=200, batch_size=64), tmp_path, *whole.callbacks, SaveAtStep(path))
+    checkpoint = torch.load(path, weights_only=True)
+    _earlier(checkpoint)
+    torch.save(checkpoint, path)
+    fit(whole_space(), Digits(train_size=200, batch_size=64), tmp_path, *resumed.callbacks, ckpt_path=path)
+    assert resumed.witness.watched == pytest.approx(whole.witness.watched, rel=1e-12)
+    assert resumed.witness.of_the_module[0] == pytest.approx(whole.witness.of_the_module[0], rel=1e-12)
+    seen = checkpoint["train_metrics"]["loss_sum"].item()
+    first = (seen / 64 + whole.witness.loss[0] * 200 - seen) / (2 + 64 + 8)
+    losses = [
+        [row["loss"] for row in resumed.regime.state_dict()["curves"]["rows"]],
+        [row["loss"] for row in resumed.schedule.state_dict()["rows"]],
+        [row["loss"] for row in resumed.sharpness.state_dict()["rows"]],
+        [row["run_loss"] for row in resumed.comparison.rows],
+    ]
+    assert losses == [pytest.approx([first, *whole.witness.loss[1:]], rel=1e-12)] * 4
 
 
 # --- the sum itself

@@ -34,7 +34,7 @@ class TrainLoss(MeanLossAndError):
         for value in (loss, error):
             if value is not None and value.device.type != "cpu" and value.device != self.device:
                 self.to(value.device)
-        self.update(loss, error, samples)
+        super().update(loss, error, samples)  # at each step: torchmetrics' wrapper of self.update costs as much
 
     def means(self, trainer: Trainer) -> dict[str, float]:
         """Give the means over all ranks; they all must ask.
