@@ -177,7 +177,7 @@ class FineTuneSwitch(Control):
     ) -> None:
         """Add the step's loss up, on its device; switch if the next step is the one."""
         if self._pending() and self._pending()[0].loss_below is not None:
-            self._loss.add(trainer, pl_module, outputs, batch)
+            self._loss.add(trainer, outputs, batch)
         self._at_step(trainer, pl_module, trainer.current_epoch + bool(trainer.is_last_batch), saves=True)
 
     def _at_step(self, trainer: Trainer, pl_module: LightningModule, epoch: int, saves: bool) -> None:

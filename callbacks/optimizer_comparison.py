@@ -15,7 +15,7 @@ from lit_sphere.observe.module_groups import groups_of
 from lit_sphere.observe.optimizer_steps import RealSteps
 from lit_sphere.observe.passes import MACHINE_ERRORS, check_batch
 from lit_sphere.observe.publishing import check_single, run_folder_of
-from lit_sphere.observe.train_loss import add_loss, mean_loss
+from lit_sphere.observe.train_loss import TrainLoss
 from lit_sphere.rivals.checks import check_arguments, check_run, comparable
 from lit_sphere.rivals.network_copy import OptimizerCallable
 from lit_sphere.rivals.results import (
@@ -45,7 +45,7 @@ class OptimizerComparison(Callback):
     | ``optimizer_comparison/<name>_cosine_median`` | the same of the median group |
     | ``optimizer_comparison/<name>_distance_max`` | 1 − cosine of the worst group, without cancellation |
     | ``optimizer_comparison/<name>_distance_median`` | the same of the median group |
-    | ``optimizer_comparison/<name>_loss`` | mean train loss of the rival since it was last logged |
+    | ``optimizer_comparison/<name>_loss`` | mean train loss of the rival since it was last logged, over samples |
     | ``optimizer_comparison/run_loss`` | the same of the run, where its ``training_step`` returns the loss |
     | ``optimizer_comparison/start_…`` | as ``<name>_…``, of the first weights: how far the run itself has turned |
 
@@ -120,7 +120,7 @@ class OptimizerComparison(Callback):
         self._done = 0  # steps compared
         self._epoch = -1  # of the last of them
         self._main = 0  # number of the run's optimizer that trains the groups
-        self._run_losses: Tensor | None = None  # their sum and number
+        self._run_loss = TrainLoss()  # since it was last logged
         self._rivals: ComparedCopies | None = None
         self._restored: dict[str, Any] | None = None
         self._groups: list[Group] = []
@@ -227,11 +227,8 @@ class OptimizerComparison(Callback):
             self._dismiss()
         if self._rivals is not None:
             self._rivals.take_batch()
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if self._rivals is not None and not self._tries and isinstance(loss, Tensor):
-            # Lightning has divided it under automatic optimisation.
-            scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._run_losses = add_loss(self._run_losses, loss * scale)
+        if self._rivals is not None and not self._tries:
+            self._run_loss.add(trainer, outputs, batch)
         self._log_if_due(trainer)
 
     def _is_over(self) -> bool:
@@ -244,8 +241,10 @@ class OptimizerComparison(Callback):
             return
         row: dict[str, float] = {"step": self._done, "epoch": self._epoch}
         row |= self._rivals.measure(self._directions)
-        row |= mean_loss("run_loss", self._run_losses, trainer)
-        self._run_losses = None
+        means = self._run_loss.means(trainer)
+        if "loss" in means:
+            row["run_loss"] = means["loss"]
+        self._run_loss.reset()
         self.rows.append(row)
         log_row(trainer, row, list(self.optimizers))
         if self._is_over():
@@ -286,7 +285,7 @@ class OptimizerComparison(Callback):
             "rows": [dict(row) for row in self.rows],
             "done": self._done,
             "epoch": self._epoch,
-            "run_losses": self._run_losses,
+            "run_losses": self._run_loss.state(),
             "rivals": self._restored if self._rivals is None or self._tries else self._rivals.state(),
         }
 
@@ -294,6 +293,7 @@ class OptimizerComparison(Callback):
         """Restore what :meth:`state_dict` gave."""
         self.rows, self._done = [dict(row) for row in state_dict["rows"]], state_dict["done"]
         self._epoch = state_dict["epoch"]
-        self._run_losses, self._restored = state_dict["run_losses"], state_dict["rivals"]
+        self._run_loss.load_state(state_dict["run_losses"])
+        self._restored = state_dict["rivals"]
         self._tried = self._restored is not None
         self._over = self._done > 0 and self._restored is None

@@ -25,7 +25,7 @@ class RegimeMonitor(RegimeWatch):
     |---|---|
     | ``regime`` | 1 convergence, 2 chaotic equilibrium, 3 divergence, 0 undecided |
 
-    Train loss and error are the means over the steps of what the training step returns, ``{"loss": …, "error": …}``,
+    Train loss and error are the means over the samples of what the training step returns, ``{"loss": …, "error": …}``,
     else the logged ``train/loss`` and ``train/error`` (or ``train_loss``, ``train_error``, ``train_acc``, …). Without
     an error, or where the number of classes is not known, chance is told by the loss of guessing, or by the angle
     between consecutive iterates, atan(ESS), alone. All ranks come to the same verdict.

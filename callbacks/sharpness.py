@@ -1,23 +1,22 @@
 """Logs the sharpness of the loss on the sphere of scale-invariant parameters, and its curvature."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.analysis.curvature import measure_curvature
 from lit_sphere.analysis.edge_of_stability import Rate, descent_rate, edge_of_stability
 from lit_sphere.analysis.sharpness import Weighting, train_pass
-from lit_sphere.effective import QUANTITIES, StepMean
+from lit_sphere.effective import QUANTITIES
 from lit_sphere.observe.optimizer_steps import StepWatch, clips_gradients
 from lit_sphere.observe.passes import TrainSetObjective, train_batches, untouched
 from lit_sphere.observe.publishing import check_single, run_folder_of, save_picture
 from lit_sphere.observe.stopping import PassStopped, can_stop
+from lit_sphere.observe.train_loss import TrainLoss
 from lit_sphere.report.sharpness import draw_sharpness
 
 
@@ -113,7 +112,7 @@ class SharpnessMonitor(Callback):
         self.curvature_batches, self.curvature_vectors, self.seed = curvature_batches, curvature_vectors, seed
         self._objective = TrainSetObjective(self, seed)
         self._watch = StepWatch(self, self._on_measured, announces=False)
-        self._losses = StepMean()
+        self._loss = TrainLoss()
         self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
         self._rows: list[dict[str, float]] = []
         self._rate: Rate | None = None  # of the last step
@@ -137,7 +136,7 @@ class SharpnessMonitor(Callback):
             check_single(self, SharpnessMonitor, trainer, "sharpness/… and sharpness.png")
             self._rows, self._epoch, self._rate = [], -1, None
             self._watch.forget()
-            self._losses.load_state({})
+            self._loss.reset()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the scale-invariant parameters, if the module says what its input looks like."""
@@ -179,23 +178,20 @@ class SharpnessMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss for the picture, where the training step gives one."""
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            # Lightning has divided it under automatic optimisation.
-            self._losses.keep(loss.detach() * trainer.accumulate_grad_batches)
+        self._loss.add(trainer, outputs, batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's mean, and make the passes that are due; a signal leaves them to the resumed run."""
         means = self._watch.means
         if means is None or not self._has_steps:
+            self._loss.reset()
             return
-        norms, losses = means.state(), self._losses.state()
+        norms = means.state()
         self._objective.may_stop = can_stop(trainer)
         try:
             self._end_epoch(trainer, pl_module)
         except PassStopped:
             means.load_state(norms)
-            self._losses.load_state(losses)
         finally:
             self._objective.may_stop = False
 
@@ -222,7 +218,6 @@ class SharpnessMonitor(Callback):
 
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         means = None if self._watch.means is None else self._watch.means.mean()
-        loss = self._losses.mean()
         assert means is not None
         row = {"sharpness/online": means[QUANTITIES.index("effective_grad_norm"), 0].item()}
         if self.train_pass_every is not None and (self._epoch + 1) % self.train_pass_every == 0:
@@ -233,9 +228,11 @@ class SharpnessMonitor(Callback):
             row["sharpness/train_pass"] = measured.sharpness
         if self.curvature_every is not None and (self._epoch + 1) % self.curvature_every == 0:
             row |= self._curvature(trainer, pl_module)
+        losses = self._loss.means(trainer)
+        self._loss.reset()
         self._rows.append({"epoch": self._epoch, **row})
-        if loss is not None:
-            self._rows[-1]["loss"] = trainer.strategy.reduce(loss, reduce_op="mean").item()
+        if "loss" in losses:
+            self._rows[-1]["loss"] = losses["loss"]
         self._log(trainer, row)
 
     def _curvature(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
@@ -260,7 +257,7 @@ class SharpnessMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The series so far, and the state of an unfinished epoch."""
-        means = {"watch": self._watch.state(), "losses": self._losses.state()}
+        means = {"watch": self._watch.state(), "losses": self._loss.state()}
         return {"rows": [dict(row) for row in self._rows], "epoch": self._epoch, "rate": self._rate, **means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -269,4 +266,4 @@ class SharpnessMonitor(Callback):
         self._epoch, self._rate = state_dict["epoch"], state_dict.get("rate")
         if "watch" in state_dict:  # older checkpoints hold a mean of another form, and lose that of their last epoch
             self._watch.load_state(state_dict["watch"])
-        self._losses.load_state(state_dict["losses"])
+        self._loss.load_state(state_dict["losses"])

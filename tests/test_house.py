@@ -21,10 +21,21 @@ _FLOORS = [
     {"modules"},
     {"effective"},
     {"groups"},
-    {"optim", "networks", "data", "theory", "configs"},
+    {"optim", "networks", "data", "theory", "configs", "metrics"},
 ]
 _FLOOR = {name: floor for floor, names in enumerate(_FLOORS) for name in names}
-_LIGHTNING_IN = {"cli", "sweep", "callbacks", "switching", "rivals", "observe", "modules", "data", "__main__"}
+_LIGHTNING_IN = {
+    "cli",
+    "sweep",
+    "callbacks",
+    "switching",
+    "rivals",
+    "observe",
+    "modules",
+    "metrics",  # torchmetrics: sums over ranks
+    "data",
+    "__main__",
+}
 _PACKAGE = REPOSITORY / "lit_sphere"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_sphere.modules.loss_and_error import LossAndError
+from lit_sphere.metrics import MeanLossAndError
 from lit_sphere.modules.options import (
     Loss,
     OptimizerCallable,
@@ -36,8 +36,8 @@ class SphereModule(LightningModule):
     :func:`~lit_sphere.groups.find_groups` finds, on one joint sphere with a fixed effective learning rate
     (TR eq. (2)); otherwise ``optimizer`` trains all parameters in the whole space.
 
-    Logged once an epoch: ``train/loss`` and ``train/error`` (means over the training steps, as the weights
-    move), ``val/…`` and ``test/…`` in eval mode. Errors are fractions in [0, 1].
+    Logged once an epoch: ``train/loss`` and ``train/error`` (means over the samples of its steps, as the weights move),
+    ``val/…`` and ``test/…`` in eval mode. Errors are fractions in [0, 1].
 
     Args:
         network: Maps a batch of inputs to logits (N, num_classes).
@@ -92,9 +92,9 @@ class SphereModule(LightningModule):
         self._sphere_names: list[list[str]] = []  # parameters of each sphere
         self._changed: dict[str, tuple[Any, Any]] = {}
         self._metrics_epoch = -1  # Lightning does not always end an epoch whose last batch was saved
-        self.train_metrics = LossAndError()
-        self.val_metrics = LossAndError()
-        self.test_metrics = LossAndError()
+        self.train_metrics = MeanLossAndError()
+        self.val_metrics = MeanLossAndError()
+        self.test_metrics = MeanLossAndError()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs (N, …) to logits (N, num_classes)."""
@@ -183,9 +183,9 @@ class SphereModule(LightningModule):
         if self._metrics_epoch != self.current_epoch:
             self._metrics_epoch = self.current_epoch
             self.train_metrics.reset()
-        self.train_metrics.update(loss.detach(), logits.detach(), labels)
-        error = (logits.detach().argmax(1) != labels).float().mean()
-        return {"loss": loss.detach(), "error": error}
+        means = {"loss": loss.detach(), "error": _error(logits.detach(), labels)}
+        self.train_metrics.update(**means, samples=len(labels))
+        return means
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to ``val/loss`` and ``val/error``."""
@@ -195,9 +195,9 @@ class SphereModule(LightningModule):
         """Add a batch to ``test/loss`` and ``test/error``."""
         self._evaluate(self.test_metrics, batch)
 
-    def _evaluate(self, metrics: "LossAndError", batch: tuple[Tensor, Tensor]) -> None:
+    def _evaluate(self, metrics: MeanLossAndError, batch: tuple[Tensor, Tensor]) -> None:
         logits, labels = self(batch[0]), batch[1]
-        metrics.update(self.criterion(logits, labels), logits, labels)
+        metrics.update(self.criterion(logits, labels), _error(logits, labels), len(labels))
 
     def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Give the loss of a batch; callbacks that evaluate the network elsewhere look for it under this name.
@@ -242,7 +242,7 @@ class SphereModule(LightningModule):
         """Log loss and error of the test images."""
         self._log("test", self.test_metrics)
 
-    def _log(self, stage: str, metrics: "LossAndError") -> None:
+    def _log(self, stage: str, metrics: MeanLossAndError) -> None:
         # torchmetrics has reduced over the ranks: to average equal values changes nothing but Lightning's mind.
         # The batch size is a weight in Lightning's mean of this one value, and would cost a rounding.
         values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
@@ -294,3 +294,8 @@ class SphereModule(LightningModule):
                 scale_schedule(self.lr_schedulers(), optimizer.param_groups, new / old)
             rank_zero_info(f"{key}: {old} in the checkpoint, {new} from now on")
         self._changed = {}
+
+
+def _error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Give the fraction of wrong predictions: float64, so that the number of samples times it is whole."""
+    return (logits.argmax(1) != labels).double().mean()

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
@@ -13,6 +12,7 @@ from lit_sphere.analysis.regimes import CONVERGED_LOSS, converged_mse
 from lit_sphere.effective import QUANTITIES
 from lit_sphere.observe.optimizer_steps import StepWatch
 from lit_sphere.observe.publishing import run_folder_of
+from lit_sphere.observe.train_loss import TrainLoss
 
 Row = dict[str, Any]
 """An epoch: numbers ``epoch``, ``step`` (before it), ``loss``, ``error``, ``lr``, and lists ``elr``, ``ess``,
@@ -27,8 +27,9 @@ ACCURACY_KEYS = ("train/acc", "train_acc", "train/accuracy", "train_accuracy")
 class EpochCurves:
     """Collects a row for each epoch; the owner passes its hooks on.
 
-    Loss and error are the means over training steps of what the training step returns, ``{"loss": …, "error": …}``.
-    Where it returns none, they are read from what the module logs. Nothing waits for the device within an epoch.
+    Loss and error are the means over the samples of an epoch of what the training step returns,
+    ``{"loss": …, "error": …}``. Where it returns none, they are read from what the module logs. Nothing waits for the
+    device within an epoch.
 
     Args:
         owner: The callback, to be named in errors.
@@ -53,6 +54,7 @@ class EpochCurves:
         self.rows: list[Row] = []
         self._watch = StepWatch(owner, self._on_measured, every_n_steps, announces=False)
         self._open: dict[str, Any] = {}  # the epoch that is being measured
+        self._loss = TrainLoss()  # of that epoch
 
     def fit_start(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Find the groups before training, where the module says what its input looks like.
@@ -78,7 +80,8 @@ class EpochCurves:
             if self._open:
                 self._close(trainer)  # an epoch whose last batch was in the checkpoint is not ended again
             step = trainer.global_step
-            self._open = {"epoch": trainer.current_epoch, "step": step, "lr": 0.0, "lrs": 0, "sums": {}, "batches": 0}
+            self._open = {"epoch": trainer.current_epoch, "step": step, "lr": 0.0, "lrs": 0}
+            self._loss.reset()
             self._watch.steps = 0  # the first step of each epoch is measured, so that none is left out
             assert self._watch.means is not None
             self._watch.means.load_state({})
@@ -94,20 +97,10 @@ class EpochCurves:
         if self._open and self._watch.means is not None:
             self._watch.means.add()
 
-    def batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
+    def batch_end(self, trainer: Trainer, outputs: Any, batch: Any) -> None:
         """Add up loss and error of the step, on their device."""
-        if not self._open:
-            return
-        found = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
-        # Lightning divides the loss that it hands out under automatic optimisation.
-        scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-        sums = self._open["sums"]
-        for name, factor in (("loss", scale), ("error", 1)):
-            value = found.get(name)
-            if isinstance(value, Tensor) and value.numel() == 1:
-                value = value.detach().double().reshape(()) * factor
-                sums[name] = sums[name].to(value.device) + value if name in sums else value
-        self._open["batches"] += 1
+        if self._open:
+            self._loss.add(trainer, outputs, batch)
 
     def epoch_end(self, trainer: Trainer) -> None:
         """Make the epoch's row."""
@@ -133,10 +126,7 @@ class EpochCurves:
         opened, self._open = self._open, {}
         row: Row = {"epoch": opened["epoch"], "step": opened["step"], "loss": None, "error": None}
         row["lr"] = opened["lr"] / opened["lrs"] if opened["lrs"] else None
-        names = [name for name in ("loss", "error") if name in opened["sums"]]
-        if names:
-            mean = torch.stack([opened["sums"][name] for name in names]) / opened["batches"]
-            row.update(zip(names, trainer.strategy.reduce(mean.to(trainer.strategy.root_device)).tolist(), strict=True))
+        row |= self._loss.means(trainer)
         measured = None if self._watch.means is None else self._watch.means.mean()
         for quantity in _QUANTITIES:
             row[quantity] = None if measured is None else measured[QUANTITIES.index(quantity)].tolist()
@@ -188,7 +178,7 @@ class EpochCurves:
         Returns:
             The rows, and the epoch that is being measured.
         """
-        opened = {**self._open, "sums": dict(self._open["sums"])} if self._open else {}
+        opened = {**self._open, "means": self._loss.state()} if self._open else {}
         return {"rows": [dict(row) for row in self.rows], "open": opened, "watch": self._watch.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -198,7 +188,9 @@ class EpochCurves:
             state: As given by :meth:`state`.
         """
         self.rows = [dict(row) for row in state["rows"]]
-        self._open = dict(state["open"])
+        opened = dict(state["open"])
+        self._loss.load_state(opened.get("means", opened))
+        self._open = {name: opened[name] for name in ("epoch", "step", "lr", "lrs")} if opened else {}
         self._watch.load_state(state["watch"])
 
 
@@ -318,7 +310,7 @@ class CurveCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up what the step returned."""
-        self._curves.batch_end(trainer, pl_module, outputs)
+        self._curves.batch_end(trainer, outputs, batch)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the optimizer alone."""

@@ -1,102 +1,121 @@
-"""Means of training losses, kept on their device until they are asked for."""
+"""The train loss and error that callbacks judge: means over samples of what training steps return, as logged."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lit_sphere.metrics import MeanLossAndError
 
-class EpochLoss:
-    """Adds the losses of an epoch's steps up on their device, weighted by the samples of each."""
 
-    def __init__(self) -> None:
-        self._epoch = -1
-        self._sum: Tensor | None = None
-        self._count = 0
+class TrainLoss(MeanLossAndError):
+    """Means over the samples of training steps, those of an epoch or of a part of it; on the steps' own device."""
 
-    def add(self, epoch: int, outputs: Any, batch: Any, scale: float = 1.0) -> None:
+    def add(self, trainer: Trainer, outputs: Any, batch: Any) -> None:
         """Add a step.
 
         Args:
-            epoch: Number of the epoch; a new one begins anew.
-            outputs: What ``training_step`` returned.
-            batch: The batch; its first tensor's length is the number of samples.
-            scale: What the loss is multiplied with.
-
-        Raises:
-            ValueError: If the step returned no loss.
+            trainer: The trainer.
+            outputs: What its callbacks are handed: a loss, or ``{"loss": …, "error": …}``. What is no scalar tensor
+                is not known.
+            batch: The batch.
         """
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if not isinstance(loss, Tensor):
-            raise ValueError(
-                "FineTuneSwitch: training_step returns no loss, which loss_below waits for; return it, or set loss_key "
-                "to a metric that is logged"
-            )
-        first = next((each for each in (batch if isinstance(batch, (tuple, list)) else [batch])), None)
-        count = len(first) if isinstance(first, Tensor) and first.ndim else 1
-        if self._epoch != epoch:
-            self._epoch, self._sum, self._count = epoch, None, 0
-        weighted = loss.detach().double() * (scale * count)
-        self._sum = weighted if self._sum is None else self._sum.to(weighted.device) + weighted
-        self._count += count
+        loss, error = loss_of(outputs), _scalar(outputs.get("error")) if isinstance(outputs, Mapping) else None
+        if loss is not None:
+            # Lightning divides the loss that it hands out where gradients are accumulated.
+            parts = trainer.accumulate_grad_batches
+            loss = loss if parts == 1 else loss.double() * parts
+        self.add_batch(loss, error, samples_in(batch))
 
-    def mean(self, trainer: Trainer, epoch: int) -> float:
-        """Give the mean over all ranks; they all must ask.
+    def add_batch(self, loss: Tensor | None, error: Tensor | None, samples: int) -> None:
+        """Add a batch as :meth:`update` does, and go where its numbers are."""
+        for value in (loss, error):
+            if value is not None and value.device.type != "cpu" and value.device != self.device:
+                self.to(value.device)
+        super().update(loss, error, samples)  # at each step: torchmetrics' wrapper of self.update costs as much
+
+    def means(self, trainer: Trainer) -> dict[str, float]:
+        """Give the means over all ranks; they all must ask.
 
         Args:
             trainer: The trainer.
-            epoch: Number of the epoch.
 
         Returns:
-            The mean; infinite if no step of this epoch was seen.
+            ``loss`` and ``error``, where known.
         """
-        if self._sum is None or self._epoch != epoch:
-            return float("inf")
-        both = self._sum.new_tensor([0.0, self._count])
-        both[0] = self._sum
-        total, count = trainer.strategy.reduce(both.to(trainer.strategy.root_device), reduce_op="sum").tolist()
-        return float(total / count)
+        self.to(trainer.strategy.root_device)
+        with self.sync_context():
+            totals = torch.stack([self.loss_sum, self.error_sum, self.loss_samples, self.error_samples]).tolist()
+        named = zip(("loss", "error"), totals[:2], totals[2:], strict=True)
+        return {name: total / samples for name, total, samples in named if samples}
 
-    def state(self) -> dict[str, Any]:
-        """Give what :meth:`load_state` takes (rank 0's)."""
-        return {"epoch": self._epoch, "sum": self._sum, "count": self._count}
+    def load_state(self, state: Any) -> None:
+        """Go on from a saved state.
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state`."""
-        self._epoch, self._sum, self._count = state["epoch"], state["sum"], state["count"]
-
-
-def add_loss(before: Tensor | None, loss: Tensor) -> Tensor:
-    """Add a loss to a sum and a number of losses, on its device.
-
-    Args:
-        before: Sum and number so far; None for none.
-        loss: A scalar.
-
-    Returns:
-        float64 tensor of shape (2,).
-    """
-    one = loss.detach().double()
-    seen = torch.stack([one, torch.ones_like(one)])
-    return seen if before is None else before.to(seen.device) + seen
+        Args:
+            state: As given by :meth:`state`, or by one of the five sums of earlier versions; else the means begin anew.
+        """
+        super().load_state(_of_this_form(state))
 
 
-def mean_loss(key: str, losses: Tensor | None, trainer: Trainer) -> dict[str, float]:
-    """Give the mean of what :func:`add_loss` added up, over all ranks.
-
-    Args:
-        key: Name of the mean.
-        losses: Sum and number; None for none.
-        trainer: The trainer.
-
-    Returns:
-        The mean by its name; nothing for none.
-    """
-    if losses is None:
+def _of_this_form(state: Any) -> Mapping[str, Any]:
+    """Convert the sums of earlier versions; where they did not know how many samples a step had, it counts as one."""
+    if isinstance(state, Tensor):  # OptimizerComparison
+        return _state({"loss": state[0]}, state[1])
+    if not isinstance(state, Mapping):
         return {}
-    sums = trainer.strategy.reduce(losses.to(trainer.strategy.root_device), reduce_op="mean")
-    assert isinstance(sums, Tensor)
-    total, count = sums.tolist()
-    return {key: total / count}
+    if "sums" in state:  # RegimeMonitor, CosineRegimeAnalysis
+        return _state(state["sums"], state["batches"])
+    if "evaluated" in state:  # SharpnessMonitor
+        parts = [part.sum() for part in (*state["evaluated"], state["sum"]) if part is not None]
+        return _state({"loss": torch.stack(parts).sum()} if parts else {}, state["steps"])
+    if "sum" in state:  # FineTuneSwitch, by samples
+        return _state({} if state["sum"] is None else {"loss": state["sum"]}, state["count"])
+    return state
+
+
+def _state(sums: Mapping[str, Tensor], number: int | Tensor) -> dict[str, Tensor]:
+    nothing, samples = torch.zeros(()), torch.as_tensor(number)
+    named = {f"{name}_sum": sums.get(name, nothing) for name in ("loss", "error")}
+    return named | {f"{name}_samples": samples if name in sums else nothing for name in ("loss", "error")}
+
+
+def loss_of(outputs: Any) -> Tensor | None:
+    """Find the loss in what a training step returned.
+
+    Args:
+        outputs: What callbacks are handed.
+
+    Returns:
+        A scalar; None if there is none.
+    """
+    return _scalar(outputs.get("loss") if isinstance(outputs, Mapping) else outputs)
+
+
+def _scalar(value: Any) -> Tensor | None:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        return None
+    return value.detach().reshape(()) if value.ndim else value.detach()
+
+
+def samples_in(batch: Any) -> int:
+    """Count the samples of a batch.
+
+    Args:
+        batch: A tensor, or tuples, lists and dicts of tensors.
+
+    Returns:
+        Length of its first tensor that has one; 1 if there is none.
+    """
+    return next(_lengths(batch), 1)
+
+
+def _lengths(batch: Any) -> Iterator[int]:
+    if isinstance(batch, Tensor):
+        if batch.ndim:
+            yield len(batch)
+    elif isinstance(batch, (tuple, list, Mapping)):
+        for each in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _lengths(each)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from lit_sphere.observe.passes import MACHINE_ERRORS, criterion_of
-from lit_sphere.observe.train_loss import add_loss
+from lit_sphere.observe.train_loss import TrainLoss, samples_in
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 
@@ -35,7 +35,7 @@ class NetworkCopy:
     Attributes:
         copies: Its tensor for each parameter of the run.
         trained: Its tensors, as each of the run's optimizers trains the originals.
-        losses: Sum and number of its losses; None for none.
+        loss: Its mean loss since it was last measured.
         waiting: The loss of the batch whose gradient waits, a scalar; None if none does.
 
     Raises:
@@ -61,9 +61,10 @@ class NetworkCopy:
         self._tensors: dict[str, Tensor] = {
             n: self.copies[p] for n, p in pl_module.named_parameters() if p in self.copies
         } | {n: buffer.detach().clone() for n, buffer in pl_module.named_buffers()}
-        self.losses: Tensor | None = None
+        self.loss = TrainLoss()
         self.waiting: Tensor | None = None
         self._gradient: Sequence[Tensor | None] = ()  # of that batch
+        self._samples = 0  # in it
         groups: list[Any] = [{"params": [self.copies[p] for p in group]} for group in own]
         try:
             self._own = make(groups if len(groups) > 1 else groups[0]["params"])
@@ -95,7 +96,7 @@ class NetworkCopy:
             outputs = functional_call(self._module, self._tensors, (batch[0].clone(),))
             loss = criterion_of(self._module)(outputs, batch[1])
         self._gradient = torch.autograd.grad(loss / parts, self._leaves, allow_unused=True)
-        self.waiting = loss.detach()
+        self.waiting, self._samples = loss.detach(), samples_in(batch)
 
     def take(self, parts: int) -> None:
         """Add the gradient that waits up, and its loss.
@@ -114,7 +115,7 @@ class NetworkCopy:
                 p.grad = grad
         if before:
             torch._foreach_add_([was for was, _ in before], [grad for _, grad in before])
-        self.losses = add_loss(self.losses, self.waiting)
+        self.loss.add_batch(self.waiting, None, self._samples)
         self.drop()
 
     def drop(self) -> None:
@@ -158,7 +159,7 @@ class NetworkCopy:
         """Give what :meth:`load_state` takes: tensors and plain values."""
         return {
             "tensors": {name: tensor.detach() for name, tensor in self._tensors.items()},
-            "losses": self.losses,
+            "losses": self.loss.state(),
             "given": self._given,
             "own": self._own.state_dict(),
             "others": [other.optimizer.state_dict() for other in self._others],
@@ -191,7 +192,7 @@ class NetworkCopy:
         self._own.load_state_dict(state["own"])
         for other, saved in zip(self._others, state["others"], strict=True):
             other.optimizer.load_state_dict(saved)
-        self.losses = state["losses"]
+        self.loss.load_state(state["losses"])
 
 
 def _check_finite(optimizer: Optimizer) -> None:

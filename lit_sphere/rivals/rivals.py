@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_sphere.analysis import Directions
-from lit_sphere.observe.train_loss import mean_loss
 from lit_sphere.rivals.network_copy import NetworkCopy, OptimizerCallable
 
 _SAME_GRADIENT = 1e-2  # relative: far above what the order of sums changes, far below what another loss does
@@ -73,11 +72,10 @@ class ComparedCopies:
             batch: Inputs and labels.
         """
         self._passed = None
-        parts = self._trainer.accumulate_grad_batches if self._module.automatic_optimization else 1
         for one in self._copies.values():
             one.drop()  # one that lies there is of a batch that the run has left before its end
             with self._apart(), torch.enable_grad():
-                one.learn(batch, parts)
+                one.learn(batch, self._trainer.accumulate_grad_batches)
 
     def see_backward(self, loss: Tensor) -> None:
         """Note that the run takes the batch.
@@ -191,7 +189,7 @@ class ComparedCopies:
 
     def _clip(self, params: Sequence[Tensor]) -> None:
         most = self._trainer.gradient_clip_val
-        if not most or not self._module.automatic_optimization:
+        if not most:
             return
         if self._trainer.gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(params, most)
@@ -231,8 +229,8 @@ class ComparedCopies:
             largest, median = torch.stack([distances.max(), distances.quantile(0.5)]).tolist()
             found |= {f"{name}_distance_max": largest, f"{name}_distance_median": median}
         for name, one in self._copies.items():
-            found |= mean_loss(f"{name}_loss", one.losses, self._trainer)
-            one.losses = None
+            found |= {f"{name}_{quantity}": mean for quantity, mean in one.loss.means(self._trainer).items()}
+            one.loss.reset()
         return found
 
     def state(self) -> dict[str, Any]:

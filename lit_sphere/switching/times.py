@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_sphere.observe.regime import regime_watch_of
-from lit_sphere.observe.train_loss import EpochLoss
+from lit_sphere.observe.train_loss import TrainLoss, loss_of
 from lit_sphere.switching.switch import Switch
 
 
@@ -118,7 +118,7 @@ class WatchedLoss:
 
     def __init__(self, key: str | None) -> None:
         self._key = key
-        self._steps = EpochLoss()
+        self._steps, self._epoch = TrainLoss(), -1  # of this epoch
         self._ended = self._validated = False  # an epoch, and a validation, in this process
         self._logged: float | None = None  # of a checkpoint, until the metric is logged again
 
@@ -126,19 +126,28 @@ class WatchedLoss:
         """Begin a fit: nothing is logged yet."""
         self._ended = self._validated = False
 
-    def add(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
+    def add(self, trainer: Trainer, outputs: Any, batch: Any) -> None:
         """Add a step's loss up, on its device, unless a logged metric is looked at.
 
         Args:
             trainer: The trainer.
-            pl_module: Its module.
             outputs: What ``training_step`` returned.
             batch: The batch.
+
+        Raises:
+            ValueError: If the step returned no loss.
         """
-        if self._key is None:
-            # Lightning divides the loss that it hands out under automatic optimisation.
-            scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._steps.add(trainer.current_epoch, outputs, batch, scale)
+        if self._key is not None:
+            return
+        if loss_of(outputs) is None:
+            raise ValueError(
+                "FineTuneSwitch: training_step returns no loss, which loss_below waits for; return it, or set loss_key "
+                "to a metric that is logged"
+            )
+        if self._epoch != trainer.current_epoch:
+            self._epoch = trainer.current_epoch
+            self._steps.reset()
+        self._steps.add(trainer, outputs, batch)
 
     def epoch_ended(self) -> None:
         """Note that all metrics of a training epoch will be there when the next one begins."""
@@ -181,7 +190,7 @@ class WatchedLoss:
             The latest value of the metric, or the mean of the epoch's losses; infinite where there is none yet.
         """
         if self._key is None:
-            return self._steps.mean(trainer, epoch)
+            return self._steps.means(trainer).get("loss", math.inf) if self._epoch == epoch else math.inf
         value = trainer.callback_metrics.get(self._key, self._logged)
         # What the module logs at its epoch's end comes later: callbacks hear of the end before.
         return float("inf") if value is None else float(value)
@@ -189,9 +198,10 @@ class WatchedLoss:
     def state(self, trainer: Trainer | None = None) -> dict[str, Any]:
         """Give what :meth:`load_state` takes (rank 0's); with the logged metric where the trainer is given."""
         value = None if trainer is None or self._key is None else trainer.callback_metrics.get(self._key, self._logged)
-        return {**self._steps.state(), "logged": None if value is None else float(value)}
+        return {"epoch": self._epoch, **self._steps.state(), "logged": None if value is None else float(value)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`."""
+        self._epoch = state["epoch"]
         self._steps.load_state(state)
         self._logged = state.get("logged")
