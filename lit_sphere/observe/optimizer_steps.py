@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lit_sphere.effective import EffectiveQuantities, Source, StepMeans, source_of
+from lit_sphere.effective.step_options import StepOptions
 from lit_sphere.groups import Group
 from lit_sphere.observe.module_groups import groups_of, groups_of_one_optimizer, short_names
 
@@ -273,6 +274,7 @@ class SharedQuantities(EffectiveQuantities):
         self._arrived: set[StepWatch] = set()
         self._has_gradients = False
         self._observed: Tensor | None = None
+        self._observed_with: StepOptions | None = None
 
     def measures(self, groups: Sequence[Group], source: Source) -> bool:
         """Say whether these are the quantities of the same tensors in the same groups, taken from the same source.
@@ -311,14 +313,15 @@ class SharedQuantities(EffectiveQuantities):
         Returns:
             As of :meth:`~lit_sphere.effective.EffectiveQuantities.observe`; the same tensor to all who ask.
         """
-        if self._observed is None:
-            self._observed = super().observe()
+        options = self._options.now()  # a callback between two that ask may have changed them
+        if self._observed is None or (self._blocks and self._observed_with is not options):
+            self._observed, self._observed_with = super().observe(), options
         return self._observed
 
     def forget(self) -> None:
         """Let go of what was observed: the next step is another."""
         self._arrived.clear()
-        self._has_gradients, self._observed = False, None
+        self._has_gradients, self._observed, self._observed_with = False, None, None
 
 
 def _key(groups: Sequence[Group]) -> list[tuple[Any, ...]]:
