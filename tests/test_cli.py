@@ -20,6 +20,8 @@ from conftest import LitSphere
 
 from lit_sphere import __version__
 from lit_sphere.cli.config_names import find_config, shipped_configs
+from lit_sphere.cli.shipped_classes import shipped_classes
+from lit_sphere.cli.subcommands import SUBCOMMANDS
 
 TINY = ("fit", "--trainer.max_epochs", "2", "--data.train_size", "256", "--wandb", "disabled")
 
@@ -72,7 +74,7 @@ def wandb_records(path: Path) -> list[Any]:
 
 
 def test_fit_leaves_everything_in_one_folder(empty_folder: Path, lit_sphere: LitSphere) -> None:
-    result = lit_sphere(*TINY, "--wandb", "offline", "--run", "a")
+    result = lit_sphere(*TINY, "--wandb", "offline", "--run", "a", "--trainer.callbacks", "cli_networks.LogsItsOwn")
     assert result.status == 0, result.err
     assert [path.name for path in empty_folder.iterdir()] == ["a"], "files outside the run's folder"
     names = {path.name for path in Path("a").iterdir()}
@@ -102,13 +104,13 @@ def test_fit_leaves_everything_in_one_folder(empty_folder: Path, lit_sphere: Lit
         ]
         assert [row["train/loss"] for row in logged if "train/loss" in row] == pytest.approx(column("a", "train/loss"))
         assert [row["elr/total"] for row in logged if "elr/total" in row] == pytest.approx([1e-3, 1e-3])
-        axes = {
-            (r.metric.glob_name or r.metric.name): r.metric.step_metric
-            for r in wandb_records(file)
-            if r.HasField("metric")
-        }
-        assert {"train/*": "epoch", "val/*": "epoch", "elr/*": "epoch"}.items() <= axes.items()
-        assert "epoch" in axes
+        axes = {r.metric.name: r.metric.step_metric for r in wandb_records(file) if r.HasField("metric")}
+        by_epoch = {key for row in logged if "epoch" in row for key in row if not key.startswith("_")}
+        by_epoch -= {"epoch", "trainer/global_step"}
+        assert {"train/loss", "val/error", "elr/total", "step_length/convs.0.weight", "foreign/value"} <= by_epoch
+        assert {key: axes[key] for key in by_epoch} == dict.fromkeys(by_epoch, "epoch")
+        assert any("foreign/bare" in row for row in logged)
+        assert axes["epoch"] == axes.get("foreign/bare", "") == ""
         break
     else:
         pytest.fail("no W&B run")
@@ -241,6 +243,11 @@ def _weight(folder: str, name: str) -> torch.Tensor:
 
 _ONE_FLAG: dict[str, tuple[str, Callable[[], bool]]] = {
     "resnet": ("--model SIResNet18 --model.width 4", lambda: len(_weight("r", "network.stem.weight")) == 4),
+    "resnet20": ("--model SIResNet20 --model.width 4", lambda: len(_weight("r", "network.stem.0.weight")) == 4),
+    "resnet20 with weight norm": (
+        "--model SIResNet20 --model.width 4 --model.normalisation weight --model.elr 1e-5",
+        lambda: len(_weight("r", "network.stem.parametrizations.weight.original1")) == 4,
+    ),
     "width": ("--model.width 4", lambda: len(_weight("r", "network.convs.0.weight")) == 4),
     "elr": ("--model.elr 5e-3", lambda: column("r", "elr/total") == pytest.approx([5e-3, 5e-3])),
     "train_size": ("--data.train_size 384", lambda: checkpoint("r")["global_step"] == 6),
@@ -412,7 +419,7 @@ def test_main_help_does_not_import_lightning(argument: str, empty_folder: Path) 
     )
     done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"{argument} imports torch or Lightning: {done.stderr}"
-    wanted = ["fit", "validate", "test", *shipped_configs()] if argument == "--help" else [__version__]
+    wanted = [*SUBCOMMANDS, *shipped_configs()] if argument == "--help" else [__version__]
     assert all(word in done.stdout for word in wanted)
 
 
@@ -429,6 +436,9 @@ def test_help_names_every_option(empty_folder: Path, lit_sphere: LitSphere) -> N
     ):
         assert option in text
     assert "lightning.pytorch.demos" not in text, "the help lists classes that nobody asked for"
+    for option in ("--model", "--data"):
+        assert all(f".{name}" in text for name in shipped_classes(option)), option
+    assert "--model.normalisation" in lit_sphere("fit", "--model.help", "SIResNet20").out
     model = lit_sphere("fit", "--model.help", "SIConvNet").out
     assert "--model.elr" in model
     assert "dimensionless" in model
@@ -446,6 +456,10 @@ def test_completion(shell: str, empty_folder: Path, lit_sphere: LitSphere) -> No
         "--ckpt_path",
         "--model.elr",
         "--data.train_size",
+        "--data.root",
+        "--model.normalisation",
+        *(name for option in ("--model", "--data", "--trainer.callbacks") for name in shipped_classes(option)),
+        *SUBCOMMANDS,
     ):
         assert (word.lstrip("-") if shell == "tcsh" else word) in result.out
     if shell == "bash":
