@@ -1,11 +1,9 @@
 """The command line does its main job: every flag, every shipped config, from an empty folder."""
 
 import csv
-import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import LitSphere
+from wandb_file import wandb_axes, wandb_rows
 
 from lit_sphere import __version__
 from lit_sphere.cli.config_names import find_config, shipped_configs
@@ -50,26 +49,6 @@ def column(folder: Path | str, key: str) -> list[float]:
     return [row[key] for row in metrics(folder) if key in row]
 
 
-def wandb_records(path: Path) -> list[Any]:
-    """Read a .wandb file: a 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
-
-    data, at, part, records = path.read_bytes(), 7, b"", []
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        part += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = Record()
-            record.ParseFromString(part)
-            records.append(record)
-            part = b""
-    return records
-
-
 # --- the main job ----------------------------------------------------------------------------------------
 
 
@@ -97,14 +76,9 @@ def test_fit_leaves_everything_in_one_folder(empty_folder: Path, lit_sphere: Lit
         assert word in result.out
     assert len(column("a", "train/loss")) == len(column("a", "val/error")) == 2
     for file in Path("a/wandb").glob("offline-run-*/*.wandb"):
-        history = [record for record in wandb_records(file) if record.HasField("history")]
-        logged = [
-            {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
-            for record in history
-        ]
+        logged, axes = wandb_rows(file), wandb_axes(file)
         assert [row["train/loss"] for row in logged if "train/loss" in row] == pytest.approx(column("a", "train/loss"))
         assert [row["elr/total"] for row in logged if "elr/total" in row] == pytest.approx([1e-3, 1e-3])
-        axes = {r.metric.name: r.metric.step_metric for r in wandb_records(file) if r.HasField("metric")}
         by_epoch = {key for row in logged if "epoch" in row for key in row if not key.startswith("_")}
         by_epoch -= {"epoch", "trainer/global_step"}
         assert {"train/loss", "val/error", "elr/total", "step_length/convs.0.weight", "foreign/value"} <= by_epoch
