@@ -14,6 +14,8 @@ import torch
 from conftest import LitSphere, Result
 
 from lit_sphere.cli.config_names import shipped_configs
+from lit_sphere.cli.shipped_classes import shipped_classes
+from lit_sphere.cli.subcommands import SUBCOMMANDS
 
 RUN = ("--run", "r", "--trainer.max_epochs", "2", "--data.train_size", "256", "--wandb", "disabled")
 
@@ -37,7 +39,7 @@ def refused(result: Result, *words: str, status: int | None = None) -> None:
 _SPHERE = "--model SphereModule --model.input_shape [1,8,8] --model.elr 1e-3 --model.network"
 
 _BAD = {
-    "unknown command": ("train", ["train", "fit", "validate", "test"]),
+    "unknown command": ("train", ["train", *SUBCOMMANDS]),
     "unknown config": ("fit --config nope.yaml", ["nope.yaml", *(Path(name).stem for name in shipped_configs())]),
     "config is a folder": ("fit --config folder", ["folder", "is a folder", "YAML"]),
     "config without a name": ("fit --config", ["--config", "elr.yaml"]),
@@ -62,8 +64,18 @@ _BAD = {
     "unknown data option": ("fit --data.bogus 3", ["bogus", "Digits", "--data.help"]),
     "unknown trainer option": ("fit --trainer.bogus 3", ["--trainer.bogus"]),
     "abbreviated option": ("fit --trainer.max_epoch 3", ["--trainer.max_epoch"]),
-    "unknown model": ("fit --model Nope", ["Nope", "SIConvNet", "SIResNet18"]),
-    "unknown data": ("fit --data Nope", ["Nope", "Digits", "CIFAR10"]),
+    "unknown model": ("fit --model Nope", ["Nope", *shipped_classes("--model")]),
+    "unknown data": ("fit --data Nope", ["Nope", *shipped_classes("--data")]),
+    "unknown callback": ("fit --trainer.callbacks+=Nope", ["Nope", *shipped_classes("--trainer.callbacks")]),
+    "unknown network by short name": (f"fit {_SPHERE} Nope", ["Nope", *shipped_classes("--model.network")]),
+    "trained batch norms on the sphere": (
+        "fit --model SIResNet20 --model.affine true",
+        ["--model.affine", "not scale-invariant", "--model SphereModule"],
+    ),
+    "trained batch norms and head on the sphere": (
+        f"fit {_SPHERE} ResNet20 --model.network.width 2 --model.network.in_channels 1",
+        ["not scale-invariant", "--model.lr", "freeze"],
+    ),
     "unknown optimizer": ("fit --model.elr null --model.optimizer SGDD", ["SGDD", "torch.optim.SGD"]),
     "unknown network": (f"fit {_SPHERE} cli_networks.Nope", ["--model.network", "cli_networks.Nope"]),
     "missing network": ("fit --model SphereModule --model.elr 1", ["--model", "required: network"]),

@@ -1,11 +1,9 @@
 """The command line does its main job: every flag, every shipped config, from an empty folder."""
 
 import csv
-import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,9 +15,12 @@ import pytest
 import torch
 import yaml
 from conftest import LitSphere
+from wandb_file import wandb_axes, wandb_rows
 
 from lit_sphere import __version__
 from lit_sphere.cli.config_names import find_config, shipped_configs
+from lit_sphere.cli.shipped_classes import shipped_classes
+from lit_sphere.cli.subcommands import SUBCOMMANDS
 
 TINY = ("fit", "--trainer.max_epochs", "2", "--data.train_size", "256", "--wandb", "disabled")
 
@@ -48,31 +49,11 @@ def column(folder: Path | str, key: str) -> list[float]:
     return [row[key] for row in metrics(folder) if key in row]
 
 
-def wandb_records(path: Path) -> list[Any]:
-    """Read a .wandb file: a 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
-
-    data, at, part, records = path.read_bytes(), 7, b"", []
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        part += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = Record()
-            record.ParseFromString(part)
-            records.append(record)
-            part = b""
-    return records
-
-
 # --- the main job ----------------------------------------------------------------------------------------
 
 
 def test_fit_leaves_everything_in_one_folder(empty_folder: Path, lit_sphere: LitSphere) -> None:
-    result = lit_sphere(*TINY, "--wandb", "offline", "--run", "a")
+    result = lit_sphere(*TINY, "--wandb", "offline", "--run", "a", "--trainer.callbacks", "cli_networks.LogsItsOwn")
     assert result.status == 0, result.err
     assert [path.name for path in empty_folder.iterdir()] == ["a"], "files outside the run's folder"
     names = {path.name for path in Path("a").iterdir()}
@@ -95,20 +76,15 @@ def test_fit_leaves_everything_in_one_folder(empty_folder: Path, lit_sphere: Lit
         assert word in result.out
     assert len(column("a", "train/loss")) == len(column("a", "val/error")) == 2
     for file in Path("a/wandb").glob("offline-run-*/*.wandb"):
-        history = [record for record in wandb_records(file) if record.HasField("history")]
-        logged = [
-            {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
-            for record in history
-        ]
+        logged, axes = wandb_rows(file), wandb_axes(file)
         assert [row["train/loss"] for row in logged if "train/loss" in row] == pytest.approx(column("a", "train/loss"))
         assert [row["elr/total"] for row in logged if "elr/total" in row] == pytest.approx([1e-3, 1e-3])
-        axes = {
-            (r.metric.glob_name or r.metric.name): r.metric.step_metric
-            for r in wandb_records(file)
-            if r.HasField("metric")
-        }
-        assert {"train/*": "epoch", "val/*": "epoch", "elr/*": "epoch"}.items() <= axes.items()
-        assert "epoch" in axes
+        by_epoch = {key for row in logged if "epoch" in row for key in row if not key.startswith("_")}
+        by_epoch -= {"epoch", "trainer/global_step"}
+        assert {"train/loss", "val/error", "elr/total", "step_length/convs.0.weight", "foreign/value"} <= by_epoch
+        assert {key: axes[key] for key in by_epoch} == dict.fromkeys(by_epoch, "epoch")
+        assert any("foreign/bare" in row for row in logged)
+        assert axes["epoch"] == axes.get("foreign/bare", "") == ""
         break
     else:
         pytest.fail("no W&B run")
@@ -241,6 +217,11 @@ def _weight(folder: str, name: str) -> torch.Tensor:
 
 _ONE_FLAG: dict[str, tuple[str, Callable[[], bool]]] = {
     "resnet": ("--model SIResNet18 --model.width 4", lambda: len(_weight("r", "network.stem.weight")) == 4),
+    "resnet20": ("--model SIResNet20 --model.width 4", lambda: len(_weight("r", "network.stem.0.weight")) == 4),
+    "resnet20 with weight norm": (
+        "--model SIResNet20 --model.width 4 --model.normalisation weight --model.elr 1e-5",
+        lambda: len(_weight("r", "network.stem.parametrizations.weight.original1")) == 4,
+    ),
     "width": ("--model.width 4", lambda: len(_weight("r", "network.convs.0.weight")) == 4),
     "elr": ("--model.elr 5e-3", lambda: column("r", "elr/total") == pytest.approx([5e-3, 5e-3])),
     "train_size": ("--data.train_size 384", lambda: checkpoint("r")["global_step"] == 6),
@@ -412,7 +393,7 @@ def test_main_help_does_not_import_lightning(argument: str, empty_folder: Path) 
     )
     done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"{argument} imports torch or Lightning: {done.stderr}"
-    wanted = ["fit", "validate", "test", *shipped_configs()] if argument == "--help" else [__version__]
+    wanted = [*SUBCOMMANDS, *shipped_configs()] if argument == "--help" else [__version__]
     assert all(word in done.stdout for word in wanted)
 
 
@@ -429,6 +410,9 @@ def test_help_names_every_option(empty_folder: Path, lit_sphere: LitSphere) -> N
     ):
         assert option in text
     assert "lightning.pytorch.demos" not in text, "the help lists classes that nobody asked for"
+    for option in ("--model", "--data"):
+        assert all(f".{name}" in text for name in shipped_classes(option)), option
+    assert "--model.normalisation" in lit_sphere("fit", "--model.help", "SIResNet20").out
     model = lit_sphere("fit", "--model.help", "SIConvNet").out
     assert "--model.elr" in model
     assert "dimensionless" in model
@@ -446,6 +430,10 @@ def test_completion(shell: str, empty_folder: Path, lit_sphere: LitSphere) -> No
         "--ckpt_path",
         "--model.elr",
         "--data.train_size",
+        "--data.root",
+        "--model.normalisation",
+        *(name for option in ("--model", "--data", "--trainer.callbacks") for name in shipped_classes(option)),
+        *SUBCOMMANDS,
     ):
         assert (word.lstrip("-") if shell == "tcsh" else word) in result.out
     if shell == "bash":

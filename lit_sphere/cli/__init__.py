@@ -8,14 +8,7 @@ from collections.abc import Sequence
 from lit_sphere import __version__
 from lit_sphere.cli.config_names import shipped_configs
 from lit_sphere.cli.errors import CommandLineError, exit_status
-
-_SUBCOMMANDS = {
-    "fit": "train a network, on the sphere (--model.elr) or in the whole space (--model.optimizer)",
-    "validate": "evaluate a checkpoint on the validation images",
-    "test": "evaluate a checkpoint on the test images",
-    "interpolate": "loss and error between two checkpoints, and the barrier",
-    "toy": "the theory's toy systems: regimes on the sphere, periods in the plane",
-}
+from lit_sphere.cli.subcommands import SUBCOMMANDS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"lit-sphere {__version__}")
         return
     try:
-        if not args[0].startswith("-") and args[0] not in _SUBCOMMANDS:
-            known = ", ".join(_SUBCOMMANDS)
+        if not args[0].startswith("-") and args[0] not in SUBCOMMANDS:
+            known = ", ".join(SUBCOMMANDS)
             raise CommandLineError(f"unknown command {args[0]!r}; there are {known}")
         if args[0].partition("=")[0] == "--print_shtab":
             from lit_sphere.cli.completion import print_completion
@@ -69,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<13}{what}" for name, what in _SUBCOMMANDS.items())
+    commands = "\n".join(f"  {name:<13}{each.summary}" for name, each in SUBCOMMANDS.items())
     configs = textwrap.fill(", ".join(shipped_configs()), 110, initial_indent="  ", subsequent_indent="  ")
     return f"""usage: lit-sphere COMMAND [options]
 

@@ -9,9 +9,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lit_sphere.cli import interpolate, toy
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.sphere_cli import SphereCLI, option_strings
-from lit_sphere.data import CIFAR10
-from lit_sphere.modules import SIConvNet, SphereModule
+from lit_sphere.cli.shipped_classes import shipped_classes
+from lit_sphere.cli.sphere_cli import LINKED, SphereCLI, option_strings
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -68,7 +67,8 @@ def completion_script(shell: str, options: Mapping[str, Iterable[str]]) -> str:
     for name, strings in options.items():
         command = commands.add_parser(name, add_help=False, help=name)  # without help it is left out
         for option in sorted({*strings, *(_class_options() if "--model" in strings else ())}):
-            command.add_argument(option)
+            names = shipped_classes(option.removesuffix("+"))
+            command.add_argument(option, choices=list(names) or None)
         if name == "interpolate":
             for checkpoint in ("start", "end"):
                 command.add_argument(checkpoint).complete = shtab.FILE  # type: ignore[attr-defined]
@@ -78,11 +78,10 @@ def completion_script(shell: str, options: Mapping[str, Iterable[str]]) -> str:
 
 def _class_options() -> set[str]:
     """Options of the shipped models and data, which are no options of the parser but of their classes."""
-    classes = {"model": (SIConvNet, SphereModule), "data": (CIFAR10,)}
     return {
-        f"--{key}.{name}"
-        for key, members in classes.items()
-        for member in members
-        for name in inspect.signature(member).parameters
-        if name not in ("training", "network", "num_classes", "in_channels", "input_shape")
+        f"{option}.{name}"
+        for option in ("--model", "--data")
+        for each in shipped_classes(option).values()
+        for name, parameter in inspect.signature(each).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and name not in LINKED
     }

@@ -130,12 +130,10 @@ def _help_of(option: str) -> str:
 
 def _classes(option: str) -> str:
     """Short names of the classes that an option takes."""
-    if option == "--data":
-        return "Digits, CIFAR10, CIFAR100"
-    return (
-        "SIConvNet, SIResNet18, SphereModule"
-        if option == "--model"
-        else "those of lit_sphere.callbacks and lightning.pytorch.callbacks"
-        if option.startswith("--trainer.callbacks")
-        else "those of import paths such as torch.optim.SGD"
-    )
+    from lit_sphere.cli.shipped_classes import shipped_classes  # not for `lit-sphere --help`
+
+    option = "--trainer.callbacks" if option.startswith("--trainer.callbacks") else option
+    names = ", ".join(shipped_classes(option))
+    if option == "--trainer.callbacks":
+        names += ", and those of lightning.pytorch.callbacks"
+    return names or "those of import paths such as torch.optim.SGD"

@@ -26,20 +26,14 @@ from lit_sphere.cli.checkpoints import base_config
 from lit_sphere.cli.config_names import replace_config_names
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.results_folder import free_folder, make_folder
-from lit_sphere.cli.sphere_cli import Parser
+from lit_sphere.cli.sphere_cli import LINKED, Parser
+from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.groups import find_groups
 from lit_sphere.modules import SphereModule
 from lit_sphere.report import draw_interpolation, write_interpolation
 
 _USAGE = "lit-sphere interpolate A.ckpt B.ckpt [options]"
-_DESCRIPTION = (
-    "Measure loss and error on the train and test images along the path between two checkpoints of one network, and "
-    "leave interpolation.csv and interpolation.png in a folder. Model and data are those of A's run (the config.yaml "
-    "in its folder, or else the checkpoint's hyperparameters), unless --config, --model… or --data… say otherwise. The "
-    "scale-invariant weights are rescaled to the norm of the end points at every point. Barrier: max over the path of "
-    "(value − chord between the end points), at least 0."
-)
 
 
 def make_parser() -> LightningArgumentParser:
@@ -51,7 +45,7 @@ def make_parser() -> LightningArgumentParser:
     parser = Parser(
         prog="lit-sphere interpolate",
         usage=_USAGE,
-        description=_DESCRIPTION,
+        description=SUBCOMMANDS["interpolate"].description,
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -80,7 +74,7 @@ def make_parser() -> LightningArgumentParser:
     parser.add_lightning_class_args(SphereModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(ResidentDataModule, "data", subclass_mode=True)
     parser.set_defaults({"data": {"class_path": "lit_sphere.data.Digits"}})
-    for name in ("num_classes", "in_channels"):
+    for name in LINKED:
         parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
     return parser
 

@@ -3,6 +3,7 @@
 import csv
 import os
 import time
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,6 @@ WandbMode = Literal["offline", "online", "disabled"]
 
 # Ranks that Lightning starts run this program again: they must come to the same folder.
 _SHARED_NAME = "LIT_SPHERE_RUN"
-_SECTIONS = (
-    *("train", "val", "test", "train_pass"),
-    *("elr", "ess", "effective_grad_norm", "norm", "angle", "radial", "step_length", "sharpness"),
-    *("equilibrium", "equal_ess", "barrier", "similarity", "ensemble", "schedule", "switch"),
-    "optimizer_comparison",
-)
 
 
 def run_folder(asked: str | None, name: str, ckpt_path: str | None, is_first_rank: bool) -> Path:
@@ -128,9 +123,7 @@ class RecordRun(Callback):
         self._folder.mkdir(parents=True, exist_ok=True)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.define_metric("epoch")
-                for key in ("regime", *(f"{section}/*" for section in _SECTIONS)):
-                    logger.experiment.define_metric(key, step_metric="epoch")
+                _plot_by_epoch(logger)
             elif isinstance(logger, CSVLogger):
                 for row in self._history:
                     logger.log_metrics({**row}, step=int(row["step"]))
@@ -152,6 +145,24 @@ class RecordRun(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the W&B run as a failed one."""
         _end_wandb(trainer, exit_code=1)
+
+
+def _plot_by_epoch(logger: WandbLogger) -> None:
+    """Make the epoch the x-axis of each key that is logged with one, whoever logs it.
+
+    Keys by their full names, so that it does not matter that Lightning gives the pattern ``*`` the step as its axis.
+    """
+    log, known = logger.log_metrics, {"epoch"}
+    logger.experiment.define_metric("epoch")
+
+    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
+        if "epoch" in metrics and not known.issuperset(metrics):
+            for key in metrics.keys() - known:
+                logger.experiment.define_metric(key, step_metric="epoch")
+            known.update(metrics)
+        log(metrics, step)
+
+    logger.log_metrics = log_metrics  # type: ignore[method-assign]
 
 
 def _end_wandb(trainer: Trainer, exit_code: int) -> None:

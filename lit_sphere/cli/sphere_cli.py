@@ -34,6 +34,7 @@ from lit_sphere.cli.run_folder import (
     run_folder,
     take_history,
 )
+from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.switching.resume import stays_switched
@@ -46,13 +47,8 @@ _TRAINER_DEFAULTS = {
     # The data modules give each rank its share themselves, so that a resumed run repeats it.
     "use_distributed_sampler": False,
 }
-DESCRIPTIONS = {
-    "fit": "Train a network and leave config.yaml, metrics.csv, checkpoints, curves.png and a W&B run in one folder. "
-    "Options of the model, the data and the callbacks are listed by --model.help CLASS, --data.help CLASS and "
-    "--trainer.callbacks.help CLASS; classes go by their short names.",
-    "validate": "Evaluate a checkpoint (--ckpt_path) on the validation images, with its run's configuration.",
-    "test": "Evaluate a checkpoint (--ckpt_path) on the test images, with its run's configuration.",
-}
+DESCRIPTIONS = {name: SUBCOMMANDS[name].description for name in ("fit", "validate", "test")}
+LINKED = ("num_classes", "in_channels")  # options of the model that the data set
 
 
 class Parser(LightningArgumentParser):
@@ -92,7 +88,7 @@ class SphereCLI(LightningCLI):
             Arguments to skip by subcommand.
         """
         inherited = LightningCLI.subcommands()
-        return {name: inherited[name] for name in ("fit", "validate", "test")}
+        return {name: inherited[name] for name in DESCRIPTIONS}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add model and data before the trainer, whose options fill pages.
@@ -130,7 +126,7 @@ class SphereCLI(LightningCLI):
         parser.add_argument("--project", type=str, default="lit-sphere", help="W&B project.")
         parser.add_lightning_class_args(EffectiveLearningRateMonitor, "monitor")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        for name in ("num_classes", "in_channels"):
+        for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def option_names(self) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_sphere.analysis.regimes import SHORTEST_RUN, Regime, name_regime
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.results_folder import free_folder, make_folder
+from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.report.toy import ToyMap, draw_plane, draw_toy
 from lit_sphere.theory.toy import equilibrium_elrs, equilibrium_loss, settled_losses, threshold_elr, toy_curves
 from lit_sphere.theory.toy_plane import PlaneCurves, mean_period, plane_curves
@@ -20,12 +21,6 @@ _MOST_RUNS = 10**7  # of the map: a gigabyte
 _LARGE = 1e6  # beyond, and below its inverse, float64 ends before the runs do
 _OF_THE_SPHERE = {"steps": 2, "grid": 2, "seeds": 1, "seed": 0}  # and the least that makes sense
 _OF_THE_PLANE = {"lr": 0, "plane_steps": 1}
-_DESCRIPTION = (
-    "Train F = Σ α x²/(x² + y²) on the sphere at fixed effective learning rates, and leave toy.png and toy.csv in a "
-    "folder: the loss at a few ELRs, the ELRs of the single groups with the levels that the theory predicts, and a "
-    "map of regimes and settled losses over ELR. With --weight-decay instead: x²/(x² + y²) in the plane under SGD with "
-    "weight decay, and its periods."
-)
 
 
 def make_parser() -> ArgumentParser:
@@ -37,7 +32,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="lit-sphere toy",
         usage="lit-sphere toy [options]",
-        description=_DESCRIPTION,
+        description=SUBCOMMANDS["toy"].description,
         allow_abbrev=False,
         exit_on_error=False,
     )

@@ -5,4 +5,11 @@ from lit_sphere.data.digits import Digits
 from lit_sphere.data.loader import Images, ResidentLoader
 from lit_sphere.data.resident import ResidentDataModule
 
-__all__ = ["CIFAR10", "CIFAR100", "Digits", "Images", "ResidentDataModule", "ResidentLoader"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "Digits",
+    "Images",
+    "ResidentDataModule",
+    "ResidentLoader",
+]

@@ -4,4 +4,8 @@ from lit_sphere.networks.conv_net import ConvNet
 from lit_sphere.networks.resnet18 import ResNet18
 from lit_sphere.networks.resnet20 import ResNet20
 
-__all__ = ["ConvNet", "ResNet18", "ResNet20"]
+__all__ = [
+    "ConvNet",
+    "ResNet18",
+    "ResNet20",
+]
