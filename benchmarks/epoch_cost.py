@@ -13,26 +13,29 @@ from settings import Settings
 from lit_sphere.networks import ConvNet
 
 _ELR = 1e-3
+_EVAL_BATCHES = 1  # in each epoch of (b), on both sides
 
 
 def compare_with_bare_loop(settings: Settings) -> list[Comparison]:
     """(b): median epochs of whole short fits and of bare loops, alternately."""
-    one_eval_batch = "--trainer.limit_val_batches=1"
-    args = [*_model(settings.width), *settings.images_arguments(settings.images, settings.test_images)]
+    args = [
+        *_model(settings.width), *settings.images_arguments(settings.images, settings.test_images),
+        f"--trainer.limit_val_batches={_EVAL_BATCHES}",
+    ]  # fmt: skip
 
     def images_fit() -> float:
-        return median(epoch_seconds([*args, one_eval_batch], settings.epochs, settings.device))
+        return median(epoch_seconds(args, settings.epochs, settings.device, _EVAL_BATCHES))
 
     def images_loop() -> float:
         network, data = _network(settings.width), settings.images_module()
-        return median(BareLoop(network, data, _ELR, settings.device, 1).epoch_seconds(settings.epochs))
+        return median(BareLoop(network, data, _ELR, settings.device, _EVAL_BATCHES).epoch_seconds(settings.epochs))
 
     def digits_fit() -> float:
-        return median(epoch_seconds(_model(8), settings.digits_epochs, settings.device))
+        return median(epoch_seconds(_model(8), settings.digits_epochs, settings.device, _EVAL_BATCHES))
 
     def digits_loop() -> float:
-        network, data = _network(8, in_channels=1), settings.digits_module()
-        return median(BareLoop(network, data, _ELR, settings.device, 1).epoch_seconds(settings.digits_epochs))
+        loop = BareLoop(_network(8, in_channels=1), settings.digits_module(), _ELR, settings.device, _EVAL_BATCHES)
+        return median(loop.epoch_seconds(settings.digits_epochs))
 
     what = f"epoch of ConvNet w={settings.width}, {settings.images} images of 32×32, batch {settings.batch}"
     images = Comparison("b1", what, "fit", "bare loop", "s", ("<=", 1.10))
@@ -62,7 +65,7 @@ def _conventional(settings: Settings, section: str, width: int, precision: str, 
     ]  # fmt: skip
 
     def ours() -> float:
-        return settings.images / median(epoch_seconds(args, settings.epochs, settings.device))
+        return settings.images / median(epoch_seconds(args, settings.epochs, settings.device, 0))
 
     def theirs() -> float:
         seconds = conventional_epoch_seconds(

@@ -28,11 +28,16 @@ def fit(args: list[str], device: str) -> None:
             run(["fit", "--config=elr.yaml", *args, *place, *fixed])
 
 
-def epoch_seconds(args: list[str], epochs: int, device: str) -> list[float]:
-    """Time the epochs of one fit, the first left out: everything from one epoch's start to the next's."""
+def epoch_seconds(args: list[str], epochs: int, device: str, eval_batches: int) -> list[float]:
+    """Time the epochs of one fit, the first left out: everything from one epoch's start to the next's.
+
+    Refuses a fit that took other numbers of epochs, or of evaluation batches in each, than it is compared with.
+    """
     clock = ["--trainer.callbacks=run_probes.EpochClock", f"--trainer.max_epochs={epochs + 1}"]
     fit([*args, *clock], device)
     seconds = [end - start for start, end in pairwise(EpochClock.marks)]
     if len(seconds) != epochs + 1:
         raise RuntimeError(f"the fit took {len(seconds)} epochs instead of {epochs + 1}")
+    if EpochClock.evaluated != [eval_batches] * (epochs + 1):
+        raise RuntimeError(f"the fit evaluated {EpochClock.evaluated} batches, not {eval_batches} in each epoch")
     return seconds[1:]

@@ -13,16 +13,22 @@ MARK_FILE = "LIT_SPHERE_BENCHMARK_MARK"
 
 
 class EpochClock(Callback):
-    """Notes when epochs begin and when the last one ends, after its validation, checkpoint and log."""
+    """Notes when epochs begin, the last one's end after its evaluation, checkpoint and log, and what was evaluated."""
 
     # Of the class: the command line makes the instance.
     marks: ClassVar[list[float]] = []
+    evaluated: ClassVar[list[int]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.marks.clear()
+        self.evaluated.clear()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.evaluated.append(0)
         self._mark()
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        self.evaluated[-1] += 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark()

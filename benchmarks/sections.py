@@ -34,7 +34,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     if not args.quick:
         return Settings(args.device, root, args.trials or 5)
     return Settings(
-        args.device, root, args.trials or 1, width=8, batch=16, images=96, test_images=32, epochs=1,
+        args.device, root, args.trials or 1, width=8, batch=16, images=96, test_images=32, eval_batch=16, epochs=1,
         digits_epochs=1, warm_steps=2, steps=2, memory_batches=2, imports="numpy",
     )  # fmt: skip
 

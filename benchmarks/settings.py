@@ -20,7 +20,8 @@ class Settings:
         width: Of the networks that the papers have at 32.
         batch: Images per batch.
         images: Images in an epoch of (b1) and (c).
-        test_images: Images of the evaluation pass of (b1).
+        test_images: Test images of (b1) and (c), where they are random.
+        eval_batch: Images per evaluation batch; (b1) evaluates one batch in an epoch.
         epochs: Measured epochs of each fit or loop, after a first one that warms up.
         digits_epochs: The same for the digits, whose epochs take a tenth of a second.
         warm_steps: Optimizer steps per measurement of (a1).
@@ -36,6 +37,7 @@ class Settings:
     batch: int = 128
     images: int = 2560
     test_images: int = 1000
+    eval_batch: int = 1000
     epochs: int = 3
     digits_epochs: int = 20
     warm_steps: int = 50
@@ -46,8 +48,10 @@ class Settings:
     def images_module(self) -> ResidentDataModule:
         """CIFAR-10, or random images of its size."""
         if self.root is not None:
-            return CIFAR10(self.root, self.batch, self.images)
-        return SyntheticCIFAR(self.test_images, batch_size=self.batch, train_size=self.images)
+            return CIFAR10(self.root, self.batch, self.images, eval_batch_size=self.eval_batch)
+        return SyntheticCIFAR(
+            self.test_images, batch_size=self.batch, train_size=self.images, eval_batch_size=self.eval_batch
+        )
 
     def images_arguments(self, images: int | None, test_images: int) -> list[str]:
         """The same on the command line."""
@@ -56,7 +60,7 @@ class Settings:
             args = ["--data", "CIFAR10", f"--data.root={self.root}"]
         if images is not None:
             args.append(f"--data.train_size={images}")
-        return [*args, f"--data.batch_size={self.batch}"]
+        return [*args, f"--data.batch_size={self.batch}", f"--data.eval_batch_size={self.eval_batch}"]
 
     def digits_module(self) -> ResidentDataModule:
         return Digits()

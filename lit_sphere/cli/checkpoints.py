@@ -1,70 +1,21 @@
-"""Checkpoints on the command line: what they hold, and whether they fit the model."""
+"""Checkpoints on the command line: read, held against the model and what is left to train, begun at."""
 
-import json
-from pathlib import Path
+import math
 from typing import Any
 
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from lit_sphere.analysis import difference
 from lit_sphere.analysis import read_checkpoint as plain_checkpoint
-from lit_sphere.cli.config_names import default_config
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.optim import SphereSGD
 
-
-def checkpoint_of(args: list[str]) -> str | None:
-    """Find the value of ``--ckpt_path`` in a command line.
-
-    Args:
-        args: A command line.
-
-    Returns:
-        The path, or None.
-    """
-    return option_of(args, "--ckpt_path")
-
-
-def option_of(args: list[str], name: str) -> str | None:
-    """Find the value of an option in a command line that is not parsed yet.
-
-    Args:
-        args: A command line.
-        name: The option, with its dashes.
-
-    Returns:
-        The value, or None.
-    """
-    for i, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        if option == name:
-            return value if equals else args[i + 1] if i + 1 < len(args) else None
-    return None
-
-
-def base_config(ckpt_path: str | None, has_config: bool) -> str | None:
-    """Choose what lies under the configs and options that the user typed.
-
-    Args:
-        ckpt_path: Checkpoint, if one is given.
-        has_config: Whether the user typed a ``--config``.
-
-    Returns:
-        Path or text of a config; None if nothing is to be added.
-    """
-    if ckpt_path is None:
-        return None if has_config else default_config()
-    beside = Path(ckpt_path).parent.parent / "config.yaml"
-    if not has_config and beside.is_file():
-        return str(beside)
-    hparams = dict(read_checkpoint(ckpt_path).get("hyper_parameters", {}))
-    hparams.pop("_instantiator", None)
-    if "_class_path" not in hparams:
-        return None if has_config else default_config()
-    model = {"class_path": hparams.pop("_class_path"), "init_args": hparams}
-    # They come from the data:
-    for linked in ("num_classes", "in_channels"):
-        hparams.pop(linked, None)
-    return json.dumps({"model": model})
+CKPT_WEIGHTS = "--ckpt_weights"
+"""Begins a new run at the weights of another one."""
 
 
 def read_checkpoint(path: str, option: str = "--ckpt_path") -> dict[str, Any]:
@@ -105,3 +56,89 @@ def check_architecture(checkpoint: dict[str, Any], model: nn.Module, path: str, 
             f"{option} {path}: of another architecture: {name} is {has} there and {needs} in "
             f"{type(model).__name__}; give the --model and its options that it was trained with"
         )
+
+
+def check_something_to_train(checkpoint: dict[str, Any] | None, config: Namespace) -> None:
+    """Refuse a run of no steps, and one that goes on where nothing is left; Lightning would say nothing.
+
+    Args:
+        checkpoint: What the run goes on from, if anything.
+        config: The configuration of ``fit``.
+
+    Raises:
+        CommandLineError: Names the option, and the remedy.
+    """
+    trainer = config.trainer
+    if trainer.fast_dev_run:
+        # Lightning puts the other limits aside: one epoch of so many steps.
+        if checkpoint is not None:
+            raise CommandLineError(
+                f"--trainer.fast_dev_run {trainer.fast_dev_run}: tries the first steps of a run, of which "
+                f"--ckpt_path {config.ckpt_path} has done more: leave one of the two out"
+            )
+        return
+    for name in ("max_epochs", "max_steps"):
+        if trainer[name] == 0:
+            raise CommandLineError(
+                f"--trainer.{name} 0: there is nothing to train: give at least 1, or -1 for no limit"
+            )
+    if trainer.limit_train_batches == 0:
+        raise CommandLineError(
+            "--trainer.limit_train_batches 0: there is nothing to train: give a number of batches, or a fraction of "
+            "them; a checkpoint is evaluated by lit-sphere validate or test"
+        )
+    if checkpoint is None:
+        return
+    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] if "loops" in checkpoint else 0
+    for name, count, of in (("max_epochs", done, "epochs"), ("max_steps", checkpoint["global_step"], "steps")):
+        if count >= (math.inf if trainer[name] in (None, -1) else trainer[name]):
+            raise CommandLineError(
+                f"--ckpt_path {config.ckpt_path}: has done {count} {of} already, nothing is left of "
+                f"--trainer.{name} {trainer[name]}: give a larger number to go on"
+            )
+
+
+class BeginAtWeights(Callback):
+    """Control: gives the spheres the exact radii that they have in another run's checkpoint.
+
+    Says where the run begins. The weights have been loaded before, so that a sphere without a counterpart there has
+    their norm.
+
+    Args:
+        path: The checkpoint.
+        checkpoint: Its content.
+    """
+
+    def __init__(self, path: str, checkpoint: dict[str, Any]) -> None:
+        self._path, self._checkpoint = path, checkpoint
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the radii over."""
+        spheres = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, SphereSGD)]
+        states = self._checkpoint.get("optimizer_states", [])
+        for optimizer in spheres:
+            if len(states) == 1:
+                _take_radii(optimizer, states[0])
+        radii = [group["radius"] for each in spheres for group in each.param_groups if group.get("radius")]
+        loops = self._checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
+        epoch = loops.get("current", {}).get("processed", self._checkpoint.get("epoch", 0))
+        rho = f", ρ = {math.hypot(*radii):.5g}" if radii else ""
+        rank_zero_info(f"begins at the weights of {self._path} (epoch {epoch}){rho}")
+
+
+def _take_radii(optimizer: SphereSGD, state: dict[str, Any]) -> None:
+    """Replace measured radii by those stored, where the spheres are the same."""
+    saved = state.get("param_groups", [])
+    kinds = [
+        [(group.get("spheres"), len(group["params"])) for group in groups] for groups in (saved, optimizer.param_groups)
+    ]
+    if kinds[0] != kinds[1]:
+        return
+    for theirs, mine in zip(saved, optimizer.param_groups, strict=True):
+        if mine.get("spheres") == "joint" and "radius" in theirs:
+            mine["radius"] = theirs["radius"]
+        elif mine.get("spheres") == "filter":
+            for number, p in zip(theirs["params"], mine["params"], strict=True):
+                radius = state["state"].get(number, {}).get("radius")
+                if isinstance(radius, torch.Tensor) and radius.shape == optimizer.state[p]["radius"].shape:
+                    optimizer.state[p]["radius"] = radius.to(optimizer.state[p]["radius"])

@@ -9,8 +9,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lit_sphere.cli import interpolate, toy
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.parser import LINKED
 from lit_sphere.cli.shipped_classes import shipped_classes
-from lit_sphere.cli.sphere_cli import LINKED, SphereCLI, option_strings
+from lit_sphere.cli.sphere_cli import SphereCLI, option_strings
 
 SHELLS = ("bash", "zsh", "tcsh")
 

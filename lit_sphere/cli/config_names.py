@@ -2,10 +2,9 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from lit_sphere.cli.errors import CommandLineError
-
-_OPTIONS = ("--config", "-c")
 
 
 def shipped_configs() -> list[str]:
@@ -29,10 +28,9 @@ def find_config(name: str) -> str:
         Path of the file.
 
     Raises:
-        CommandLineError: If there is neither; names those that are shipped. If the file is no YAML mapping.
+        CommandLineError: If there is neither; names those that are shipped.
     """
     if Path(name).is_file():
-        _check_yaml(name)
         return name
     if Path(name).is_dir():
         raise CommandLineError(f"--config {name}: is a folder; give one of the YAML files in it")
@@ -44,30 +42,36 @@ def find_config(name: str) -> str:
     )
 
 
-def replace_config_names(args: list[str]) -> list[str]:
-    """Put paths in place of the names after ``--config`` and ``-c``.
+def read_config(config: str) -> dict[str, Any]:
+    """Read what stands after ``--config``.
 
     Args:
-        args: A command line.
+        config: What :func:`find_config` finds, or the text of a config.
 
     Returns:
-        The same command line with paths.
+        Its sections.
 
     Raises:
-        CommandLineError: If a config is not found or its name is missing.
+        CommandLineError: If it is not found, or no YAML mapping.
     """
-    out = list(args)
-    for i, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        if option not in _OPTIONS:
-            continue
-        if equals:
-            out[i] = f"{option}={find_config(value)}"
-        elif i + 1 < len(args):
-            out[i + 1] = find_config(args[i + 1])
-        else:
-            raise CommandLineError(f"{option} needs the name of a config, e.g. elr.yaml; there are {_listed()}")
-    return out
+    import yaml  # not for `lit-sphere --help`
+
+    try:
+        content = yaml.safe_load(config if is_text(config) else Path(find_config(config)).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}: {getattr(error, 'problem', None)}" if mark else ""
+        raise CommandLineError(f"--config {config}: is no YAML{where}; correct it or take another file") from error
+    if not isinstance(content, dict):
+        raise CommandLineError(
+            f"--config {config}: must hold sections such as model: and trainer:, but is a {_kind(content)}"
+        )
+    return content
+
+
+def is_text(config: str) -> bool:
+    """Whether what stands after ``--config`` is the text of a config, in braces, and not its name."""
+    return config.startswith("{")
 
 
 def default_config() -> str:
@@ -87,21 +91,6 @@ def _listed() -> str:
         folders.setdefault(folder, []).append(stem)
     lists = {folder: ", ".join(stems) for folder, stems in folders.items()}
     return ", ".join(f"{folder}/{{{stems}}}" if folder else stems for folder, stems in lists.items())
-
-
-def _check_yaml(path: str) -> None:
-    import yaml  # not for `lit-sphere --help`
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}: {getattr(error, 'problem', None)}" if mark else ""
-        raise CommandLineError(f"--config {path}: is no YAML{where}; correct it or take another file") from error
-    if not isinstance(content, dict):
-        raise CommandLineError(
-            f"--config {path}: must hold sections such as model: and trainer:, but is a {_kind(content)}"
-        )
 
 
 def _kind(content: object) -> str:

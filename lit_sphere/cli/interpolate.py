@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
-from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
@@ -22,11 +21,11 @@ from lit_sphere.analysis import (
     tensors_of,
 )
 from lit_sphere.analysis.interpolation import Statistics
-from lit_sphere.cli.checkpoints import base_config
-from lit_sphere.cli.config_names import replace_config_names
+from lit_sphere.cli.base_config import base_config, look_ahead
+from lit_sphere.cli.config_names import read_config
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.parser import LINKED, ConfigFile, Parser
 from lit_sphere.cli.results_folder import free_folder, make_folder
-from lit_sphere.cli.sphere_cli import LINKED, Parser
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.groups import find_groups
@@ -34,6 +33,14 @@ from lit_sphere.modules import SphereModule
 from lit_sphere.report import draw_interpolation, write_interpolation
 
 _USAGE = "lit-sphere interpolate A.ckpt B.ckpt [options]"
+
+
+class _ModelAndData(ConfigFile):
+    """Takes model and data of a config; the rest belongs to ``fit``."""
+
+    def resolve(self, config: str) -> str:
+        content = read_config(config)
+        return json.dumps({key: content[key] for key in ("model", "data") if key in content})
 
 
 def make_parser() -> LightningArgumentParser:
@@ -52,7 +59,7 @@ def make_parser() -> LightningArgumentParser:
     parser.add_argument("start", type=str, metavar="A.ckpt", help="Checkpoint at t = 0.")
     parser.add_argument("end", type=str, metavar="B.ckpt", help="Checkpoint at t = 1, of the same network.")
     parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="Path or shipped name; its model and data are taken."
+        "-c", "--config", action=_ModelAndData, help="Path or shipped name; its model and data are taken."
     )
     parser.add_argument("--points", type=int, default=21, help="Points on the path, both ends among them.")
     parser.add_argument(
@@ -89,7 +96,8 @@ def run_interpolate(args: list[str]) -> None:
         CommandLineError: If the checkpoints do not match each other or the model, or the folder holds results.
     """
     parser = make_parser()
-    if {"-h", "--help"} & set(args) or any(".help" in arg for arg in args):
+    typed = look_ahead(args)
+    if typed.asks_for_help:
         parser.parse_args(args)
         return
     paths = args[:2]
@@ -97,7 +105,8 @@ def run_interpolate(args: list[str]) -> None:
         raise CommandLineError(f"interpolate needs two checkpoints, first of all: {_USAGE}")
     states = [_read(path) for path in paths]
     _compare(states[1], states[0], f"{paths[1]}: of another architecture than {paths[0]}", "there")
-    config = parser.parse_args([*paths, *_configs(paths[0], args[2:])])
+    base = base_config(paths[0], bool(typed.configs))
+    config = parser.parse_args([*paths, *(["--config", base] if base else []), *args[2:]])
     try:
         positions = path_positions(config.points)
     except ValueError as error:
@@ -136,26 +145,6 @@ def _compare(state: dict[str, Tensor], other: dict[str, Tensor], message: str, w
     if differs is not None:
         name, one, two = differs
         raise CommandLineError(f"{message}: {name} is {one} in the one and {two} {where}")
-
-
-def _configs(start: str, args: list[str]) -> list[str]:
-    """Put A's run under what was typed; of each config only model and data, the rest belongs to ``fit``."""
-    has_config = any(arg.partition("=")[0] in ("--config", "-c") for arg in args)
-    base = base_config(start, has_config)
-    args = replace_config_names([*(["--config", base] if base and Path(base).is_file() else []), *args])
-    out = ["--config", base] if base and not Path(base).is_file() else []
-    for arg in args:
-        option, equals, value = arg.partition("=")
-        if option in ("--config", "-c") and equals:
-            out += [f"--config={_model_and_data(value)}"]
-        else:
-            out.append(_model_and_data(arg) if out and out[-1] in ("--config", "-c") else arg)
-    return out
-
-
-def _model_and_data(path: str) -> str:
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    return json.dumps({key: content[key] for key in ("model", "data") if key in content})
 
 
 def _device(asked: str | None) -> torch.device:

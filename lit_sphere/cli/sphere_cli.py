@@ -1,13 +1,13 @@
 """The Lightning CLI of lit-sphere: one run folder, default callbacks, and what is typed wins."""
 
 import logging
-import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from lightning import __version__ as lightning_version
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -20,11 +20,16 @@ from lit_sphere.callbacks import (
     RunSummary,
     StopOnNonFinite,
 )
-from lit_sphere.cli.begin_at import OPTION, BeginAtWeights, base_of_weights, check_model_named, weights_of
-from lit_sphere.cli.checkpoints import base_config, check_architecture, checkpoint_of, read_checkpoint
-from lit_sphere.cli.config_names import replace_config_names
+from lit_sphere.cli.base_config import arguments_below
+from lit_sphere.cli.checkpoints import (
+    CKPT_WEIGHTS,
+    BeginAtWeights,
+    check_architecture,
+    check_something_to_train,
+    read_checkpoint,
+)
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.nothing_to_train import check_something_to_train
+from lit_sphere.cli.parser import LINKED, ConfigFile, Parser
 from lit_sphere.cli.run_folder import (
     RecordRun,
     WandbMode,
@@ -48,16 +53,6 @@ _TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
 }
 DESCRIPTIONS = {name: SUBCOMMANDS[name].description for name in ("fit", "validate", "test")}
-LINKED = ("num_classes", "in_channels")  # options of the model that the data set
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose help leaves out the dozens of classes that Lightning would accept."""
-
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """Give the help without those classes."""
-        text: str = super().format_help(*args, **kwargs)
-        return re.sub(r",\s+known\s+subclasses:[^)]*?lightning[^)]*", "", text)
 
 
 class SphereCLI(LightningCLI):
@@ -75,7 +70,6 @@ class SphereCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_class=Parser,
             parser_kwargs={"prog": "lit-sphere", **quiet, **commands},
             args=args,
         )
@@ -89,6 +83,19 @@ class SphereCLI(LightningCLI):
         """
         inherited = LightningCLI.subcommands()
         return {name: inherited[name] for name in DESCRIPTIONS}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser, with our ``--config``.
+
+        Args:
+            **kwargs: Of the parser.
+
+        Returns:
+            The parser.
+        """
+        parser = Parser(dump_header=[f"lightning.pytorch=={lightning_version}"], **kwargs)
+        parser.add_argument("-c", "--config", action=ConfigFile, help="Path of a YAML file, or name of a shipped one.")
+        return parser
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add model and data before the trainer, whose options fill pages.
@@ -117,7 +124,7 @@ class SphereCLI(LightningCLI):
             help="W&B mode: offline (no account, no network), online or disabled. Default: WANDB_MODE, or offline.",
         )
         parser.add_argument(
-            OPTION,
+            CKPT_WEIGHTS,
             type=str | None,
             default=None,
             help="Checkpoint of another run: a new run begins at its weights, buffers and radius, with the model and "
@@ -139,11 +146,13 @@ class SphereCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; without Lightning's warning that arguments were given from Python."""
-        self.config: Namespace = parser.parse_args(args)  # type: ignore[arg-type]
+        assert isinstance(args, list)
+        below = arguments_below(args[0], args[1:]) if args[0] in DESCRIPTIONS else []
+        self.config: Namespace = parser.parse_args([args[0], *below, *args[1:]])
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning would put the checkpoint's hyperparameters over what the user typed; here they are
-        # the base of the configuration, see `run`.
+        # Lightning would put the checkpoint's hyperparameters over what the user typed; here they lie
+        # under it, see `arguments_below`.
         pass
 
     def before_instantiate_classes(self) -> None:
@@ -159,8 +168,9 @@ class SphereCLI(LightningCLI):
                     Path(config.ckpt_weights).resolve()
                 )  # also where config.yaml is used elsewhere
                 if self.checkpoint is None:
-                    self.weights = read_checkpoint(config.ckpt_weights, OPTION)
-            path = Path(str(config.config[-1])) if config.get("config") else Path("run")
+                    self.weights = read_checkpoint(config.ckpt_weights, CKPT_WEIGHTS)
+            files = [file for file in config.get("config") or [] if file is not None]  # not the text of a config
+            path = Path(str(files[-1])) if files else Path("run")
             name = path.stem if path.stem != "config" else path.resolve().parent.name  # of the run that goes on
             self.folder = run_folder(config.run, name, config.ckpt_path, _is_first_rank())
             if config.checkpoint.dirpath is None:
@@ -196,7 +206,7 @@ class SphereCLI(LightningCLI):
         if self.weights is None:
             return []
         path = self.config["fit"].ckpt_weights
-        check_architecture(self.weights, self.model, path, OPTION)
+        check_architecture(self.weights, self.model, path, CKPT_WEIGHTS)
         self.model.load_state_dict(self.weights["state_dict"])
         return [BeginAtWeights(path, self.weights)]
 
@@ -231,22 +241,10 @@ def _is_first_rank() -> bool:
 def run(args: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``test``.
 
-    Without ``--config``, ``fit`` takes elr.yaml, and a checkpoint its run's config.yaml (or, where that is
-    missing, its own hyperparameters); everything typed comes after it and wins.
-
     Args:
         args: Command line, the subcommand first.
     """
     _quiet_lightning()
-    args = replace_config_names(args)
-    asks_for_help = {"-h", "--help"} & set(args) or any(".help" in arg for arg in args)
-    if args[0] in DESCRIPTIONS and not asks_for_help:
-        has_config = any(arg.partition("=")[0] in ("--config", "-c") for arg in args)
-        weights = weights_of(args)
-        base = base_of_weights(weights, has_config) if weights else base_config(checkpoint_of(args), has_config)
-        if args[0] == "fit" and base is None:
-            check_model_named(args)
-        args[1:1] = ["--config", base] if base else []
     try:
         SphereCLI(args)
     finally:
