@@ -199,6 +199,8 @@ class SphereCLI(LightningCLI):
                 callbacks += stays_switched(self.checkpoint, given if isinstance(given, list) else [given])
         else:
             kwargs["logger"] = False
+            # States of callbacks that watch a fit: an evaluation needs none of them.
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
