@@ -121,7 +121,7 @@ class RunSummary(RegimeWatch):
         wide = max(len(name) for name, _, _ in table)
         took = f"; {seconds:.1f} s, {steps / seconds:.0f} steps/s" if self._started else ""
         print(f"\n{self._name(trainer, pl_module)}: {trainer.current_epoch} epochs, {trainer.global_step} steps{took}")
-        column = max(len(value) for name, value, note in table if note)
+        column = max((len(value) for _, value, note in table if note), default=0)
         for name, value, note in table:
             print(f"  {name:<{wide}}  {value:<{column}}  {note}".rstrip())
 
