@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.analysis import Directions
-from lit_sphere.groups import Granularity, Group
+from lit_sphere.groups import Group, GroupGranularity
 from lit_sphere.observe.module_groups import groups_of
 from lit_sphere.observe.optimizer_steps import RealSteps
 from lit_sphere.observe.passes import MACHINE_ERRORS, check_batch
@@ -105,7 +105,7 @@ class OptimizerComparison(Callback):
         start_epoch: int = 0,
         steps: int | None = 500,
         every_n_steps: int = 10,
-        granularity: Granularity = "filter",
+        granularity: GroupGranularity = "filter",
     ) -> None:
         numbers = {"start_epoch": (start_epoch, 0), "steps": (steps, 1), "every_n_steps": (every_n_steps, 1)}
         check_arguments(_NAME, optimizers, numbers, granularity)

@@ -35,7 +35,7 @@ def descent_rate(optimizer: Optimizer, parameters: Set[Tensor], altered: bool = 
     rates = {rate_of(group) for group in groups}
     first = groups[0]
     if any(group.get("elr") is not None for group in groups):
-        plain = len(groups) == 1 and first["spheres"] == "joint" and len(first["params"]) == len(parameters)
+        plain = len(groups) == 1 and first["granularity"] == "joint" and len(first["params"]) == len(parameters)
     else:
         plain = not any(group.get("maximize") for group in groups)
     lr, shrink = rates.pop()

@@ -7,14 +7,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lit_sphere.groups import Granularity, Group, find_groups
+from lit_sphere.groups import Group, GroupGranularity, find_groups
 
 # The search takes seconds on a large network, and several callbacks ask for the same.
 _found: WeakKeyDictionary[LightningModule, dict[str, list[Group]]] = WeakKeyDictionary()
 
 
 def groups_of(
-    owner: Callback, pl_module: LightningModule, batch: Any = None, granularity: Granularity = "tensor"
+    owner: Callback, pl_module: LightningModule, batch: Any = None, granularity: GroupGranularity = "tensor"
 ) -> list[Group] | None:
     """Find the groups in a module's ``forward``, from its ``example_input_array`` or else from a batch.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakValueDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +16,7 @@ from lit_sphere.effective import EffectiveQuantities, Source, StepMeans, source_
 from lit_sphere.effective.step_options import StepOptions
 from lit_sphere.groups import Group
 from lit_sphere.observe.module_groups import groups_of, groups_of_one_optimizer, short_names
+from lit_sphere.optim import Granularity
 
 
 class RealSteps:
@@ -57,10 +58,6 @@ class RealSteps:
             self._after(number)
 
 
-WatchGranularity = Literal["tensor", "filter", "joint"]
-"""Whole tensors (or jointly scale-invariant ones), single filters, or all scale-invariant parameters as one group."""
-
-
 class StepWatch:
     """Says when an optimizer step is to be measured, and holds the means over these steps, for one callback.
 
@@ -92,7 +89,7 @@ class StepWatch:
         owner: Callback,
         on_measured: Callable[[Trainer], None],
         every_n_steps: int = 1,
-        granularity: WatchGranularity = "tensor",
+        granularity: Granularity = "tensor",
         announces: bool = True,
     ) -> None:
         self._owner, self._on_measured, self._every = owner, on_measured, every_n_steps
