@@ -16,7 +16,7 @@ Rate = tuple[float, float, float | None]
 
 
 def descent_rate(optimizer: Optimizer, parameters: Set[Tensor], altered: bool = False) -> Rate | None:
-    """Tell the learning rate of a step that is one of plain gradient descent, the same for all of some parameters.
+    """Give the learning rate of a step that is one of plain gradient descent, the same for all of some parameters.
 
     Such are the steps of ``torch.optim.SGD`` without momentum, and of ``SphereSGD`` on one joint sphere over just
     these parameters, where η = η̃ρ², or off the sphere.

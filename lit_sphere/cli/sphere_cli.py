@@ -36,9 +36,9 @@ from lit_sphere.cli.run_folder import (
     WandbMode,
     forget_run_folder,
     goes_on_in,
+    load_history,
     make_loggers,
     run_folder,
-    take_history,
 )
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.data import ResidentDataModule
@@ -226,7 +226,7 @@ class SphereCLI(LightningCLI):
             kwargs["logger"] = make_loggers(self.folder, config.wandb, config.project, yaml.safe_load(text))
         history, steps = [], 0 if self.checkpoint is None else self.checkpoint["global_step"]
         if self.checkpoint is not None and _is_first_rank():
-            history = take_history(self.folder, steps)
+            history = load_history(self.folder, steps)
         return [RecordRun(self.folder, text, history, steps)] if requested is not False else []
 
     def _is_in_place(self) -> bool:

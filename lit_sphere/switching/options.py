@@ -238,7 +238,7 @@ class SwitchableOptions:
 
     @staticmethod
     def holds_sphere(state: Mapping[str, Any]) -> bool:
-        """Tell from a saved state whether the run was on a sphere that no optimizer's own state knows of.
+        """Return from a saved state whether the run was on a sphere that no optimizer's own state knows of.
 
         Args:
             state: As given by :meth:`state`.
