@@ -34,8 +34,8 @@ class Comparison:
     pairs: list[tuple[float, float]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def take(self, ours: Measure, theirs: Measure, count: int) -> "Comparison":
-        """Take ``count`` pairs, each side first in every other one: a steady drift of the machine cancels."""
+    def measure(self, ours: Measure, theirs: Measure, count: int) -> "Comparison":
+        """Measure ``count`` pairs, each side first in every other one: a steady drift of the machine cancels."""
         for number in range(count):
             gc.collect()  # not in the middle of one side
             if number % 2:

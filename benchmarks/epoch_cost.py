@@ -41,8 +41,8 @@ def compare_with_bare_loop(settings: Settings) -> list[Comparison]:
     images = Comparison("b1", what, "fit", "bare loop", "s", ("<=", 1.10))
     digits = Comparison("b2", "epoch of ConvNet w=8, digits, batch 128", "fit", "bare loop", "s", ("<=", 1.5))
     return [
-        images.take(images_fit, images_loop, settings.trials),
-        digits.take(digits_fit, digits_loop, settings.trials),
+        images.measure(images_fit, images_loop, settings.trials),
+        digits.measure(digits_fit, digits_loop, settings.trials),
     ]
 
 
@@ -77,7 +77,7 @@ def _conventional(settings: Settings, section: str, width: int, precision: str, 
     comparison = Comparison(section, what, "fit", "conventional loop", "images/s", (">=", goal))
     if precision == "bf16-mixed":
         comparison.notes["amx_bf16 in /proc/cpuinfo"] = hardware(settings.device)["amx_bf16"]
-    return comparison.take(ours, theirs, settings.trials)
+    return comparison.measure(ours, theirs, settings.trials)
 
 
 def _model(width: int) -> list[str]:

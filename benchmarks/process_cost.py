@@ -40,7 +40,7 @@ def measure_start(settings: Settings) -> Comparison:
     """(e): from the start of the process to the first training step, against the imports it cannot avoid."""
     what = "from process start to the first step of `lit-sphere fit --config elr.yaml`"
     comparison = Comparison("e", what, "fit", f"importing {settings.imports}", "s")
-    return comparison.take(_first_step, lambda: _imports(settings.imports), max(1, settings.trials // 2))
+    return comparison.measure(_first_step, lambda: _imports(settings.imports), max(1, settings.trials // 2))
 
 
 def _first_step() -> float:

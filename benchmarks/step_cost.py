@@ -72,7 +72,7 @@ def _warm(name: str, network: nn.Module, batch: Tensor, labels: Tensor, settings
     ours, theirs = (repeated(*side) for side in _pair(network))
     tensors = len(_trained(network))
     comparison = Comparison("a1", f"step of {name} ({tensors} tensors), back to back", "SphereSGD", "SGD", "s", GOAL)
-    return comparison.take(ours, theirs, 4 * settings.trials)
+    return comparison.measure(ours, theirs, 4 * settings.trials)
 
 
 def _in_training(name: str, network: nn.Module, batch: Tensor, labels: Tensor, settings: Settings) -> Comparison:
@@ -101,7 +101,7 @@ def _in_training(name: str, network: nn.Module, batch: Tensor, labels: Tensor, s
     ours, theirs = trained("ours", *first), trained("theirs", *second)
     what = f"step of {name} in training steps of {settings.batch} images"
     comparison = Comparison("a2", what, "SphereSGD", "SGD", "s", GOAL)
-    comparison.take(ours, theirs, settings.trials * settings.steps)
+    comparison.measure(ours, theirs, settings.trials * settings.steps)
     for side, steps in zip(("ours", "theirs"), comparison.medians, strict=True):
         comparison.notes[f"share of the training step, {side}"] = steps / median(wholes[side])
     comparison.notes["training step, s"] = median(wholes["ours"])

@@ -24,8 +24,9 @@ from lit_sphere.effective import (
     quantiles_over_groups,
 )
 from lit_sphere.observe.dynamics import controls_of
-from lit_sphere.observe.optimizer_steps import StepWatch, WatchGranularity
+from lit_sphere.observe.optimizer_steps import StepWatch
 from lit_sphere.observe.publishing import run_folder_of, save_picture
+from lit_sphere.optim import Granularity
 from lit_sphere.report import draw_equal_ess, write_equal_ess
 
 _MOST_CURVES = 64
@@ -109,7 +110,7 @@ class EffectiveLearningRateMonitor(Callback):
 
     def __init__(
         self,
-        granularity: WatchGranularity = "tensor",
+        granularity: Granularity = "tensor",
         per: Literal["epoch", "step"] = "epoch",
         every_n_steps: int = 1,
         quantiles: Sequence[float] | None = None,
@@ -119,7 +120,7 @@ class EffectiveLearningRateMonitor(Callback):
         self.granularity, self.per, self.every_n_steps = granularity, per, every_n_steps
         self.quantiles = None if quantiles is None else [float(q) for q in quantiles]
         self.scatter_epochs = scatter_epochs
-        self._watch = StepWatch(self, self._take, every_n_steps, granularity)
+        self._watch = StepWatch(self, self._on_measured, every_n_steps, granularity)
         self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
         self._rule: EquilibriumRule | None = None  # of the last step
         self._last_epochs: list[Tensor] = []  # (elr and effective gradient norm, groups), for the scatter
@@ -151,7 +152,7 @@ class EffectiveLearningRateMonitor(Callback):
         """Observe; nothing is brought to the host, but to log a single step."""
         self._watch.before_step(trainer, optimizer)
 
-    def _take(self, trainer: Trainer) -> None:
+    def _on_measured(self, trainer: Trainer) -> None:
         means = self._watch.means
         assert means is not None
         if self._epoch != trainer.current_epoch:
@@ -247,7 +248,7 @@ def _log_everywhere(trainer: Trainer, metrics: Mapping[str, float], step: int) -
 def _check(
     granularity: str, per: str, every_n_steps: int, quantiles: Sequence[float] | None, scatter_epochs: int
 ) -> None:
-    if granularity not in get_args(WatchGranularity):
+    if granularity not in get_args(Granularity):
         raise ValueError(f"{_NAME}: granularity must be 'tensor', 'filter' or 'joint', got {granularity!r}")
     if per not in ("epoch", "step"):
         raise ValueError(f"{_NAME}: per must be 'epoch' or 'step', got {per!r}")
@@ -263,7 +264,7 @@ def _check(
 
 
 def report_equal_ess(
-    asks: Callback,
+    owner: Callback,
     trainer: Trainer,
     folder: Path | None,
     names: Sequence[str],
@@ -274,7 +275,7 @@ def report_equal_ess(
     """Log ``equal_ess/slope`` and ``equal_ess/spread``, write ``equal_ess.png`` and ``equal_ess.csv``.
 
     Args:
-        asks: The callback, to be named in warnings.
+        owner: The callback, to be named in warnings.
         trainer: The trainer.
         folder: The run's folder; None writes nothing.
         names: Names of the groups.
@@ -285,7 +286,7 @@ def report_equal_ess(
     try:
         found = equal_ess(elrs, grad_norms)
     except ValueError as error:
-        rank_zero_warn(f"{type(asks).__name__} draws no scatter: {error}")
+        rank_zero_warn(f"{type(owner).__name__} draws no scatter: {error}")
         return
     metrics: dict[str, float] = {"epoch": trainer.current_epoch - 1}
     for key, value in (("equal_ess/slope", found.slope), ("equal_ess/spread", found.spread)):

@@ -120,12 +120,12 @@ class FineTuneSwitch(Control):
         return state_key_of(self.changes)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse others that change the same, before they begin to."""
+        """Check that no other control changes the same."""
         if stage == "fit":
             check_exclusive(self, trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be, before training, and go on with a sphere that was entered."""
+        """Check what the switches need, before training, and go on with a sphere that was entered."""
         self._folder = run_folder_of(trainer) if self.snapshot else None
         self._loss.begin()
         check_requirements(self, trainer)
@@ -162,7 +162,7 @@ class FineTuneSwitch(Control):
         warn_of_those_too_late(self._pending(), self.fired, trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a metric that nobody logs, as soon as all that are logged are known."""
+        """Check that the metric is logged, as soon as all that are logged are known."""
         if any(switch.loss_below is not None for switch in self._pending()):
             self._loss.check_known(trainer)
 
@@ -220,17 +220,17 @@ class FineTuneSwitch(Control):
         new = {name: float(after) for name, (_, after) in values.items()}
         record = {"epoch": epoch, "step": trainer.global_step, "switch": asdict(switch), "values": new}
         self.fired.append(record)
-        self._tell(trainer, switch, epoch, values)
+        self._announce(trainer, switch, epoch, values)
         for logger in trainer.loggers:
             logger.log_metrics(
                 {"epoch": epoch, **{f"switch/{name}": value for name, value in new.items()}},
                 step=trainer.global_step - 1,
             )
 
-    def _tell(self, trainer: Trainer, switch: Switch, epoch: int, values: dict[str, tuple[Any, Any]]) -> None:
+    def _announce(self, trainer: Trainer, switch: Switch, epoch: int, values: dict[str, tuple[Any, Any]]) -> None:
         shown = ", ".join(f"{name} {_shown(old)} → {_shown(new)}" for name, (old, new) in values.items())
-        asked = "" if switch.epoch is not None or switch.step is not None else f" ({switch.when})"
-        rank_zero_info(f"FineTuneSwitch: from epoch {epoch}, step {trainer.global_step} on{asked}: {shown}")
+        condition = "" if switch.epoch is not None or switch.step is not None else f" ({switch.when})"
+        rank_zero_info(f"FineTuneSwitch: from epoch {epoch}, step {trainer.global_step} on{condition}: {shown}")
         if all(old == new for old, new in values.values()):
             rank_zero_warn(f"FineTuneSwitch: {switch} changes nothing: the value was the same before; remove it")
 
@@ -242,7 +242,7 @@ class FineTuneSwitch(Control):
         for switch in self._pending():
             rank_zero_warn(
                 f"FineTuneSwitch: the run ended after {trainer.current_epoch} epochs, and {switch} never took place; "
-                + ((switch.loss_below and self._loss.said(trainer)) or "train longer, or remove it")
+                + ((switch.loss_below and self._loss.missing_metric(trainer)) or "train longer, or remove it")
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -276,7 +276,7 @@ class FineTuneSwitch(Control):
             self.load_state_dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; other switches than those that took place are told."""
+        """Go on from :meth:`state_dict`; warns of other switches than those that took place."""
         self.fired = [dict(each) for each in state_dict["fired"]]
         self._decided, self._restored = state_dict["decided"], state_dict["options"]
         self._loss.load_state(state_dict["loss"])

@@ -13,8 +13,9 @@ from lit_sphere.groups import Group
 from lit_sphere.observe.dynamics import Control, dynamics_change
 from lit_sphere.observe.module_groups import groups_of
 from lit_sphere.optim import NormKeeper, SphereSGD
+from lit_sphere.optim.granularity import granularity_of
 
-Per = Literal["joint", "group"]
+NormGranularity = Literal["joint", "tensor"]
 
 
 class FixedNorm(Control):
@@ -36,8 +37,9 @@ class FixedNorm(Control):
             norm that they have then.
         from_epoch: Fixing begins before the first step of this epoch, counted from 0.
         from_step: Fixing begins when this number of optimizer steps is done, instead.
-        per: ``joint``: the norm of all scale-invariant parameters together is fixed. ``group``: that of each
-            scale-invariant group by itself.
+        granularity: ``joint``: the norm of all scale-invariant parameters together is fixed. ``tensor``: that of each
+            scale-invariant tensor, or of the tensors that are scale-invariant jointly.
+        per: Old name of ``granularity``, and ``group`` of ``tensor``.
 
     Raises:
         ValueError: If an argument is out of its range; at the start of ``fit``, if the module has no
@@ -60,7 +62,12 @@ class FixedNorm(Control):
     """
 
     def __init__(
-        self, norm: float | None = None, from_epoch: int = 0, from_step: int | None = None, per: Per = "joint"
+        self,
+        norm: float | None = None,
+        from_epoch: int = 0,
+        from_step: int | None = None,
+        granularity: NormGranularity = "joint",
+        per: Literal["joint", "group"] | None = None,
     ) -> None:
         super().__init__()
         if norm is not None and not (math.isfinite(norm) and norm > 0):
@@ -69,9 +76,11 @@ class FixedNorm(Control):
             raise ValueError(f"FixedNorm: must begin at 0 or later, got from_epoch {from_epoch}, from_step {from_step}")
         if from_epoch and from_step is not None:
             raise ValueError("FixedNorm: both from_epoch and from_step are given; leave one out")
-        if per not in get_args(Per):
-            raise ValueError(f"FixedNorm: per must be one of {', '.join(get_args(Per))}, got {per!r}")
-        self.norm, self.from_epoch, self.from_step, self.per = norm, from_epoch, from_step, per
+        granularity = granularity_of("FixedNorm", granularity, "joint", per=per)
+        known = get_args(NormGranularity)
+        if granularity not in known:
+            raise ValueError(f"FixedNorm: granularity must be one of {', '.join(known)}, got {granularity!r}")
+        self.norm, self.from_epoch, self.from_step, self.granularity = norm, from_epoch, from_step, granularity
         self._groups: list[list[Tensor]] = []
         self._keeper: NormKeeper | None = None
         self._norms: list[float] = []  # once fixing has begun
@@ -84,12 +93,11 @@ class FixedNorm(Control):
     @property
     def state_key(self) -> str:
         """Differs between two of one trainer."""
-        return self._generate_state_key(
-            norm=self.norm, from_epoch=self.from_epoch, from_step=self.from_step, per=self.per
-        )
+        per = "group" if self.granularity == "tensor" else self.granularity  # as in the checkpoints of 0.1
+        return self._generate_state_key(norm=self.norm, from_epoch=self.from_epoch, from_step=self.from_step, per=per)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be, and find the groups if the module says what its input looks like."""
+        """Check optimizers, strategy and callbacks, and find the groups if the module has an example input."""
         if any(isinstance(optimizer, SphereSGD) for optimizer in trainer.optimizers):
             raise ValueError(
                 "FixedNorm: SphereSGD keeps the norm already; remove FixedNorm, or train in the whole space (elr null, "
@@ -115,7 +123,7 @@ class FixedNorm(Control):
                     "give all its parameters to the optimizers, or freeze them"
                 )
         together: list[Tensor] = list(dict.fromkeys(p for group in groups for p in group.parameters))
-        self._groups = [list(group.parameters) for group in groups] if self.per == "group" else [together]
+        self._groups = [list(group.parameters) for group in groups] if self.granularity == "tensor" else [together]
         if self._norms and len(self._norms) != len(self._groups):
             raise ValueError(
                 f"FixedNorm: the checkpoint holds the norms of {len(self._norms)} groups, the module has "
@@ -141,12 +149,12 @@ class FixedNorm(Control):
             self._announce(trainer, math.hypot(*self._keeper.norms))
         else:
             return
-        mine = {p for group in self._groups for p in group}
+        fixed = {p for group in self._groups for p in group}
         self._keeper.attach(
             *(
                 optimizer
                 for optimizer in trainer.optimizers
-                if any(p in mine for group in optimizer.param_groups for p in group["params"])
+                if any(p in fixed for group in optimizer.param_groups for p in group["params"])
             )
         )
 
@@ -168,7 +176,7 @@ class FixedNorm(Control):
         return keeper
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if fixing never began."""
+        """Warn if fixing never began."""
         if not self._norms:
             rank_zero_warn(
                 f"FixedNorm: the run ended after {trainer.current_epoch} epochs and {trainer.global_step} steps, "

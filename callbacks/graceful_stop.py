@@ -70,7 +70,7 @@ class GracefulStop(Stopper, Checkpoint):
         self._speaks = self._is_alone = True
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether this process got a signal, and the run is about to stop."""
         return self._received is not None
 
@@ -101,7 +101,7 @@ class GracefulStop(Stopper, Checkpoint):
             signal.signal(signum, signal.SIG_DFL)  # Lightning's handler would wait for the epoch's end
         signal.raise_signal(signum)
 
-    def _say_it_is_over(self) -> None:
+    def _announce_over(self) -> None:
         if self._notice is not None:
             self._notice.cancel()
             self._notice = None
@@ -110,7 +110,7 @@ class GracefulStop(Stopper, Checkpoint):
 
     def _give_back(self) -> None:
         if self._notice is not None and self._is_over:
-            self._notice.join(_PATIENCE)  # it is being said
+            self._notice.join(_PATIENCE)  # it is being printed
         elif self._notice is not None:
             self._notice.cancel()
         for signum, handler in self._before.items():
@@ -123,7 +123,7 @@ class GracefulStop(Stopper, Checkpoint):
         """Stop here, where weights and counters agree; after the last batch when the epoch has been logged."""
         # Accumulated gradients are in no checkpoint; several processes agree only now and then.
         every = trainer.accumulate_grad_batches * (1 if trainer.world_size == 1 else self.every_n_steps)
-        if trainer.is_last_batch or (batch_idx + 1) % every or not self._is_asked(trainer):
+        if trainer.is_last_batch or (batch_idx + 1) % every or not self._stop_requested_anywhere(trainer):
             return
         if not nothing_is_left(trainer):
             stopped = self._save(trainer)
@@ -133,10 +133,10 @@ class GracefulStop(Stopper, Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save between two epochs; after the last one only say that nothing is left to stop."""
         self._is_over = nothing_is_left(trainer)
-        if not self._is_asked(trainer):
+        if not self._stop_requested_anywhere(trainer):
             return
         if self._is_over:
-            self._say_it_is_over()
+            self._announce_over()
         else:
             self._saved = self._save(trainer)
 
@@ -146,11 +146,11 @@ class GracefulStop(Stopper, Checkpoint):
             self._give_back()
             raise self._saved
 
-    def _is_asked(self, trainer: Trainer) -> bool:
+    def _stop_requested_anywhere(self, trainer: Trainer) -> bool:
         if trainer.world_size == 1:
-            return self.asked
-        asked: bool = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
-        return asked
+            return self.stop_requested
+        requested: bool = trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False)
+        return requested
 
     def _save(self, trainer: Trainer) -> Interrupted:
         path = Path(self.dirpath or trainer.default_root_dir) / "interrupted.ckpt"
@@ -164,8 +164,8 @@ class GracefulStop(Stopper, Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back, before Lightning restores those that it had found itself."""
         self._give_back()
-        if self.asked and not self._is_over:  # what ended the run was decided after the epoch's end
-            self._say_it_is_over()
+        if self.stop_requested and not self._is_over:  # what ended the run was decided after the epoch's end
+            self._announce_over()
 
 
 def _print(what: str) -> None:

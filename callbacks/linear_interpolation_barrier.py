@@ -281,8 +281,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
         if self._folder is not None and trainer.is_global_zero:
             write_interpolation(result, self._folder / f"{name}.csv")
             statistics = "batch statistics" if self.statistics == "batch" else "statistics re-estimated"
-            title = f"interpolation from {_said(ends[0])} to {_said(ends[1])}, {statistics}"
-            figure = draw_interpolation(result, title, (_said(ends[0]), _said(ends[1])))
+            title = f"interpolation from {_format_end(ends[0])} to {_format_end(ends[1])}, {statistics}"
+            figure = draw_interpolation(result, title, (_format_end(ends[0]), _format_end(ends[1])))
             save_picture(trainer, self._folder, name, figure)
 
     def state_dict(self) -> dict[str, Any]:
@@ -297,8 +297,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
         self._measured = (state_dict["measured"][0], state_dict["measured"][1])
 
 
-def _said(end: str) -> str:
-    """Name an end point in words."""
+def _format_end(end: str) -> str:
+    """Format the name of an end point."""
     if end.isdigit():
         return f"epoch {int(end)}"
     return f"before {end.replace('-', ' ')}" if end.startswith("switch-") else end

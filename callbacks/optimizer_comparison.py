@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.analysis import Directions
-from lit_sphere.groups import Granularity, Group
+from lit_sphere.groups import Group, GroupGranularity
 from lit_sphere.observe.module_groups import groups_of
 from lit_sphere.observe.optimizer_steps import RealSteps
 from lit_sphere.observe.passes import MACHINE_ERRORS, check_batch
@@ -20,10 +20,10 @@ from lit_sphere.rivals.checks import check_arguments, check_run, comparable
 from lit_sphere.rivals.network_copy import OptimizerCallable
 from lit_sphere.rivals.results import (
     leave_results,
+    log_final_distance,
     log_row,
-    say_how_far,
-    say_what_was_not,
-    say_what_will_not_be,
+    warn_incomplete,
+    warn_not_starting,
 )
 from lit_sphere.rivals.rivals import ComparedCopies
 
@@ -105,7 +105,7 @@ class OptimizerComparison(Callback):
         start_epoch: int = 0,
         steps: int | None = 500,
         every_n_steps: int = 10,
-        granularity: Granularity = "filter",
+        granularity: GroupGranularity = "filter",
     ) -> None:
         numbers = {"start_epoch": (start_epoch, 0), "steps": (steps, 1), "every_n_steps": (every_n_steps, 1)}
         check_arguments(_NAME, optimizers, numbers, granularity)
@@ -143,12 +143,12 @@ class OptimizerComparison(Callback):
             self._begin()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be followed, and find the groups, if the module says what its input looks like."""
+        """Check that the run can be followed, and find the groups, if the module has an example input."""
         self._folder = run_folder_of(trainer)
         check_single(self, OptimizerComparison, trainer, "optimizer_comparison/… and optimizer_comparison.png")
         check_run(self, trainer, pl_module)
         over_after = self._done if self._over else 0
-        say_what_will_not_be(_NAME, trainer, self.start_epoch, self.steps, over_after)
+        warn_not_starting(_NAME, trainer, self.start_epoch, self.steps, over_after)
         self._find(trainer, groups_of(self, pl_module, granularity=self.granularity))
 
     def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
@@ -203,7 +203,7 @@ class OptimizerComparison(Callback):
             )
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Learn that the run takes the batch, which it may have skipped."""
+        """Note that the run uses the batch, which it may have skipped."""
         if self._rivals is not None:
             self._rivals.see_backward(loss)
 
@@ -226,7 +226,7 @@ class OptimizerComparison(Callback):
         if self._tries and self._tried:
             self._dismiss()
         if self._rivals is not None:
-            self._rivals.take_batch()
+            self._rivals.accumulate()
         if self._rivals is not None and not self._tries:
             self._run_loss.add(trainer, outputs, batch)
         self._log_if_due(trainer)
@@ -254,9 +254,9 @@ class OptimizerComparison(Callback):
         """Compare a last time, and draw the picture."""
         self._log_if_due(trainer, ends=True)
         if not self._over:
-            say_what_was_not(_NAME, trainer, self.start_epoch, self.steps, self._done)
+            warn_incomplete(_NAME, trainer, self.start_epoch, self.steps, self._done)
         if self.rows:
-            say_how_far(_NAME, self.rows[-1], list(self.optimizers))
+            log_final_distance(_NAME, self.rows[-1], list(self.optimizers))
         if self.rows and self._folder is not None:
             run = f"the run ({type(trainer.optimizers[self._main]).__name__})"
             what = f"{len(self._groups)} {'filters' if self.granularity == 'filter' else 'groups'}"

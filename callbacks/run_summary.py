@@ -59,7 +59,7 @@ class RunSummary(RegimeWatch):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and draw the figure."""
-        folder = trainer.log_dir  # a collective: all ranks must ask
+        folder = trainer.log_dir  # a collective: all ranks must call this
         self._draw(trainer, pl_module)
         self._print(trainer, pl_module, self.folder or folder)
 

@@ -196,7 +196,7 @@ class SharpnessMonitor(Callback):
             self._objective.may_stop = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure curvature if asked to, and draw the picture."""
+        """Measure curvature if requested, and draw the picture."""
         if not self._rows:
             return
         last = self._rows[-1]

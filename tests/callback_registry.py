@@ -80,7 +80,7 @@ class Entry:
 
 RIVALS: dict[str, Any] = {
     "SGD": partial(SGD, lr=0.01, momentum=0.9),
-    "AdaGradG": partial(AdaGradG, lr=0.01, per="joint"),
+    "AdaGradG": partial(AdaGradG, lr=0.01, granularity="joint"),
 }
 
 REGISTRY: dict[str, Entry] = {

@@ -20,34 +20,34 @@ def parameters(seed: int = 0, scale: float = 1.0) -> list[nn.Parameter]:
     return [nn.Parameter(scale * torch.randn(s, generator=g, dtype=torch.float64)) for s in SHAPES]
 
 
-def cells(tensors: list[Tensor], per: str) -> list[Tensor]:
+def cells(tensors: list[Tensor], granularity: str) -> list[Tensor]:
     """The vectors that have a sphere of their own."""
-    if per == "filter":
+    if granularity == "filter":
         return [row.flatten() for t in tensors for row in t]
-    if per == "tensor":
+    if granularity == "tensor":
         return [t.flatten() for t in tensors]
     return [torch.cat([t.flatten() for t in tensors])]
 
 
-@pytest.mark.parametrize("per", ["filter", "tensor", "joint"])
-def test_fifty_steps_equal_the_slow_reference_on_the_unit_sphere(per: Any) -> None:
+@pytest.mark.parametrize("granularity", ["filter", "tensor", "joint"])
+def test_fifty_steps_equal_the_slow_reference_on_the_unit_sphere(granularity: Any) -> None:
     params, lr, beta, v0 = parameters(), 0.3, 0.9, 2.0
-    points = cells([p.detach() for p in params], per)
+    points = cells([p.detach() for p in params], granularity)
     radii = [x.norm() for x in points]
     us = [x / r for x, r in zip(points, radii, strict=True)]
     vs = [v0 * r**4 for r in radii]
-    optimizer = AdaGradG(params, lr, beta, v0, per)
+    optimizer = AdaGradG(params, lr, beta, v0, granularity)
     for step in range(50):
         g = torch.Generator().manual_seed(step)
         for p in params:
             p.grad = torch.randn(p.shape, generator=g, dtype=p.dtype)
-        grads = cells([p.grad for p in params if p.grad is not None], per)
+        grads = cells([p.grad for p in params if p.grad is not None], granularity)
         optimizer.step()
         for i, (grad, r) in enumerate(zip(grads, radii, strict=True)):
             grad_u = grad * r
             hat = us[i] - lr * grad_u / vs[i].sqrt()
             us[i], vs[i] = hat / hat.norm(), beta * vs[i] + grad_u.norm() ** 2
-        for x, u, r in zip(cells([p.detach() for p in params], per), us, radii, strict=True):
+        for x, u, r in zip(cells([p.detach() for p in params], granularity), us, radii, strict=True):
             torch.testing.assert_close(x, r * u, rtol=1e-11, atol=1e-12)
 
 
@@ -142,17 +142,17 @@ def test_other_options_leave_sgd() -> None:
     seed=st.integers(0, 1000),
     scale=st.floats(0.1, 10),
     lr=st.floats(1e-3, 2),
-    per=st.sampled_from(["filter", "tensor", "joint"]),
+    granularity=st.sampled_from(["filter", "tensor", "joint"]),
 )
-def test_norms_stay_and_the_step_turns(seed: int, scale: float, lr: float, per: Any) -> None:
+def test_norms_stay_and_the_step_turns(seed: int, scale: float, lr: float, granularity: Any) -> None:
     params = parameters(seed, scale)
-    before = cells([p.detach().clone() for p in params], per)
-    optimizer = AdaGradG(params, lr, 0.9, per=per)
+    before = cells([p.detach().clone() for p in params], granularity)
+    optimizer = AdaGradG(params, lr, 0.9, granularity=granularity)
     g = torch.Generator().manual_seed(seed + 1)
     for p in params:
         p.grad = torch.randn(p.shape, generator=g, dtype=p.dtype)
     optimizer.step()
-    for old, new in zip(before, cells([p.detach() for p in params], per), strict=True):
+    for old, new in zip(before, cells([p.detach() for p in params], granularity), strict=True):
         assert new.norm().item() == pytest.approx(old.norm().item(), rel=1e-12)
         assert not torch.equal(old, new)
 
@@ -194,12 +194,12 @@ def test_a_saved_state_goes_on_to_the_last_bit() -> None:
     assert all(torch.equal(p, q) for p, q in zip(params, again, strict=True))
 
 
-@pytest.mark.parametrize("per", ["filter", "tensor"])
-def test_parameters_without_gradient_stay(per: Any) -> None:
+@pytest.mark.parametrize("granularity", ["filter", "tensor"])
+def test_parameters_without_gradient_stay(granularity: Any) -> None:
     params = parameters()
     before = params[1].detach().clone()
     params[0].grad = torch.ones_like(params[0])
-    optimizer = AdaGradG(params, 0.1, 0.9, per=per)
+    optimizer = AdaGradG(params, 0.1, 0.9, granularity=granularity)
     accumulator = optimizer.state[params[1]]["accumulator"].clone()
     optimizer.step()
     assert torch.equal(params[1], before)
@@ -210,7 +210,7 @@ def test_on_a_joint_sphere_no_gradient_is_a_gradient_of_zero() -> None:
     """The group keeps its sphere and its one accumulator, whichever tensors have no gradient in a step."""
     params, reference = parameters(), parameters()
     radius = cells([p.detach() for p in params], "joint")[0].norm().item()
-    mine, other = (AdaGradG(each, 0.1, 0.9, per="joint") for each in (params, reference))
+    mine, other = (AdaGradG(each, 0.1, 0.9, granularity="joint") for each in (params, reference))
     for step, missing in enumerate([1, 0, 1, None, 0, 0]):
         g = torch.Generator().manual_seed(step)
         for i, (p, q) in enumerate(zip(params, reference, strict=True)):
@@ -226,11 +226,11 @@ def test_on_a_joint_sphere_no_gradient_is_a_gradient_of_zero() -> None:
         assert first == second
 
 
-@pytest.mark.parametrize("per", ["filter", "tensor", "joint"])
-def test_without_any_gradient_nothing_moves(per: Any) -> None:
+@pytest.mark.parametrize("granularity", ["filter", "tensor", "joint"])
+def test_without_any_gradient_nothing_moves(granularity: Any) -> None:
     params = parameters()
     before = [p.detach().clone() for p in params]
-    optimizer = AdaGradG(params, 0.1, 0.9, per=per)
+    optimizer = AdaGradG(params, 0.1, 0.9, granularity=granularity)
     saved = copy.deepcopy(optimizer.state_dict()["state"])
     optimizer.step()
     assert all(torch.equal(p, old) for p, old in zip(params, before, strict=True))
@@ -245,7 +245,7 @@ def test_without_any_gradient_nothing_moves(per: Any) -> None:
         ({"lr": math.nan}, "lr must be positive"),
         ({"lr": 0.1, "beta": 1.5}, r"beta must be in \(0, 1\]"),
         ({"lr": 0.1, "accumulator": 0.0}, "accumulator must be positive"),
-        ({"lr": 0.1, "per": "row"}, "per must be one of filter, tensor, joint"),
+        ({"lr": 0.1, "granularity": "row"}, "granularity must be one of joint, tensor, filter"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

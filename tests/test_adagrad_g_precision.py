@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lit_sphere.optim import AdaGradG, adagrad_g_like_sgd
 from lit_sphere.optim.norms import row_norms
 
-PER = ("filter", "tensor", "joint")
+GRANULARITIES = ("filter", "tensor", "joint")
 LIKE: dict[str, Any] = {**adagrad_g_like_sgd(1e-2, 1e-3)}  # β = 0.99996 is 1 in bfloat16
 SHAPES = [(8, 16, 3, 3), (6, 32)]
 
@@ -31,25 +31,25 @@ def steps(params: list[nn.Parameter], optimizer: AdaGradG, count: int, scale: fl
         optimizer.step()
 
 
-def norms(tensors: list[Tensor] | list[nn.Parameter], per: str) -> Tensor:
+def norms(tensors: list[Tensor] | list[nn.Parameter], granularity: str) -> Tensor:
     wide = [t.detach().double() for t in tensors]
-    if per == "filter":
+    if granularity == "filter":
         return torch.cat([t.flatten(1).norm(dim=1) for t in wide])
     each = torch.stack([t.norm() for t in wide])
-    return each if per == "tensor" else each.norm()
+    return each if granularity == "tensor" else each.norm()
 
 
-@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_neither_drifts_nor_forgets_to_forget(dtype: torch.dtype, per: Any) -> None:
+def test_half_precision_neither_drifts_nor_forgets_to_forget(dtype: torch.dtype, granularity: Any) -> None:
     params = parameters(dtype)
-    before = norms(params, per)
-    optimizer = AdaGradG(params, **LIKE, per=per)
+    before = norms(params, granularity)
+    optimizer = AdaGradG(params, **LIKE, granularity=granularity)
     started = [optimizer.state[p]["accumulator"].clone() for p in params]
     drifts = []
     for step in range(300):
         steps(params, optimizer, 1, 1e-3, first=step)  # too short to move what is rounded, and norms must stay
-        drifts.append((norms(params, per) / before - 1).abs().max().item())
+        drifts.append((norms(params, granularity) / before - 1).abs().max().item())
     # The elements of 32 weights are rounded by up to 2⁻⁹ each, bfloat16's; their norm by a fifth of it, and not in sum.
     assert max(drifts) < 1e-3 * (1 if dtype == torch.bfloat16 else 0.125)
     for p, start in zip(params, started, strict=True):
@@ -59,11 +59,11 @@ def test_half_precision_neither_drifts_nor_forgets_to_forget(dtype: torch.dtype,
         torch.testing.assert_close(state["accumulator"], start * LIKE["beta"] ** 300, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("per", PER)
-def test_bfloat16_takes_the_steps_of_double_as_far_as_it_can_hold_them(per: Any) -> None:
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_bfloat16_takes_the_steps_of_double_as_far_as_it_can_hold_them(granularity: Any) -> None:
     half, full = parameters(torch.bfloat16), parameters(torch.bfloat16)
     full = [nn.Parameter(p.detach().double()) for p in full]
-    optimizers = [AdaGradG(params, 0.3, 0.9, 2.0, per) for params in (half, full)]
+    optimizers = [AdaGradG(params, 0.3, 0.9, 2.0, granularity) for params in (half, full)]
     for step in range(20):
         for params, optimizer in zip((half, full), optimizers, strict=True):
             steps(params, optimizer, 1, first=step)
@@ -73,17 +73,17 @@ def test_bfloat16_takes_the_steps_of_double_as_far_as_it_can_hold_them(per: Any)
         assert (ratio - 1).abs().max().item() < 0.01
 
 
-@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_large_tensors_keep_their_norms_to_the_last_digits(per: Any, channels_last: bool) -> None:
+def test_large_tensors_keep_their_norms_to_the_last_digits(granularity: Any, channels_last: bool) -> None:
     """2.4 million float32 weights, as in a ResNet-18; added up one by one their squares are 4e-5 off."""
     params = parameters(shapes=[(512, 512, 3, 3), (2, 300_000)])
     if channels_last:
         params[0].data = params[0].data.to(memory_format=torch.channels_last)
-    before = norms(params, per)
-    optimizer = AdaGradG(params, **LIKE, per=per)
+    before = norms(params, granularity)
+    optimizer = AdaGradG(params, **LIKE, granularity=granularity)
     steps(params, optimizer, 3)
-    assert (norms(params, per) / before - 1).abs().max().item() < 1e-6
+    assert (norms(params, granularity) / before - 1).abs().max().item() < 1e-6
     assert params[0].is_contiguous(memory_format=torch.channels_last) == channels_last
     held = torch.cat([optimizer.state[p]["radius"].flatten() for p in params]).double()
     torch.testing.assert_close(held, before.expand_as(held), rtol=1e-6, atol=0)
@@ -92,12 +92,12 @@ def test_large_tensors_keep_their_norms_to_the_last_digits(per: Any, channels_la
 def test_float64_is_kept_beside_other_types() -> None:
     params = [*parameters(torch.float64), *parameters(torch.bfloat16)]
     before = norms(params, "joint")
-    optimizer = AdaGradG(params, **LIKE, per="joint")
+    optimizer = AdaGradG(params, **LIKE, granularity="joint")
     steps(params, optimizer, 5)
     assert all(optimizer.state[p]["accumulator"].dtype == torch.float64 for p in params)
     assert norms(params, "joint").item() == pytest.approx(before.item(), rel=1e-3)
     alone = parameters(torch.float64)
-    single = AdaGradG(alone, **LIKE, per="tensor")
+    single = AdaGradG(alone, **LIKE, granularity="tensor")
     before = norms(alone, "tensor")
     steps(alone, single, 5)
     torch.testing.assert_close(norms(alone, "tensor"), before, rtol=1e-14, atol=0)
@@ -125,17 +125,17 @@ def test_norms_of_long_rows() -> None:
         torch.testing.assert_close(row_norms(each).double(), expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_state_is_restored_to_the_last_bit_in_any_type(dtype: torch.dtype, per: Any) -> None:
+def test_a_state_is_restored_to_the_last_bit_in_any_type(dtype: torch.dtype, granularity: Any) -> None:
     params = parameters(dtype)
-    optimizer = AdaGradG(params, 0.3, 0.99996, per=per)
+    optimizer = AdaGradG(params, 0.3, 0.99996, granularity=granularity)
     steps(params, optimizer, 5)
     saved, point = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]
     kept = copy.deepcopy(saved)
     steps(params, optimizer, 5, first=5)
     again = [nn.Parameter(p) for p in point]
-    resumed = AdaGradG(again, 1.0, per=per)
+    resumed = AdaGradG(again, 1.0, granularity=granularity)
     resumed.load_state_dict(saved)
     steps(again, resumed, 5, first=5)
     for p, q in zip(params, again, strict=True):
@@ -144,17 +144,17 @@ def test_a_state_is_restored_to_the_last_bit_in_any_type(dtype: torch.dtype, per
     assert all(torch.equal(saved["state"][i][key], kept["state"][i][key]) for i in (0, 1) for key in kept["state"][i])
 
 
-@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_states_of_earlier_versions_load(dtype: torch.dtype, per: Any) -> None:
+def test_states_of_earlier_versions_load(dtype: torch.dtype, granularity: Any) -> None:
     """They had the type of the parameters, and no dimension on a joint sphere."""
     params = parameters(dtype)
-    optimizer = AdaGradG(params, 0.3, 0.9, per=per)
+    optimizer = AdaGradG(params, 0.3, 0.9, granularity=granularity)
     now = copy.deepcopy(optimizer.state_dict())
     before = copy.deepcopy(now)
     for state in before["state"].values():
         for key, value in state.items():
-            state[key] = value.to(dtype).reshape(() if per == "joint" else value.shape)
+            state[key] = value.to(dtype).reshape(() if granularity == "joint" else value.shape)
     optimizer.load_state_dict(before)
     for p, state in zip(params, now["state"].values(), strict=True):
         for key, value in state.items():
@@ -164,8 +164,8 @@ def test_states_of_earlier_versions_load(dtype: torch.dtype, per: Any) -> None:
     steps(params, optimizer, 2)
 
 
-def saved_by(per: Any, shapes: Any = SHAPES) -> dict[str, Any]:
-    return copy.deepcopy(AdaGradG(parameters(shapes=shapes), 0.3, per=per).state_dict())
+def saved_by(granularity: Any, shapes: Any = SHAPES) -> dict[str, Any]:
+    return copy.deepcopy(AdaGradG(parameters(shapes=shapes), 0.3, granularity=granularity).state_dict())
 
 
 def parted() -> dict[str, Any]:
@@ -209,17 +209,17 @@ def test_states_that_do_not_fit_are_refused_in_one_line(saved: Any, message: str
     assert all(torch.equal(now["state"][i][key], before["state"][i][key]) for i in (0, 1) for key in before["state"][i])
 
 
-@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_step_neither_waits_for_a_gpu_nor_leaves_it(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, per: Any
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, granularity: Any
 ) -> None:
     """On tensors that only pretend: to ask one for its value, or to mix it with the CPU's, is an error."""
     with FakeTensorMode():
         params = [nn.Parameter(torch.randn(shape, device="cuda").to(dtype)) for shape in SHAPES]
         with monkeypatch.context() as patch:
             patch.setattr(Tensor, "__bool__", lambda self: True)  # construction may wait
-            optimizer = AdaGradG(params, 0.1, per=per)
+            optimizer = AdaGradG(params, 0.1, granularity=granularity)
         for missing in (None, 1):
             for i, p in enumerate(params):
                 p.grad = None if i == missing else torch.randn(p.shape, device="cuda").to(dtype)

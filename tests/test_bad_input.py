@@ -100,7 +100,7 @@ _BAD = {
     ),
     "neither elr nor optimizer": ("fit --model.elr null", ["--model.elr", "--model.optimizer"]),
     "unknown loss": ("fit --model.loss l1", ["--model.loss", "cross_entropy", "mse", "l1"]),
-    "unknown spheres": ("fit --model.spheres x", ["--model.spheres", "joint", "filter"]),
+    "unknown granularity": ("fit --model.granularity x", ["--model.granularity", "joint", "filter"]),
     "unknown precision": ("fit --trainer.precision 17", ["--trainer.precision", "bf16-mixed", "17"]),
     "no gpu": ("fit --trainer.accelerator gpu", ["no GPU", "--trainer.accelerator cpu"]),
     "unknown W&B mode": ("fit --wandb x", ["--wandb", "offline", "disabled"]),

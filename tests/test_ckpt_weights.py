@@ -101,15 +101,15 @@ def test_from_the_sphere_to_the_whole_space_and_back(another: Path, lit_sphere: 
     assert radius("d/checkpoints/last.ckpt") != pytest.approx(radius(CKPT), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["group", "filter"])
-def test_several_spheres(kind: str, another: Path, lit_sphere: LitSphere) -> None:
+@pytest.mark.parametrize("granularity", ["tensor", "filter"])
+def test_several_spheres(granularity: str, another: Path, lit_sphere: LitSphere) -> None:
     few = ("--trainer.max_epochs", "1", "--wandb", "disabled")
     for run, ckpt in (("b", CKPT), ("c", "b/checkpoints/last.ckpt")):
-        args = ("fit", "--ckpt_weights", ckpt, "--model.spheres", kind, *few, "--run", run)
+        args = ("fit", "--ckpt_weights", ckpt, "--model.granularity", granularity, *few, "--run", run)
         done = lit_sphere(*args)
         assert done.status == 0, done.err
     one, two = (read(f"{run}/checkpoints/last.ckpt")["optimizer_states"][0] for run in "bc")
-    assert len(one["param_groups"]) == (4 if kind == "group" else 1)
+    assert len(one["param_groups"]) == (4 if granularity == "tensor" else 1)
     for theirs, mine in zip(one["param_groups"], two["param_groups"], strict=True):
         assert theirs.get("radius") == mine.get("radius")
     for number, state in one["state"].items():

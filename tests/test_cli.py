@@ -236,7 +236,7 @@ _ONE_FLAG: dict[str, tuple[str, Callable[[], bool]]] = {
     ),
     "mse": ("--model.loss mse", lambda: column("r", "train/loss")[0] != column("plain", "train/loss")[0]),
     "spheres": (
-        "--model.spheres filter --monitor.granularity filter",
+        "--model.granularity filter --monitor.granularity filter",
         # Each of the 120 filters is a group; their spread is logged, and each keeps its norm.
         lambda: (
             column("r", "norm/min") == pytest.approx([column("r", "norm/min")[0]] * 2, rel=1e-6)

@@ -87,7 +87,7 @@ def test_the_rate_of_gradient_descent(make: Make, rate: Rate) -> None:
         lambda a, b, c: SGD([a, b], lr=2.0, weight_decay=0.5),
         lambda a, b, c: Nesterov([a, b], lr=0.3),
         lambda a, b, c: Adam([a, b], lr=0.3),
-        lambda a, b, c: SphereSGD([a, b], elr=0.01, spheres="filter"),
+        lambda a, b, c: SphereSGD([a, b], elr=0.01, granularity="filter"),
         lambda a, b, c: SphereSGD(split()(a, b), elr=0.01),
         lambda a, b, c: SphereSGD(split(elr=None, lr=0.09)(a, b), elr=0.01),
         lambda a, b, c: SphereSGD([a, b, c], elr=0.01),

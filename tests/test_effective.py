@@ -113,7 +113,7 @@ def test_groups_of_all_granularities_have_the_same_totals(
     net, coarse = exact_conv_net()
     groups = coarse if granularity == "tensor" else find_groups(net, torch.zeros(2, 1, 8, 8), "filter")
     assert len(groups) == (4 if granularity == "tensor" else 120)
-    optimizer = SphereSGD([p for group in coarse for p in group.parameters], elr=1e-2, spheres=spheres)
+    optimizer = SphereSGD([p for group in coarse for p in group.parameters], elr=1e-2, granularity=spheres)
     x, y = next(digits())
     gradient_step(net, optimizer, x, y)
     measured = EffectiveQuantities(groups, optimizer).measure()
@@ -140,9 +140,9 @@ def test_the_filter_view_is_that_of_single_rows() -> None:
 
 
 def test_radial_share_and_length_are_those_of_the_step_before_a_sphere_takes_it_back() -> None:
-    def measured(spheres: Literal["joint", "filter"]) -> list[float]:
+    def measured(granularity: Literal["joint", "filter"]) -> list[float]:
         weight = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
-        optimizer = SphereSGD([weight], elr=0.04, spheres=spheres)  # η = 1
+        optimizer = SphereSGD([weight], elr=0.04, granularity=granularity)  # η = 1
         weight.grad = torch.tensor([[1.6, -1.2]], dtype=torch.float64)
         return EffectiveQuantities([Group("weight", (weight,))], optimizer).measure()[:, 0].tolist()
 
@@ -365,7 +365,7 @@ def test_different_spheres_turn_together_as_their_weights_do() -> None:
     """Two spheres and a plain group: the angle of all together is that of the real step."""
     g = torch.Generator().manual_seed(0)
     params = [nn.Parameter(torch.randn(4, 6, generator=g, dtype=torch.float64)) for _ in range(3)]
-    options: list[dict[str, Any]] = [{"elr": 0.3}, {"elr": 0.05, "spheres": "filter"}, {"elr": None, "lr": 0.2}]
+    options: list[dict[str, Any]] = [{"elr": 0.3}, {"elr": 0.05, "granularity": "filter"}, {"elr": None, "lr": 0.2}]
     optimizer = SphereSGD([{"params": [p], **one} for p, one in zip(params, options, strict=True)], elr=0.1)
     # Scale-invariant row by row: each row's gradient is orthogonal to it.
     for p in params:
@@ -380,12 +380,12 @@ def test_different_spheres_turn_together_as_their_weights_do() -> None:
     assert_exact(ess, torch.stack([tangent(x, new) for x, new in zip(before, after, strict=True)]))
 
 
-@pytest.mark.parametrize("spheres", ["joint", "filter"])
-def test_spheres_that_are_left_and_entered_again_are_followed(spheres: Literal["joint", "filter"]) -> None:
+@pytest.mark.parametrize("granularity", ["joint", "filter"])
+def test_spheres_that_are_left_and_entered_again_are_followed(granularity: Literal["joint", "filter"]) -> None:
     """While their steps wait to be worked out."""
     net, groups = exact_conv_net()
     first, *others = [p for group in groups for p in group.parameters]
-    optimizer = SphereSGD([{"params": [first]}, {"params": others}], 0.05, spheres=spheres)
+    optimizer = SphereSGD([{"params": [first]}, {"params": others}], 0.05, granularity=granularity)
     means = StepMeans(EffectiveQuantities(groups, optimizer))
     expected = []
     for step, (x, y) in zip(range(6), digits(), strict=False):
@@ -516,10 +516,10 @@ def equilibrium(param_groups: list[dict[str, Any]], grad_norm: float = 5.0) -> d
 
 
 def test_the_equilibrium_of_a_joint_sphere_is_the_step_of_the_whole() -> None:
-    sphere = {"elr": 1e-3, "spheres": "joint", "radius": 2.0}
+    sphere = {"elr": 1e-3, "granularity": "joint", "radius": 2.0}
     assert equilibrium(_groups(sphere)) == {"ess": 0.3}
     assert equilibrium(_groups(sphere, sphere)) == {}, "their ELRs are fixed one by one"
-    assert equilibrium(_groups({**sphere, "spheres": "filter"})) == {}
+    assert equilibrium(_groups({**sphere, "granularity": "filter"})) == {}
     assert equilibrium(_groups({**sphere, "params": [0, 1, 2]})) == {}, "another tensor turns with the whole"
 
 
@@ -576,7 +576,7 @@ def test_without_bounds_that_hold_no_interval_is_predicted(rule: Any, low: float
         [{"lr": 0.1, "weight_decay": 10.0}],
         [{"lr": 0.0, "weight_decay": 0.1}],
         [{"lr": 0.1, "weight_decay": 0.1}, {"lr": 0.2, "weight_decay": 0.1}],
-        [{"lr": 0.1, "weight_decay": 0.1}, {"elr": 0.1, "spheres": "joint", "radius": 1.0}],
+        [{"lr": 0.1, "weight_decay": 0.1}, {"elr": 0.1, "granularity": "joint", "radius": 1.0}],
     ],
 )
 def test_without_an_equilibrium_none_is_predicted(options: list[dict[str, Any]]) -> None:

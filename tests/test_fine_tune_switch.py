@@ -255,15 +255,13 @@ def test_leaving_the_sphere_is_plain_sgd() -> None:
     assert SwitchableOptions([sphere]).apply({"sphere": True})["elr"][1] == pytest.approx(lr / now**2)
     sphere.step()
     assert joint_norm(mine).item() == pytest.approx(now, rel=1e-6)
-    assert sphere.param_groups[0].keys() == fresh.param_groups[0].keys() - {"lr", "weight_decay", "left_spheres"} | {
-        "spheres",
-        "radius",
-    }
+    left = {"lr", "weight_decay", "left_granularity"}
+    assert sphere.param_groups[0].keys() == fresh.param_groups[0].keys() - left | {"granularity", "radius"}
 
 
 def test_spheres_of_filters_are_left_and_entered_with_a_rate_of_ones_own() -> None:
     weight = torch.nn.Parameter(torch.randn(4, 3))
-    optimizer = SphereSGD([weight], elr=0.02, spheres="filter")
+    optimizer = SphereSGD([weight], elr=0.02, granularity="filter")
     options = SwitchableOptions([optimizer])
     with pytest.raises(ValueError, match=r"spheres of filters .* give lr to leave them"):
         options.apply({"sphere": False})

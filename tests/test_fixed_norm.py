@@ -143,10 +143,10 @@ def test_the_norm_is_flat_from_the_start_or_later(tmp_path: Path) -> None:
 
 
 def test_each_group_by_itself(tmp_path: Path) -> None:
-    for per, same in (("group", True), ("joint", False)):
+    for granularity, same in (("tensor", True), ("joint", False)):
         module = ours()
         start = [float(p.detach().norm()) for p in module.parameters() if p.requires_grad]
-        fit(tmp_path, FixedNorm(norm=2.0, per=per), module=module)  # type: ignore[arg-type]
+        fit(tmp_path, FixedNorm(norm=2.0, granularity=granularity), module=module)  # type: ignore[arg-type]
         end = [float(p.detach().norm()) for p in module.parameters() if p.requires_grad]
         scale = 2.0 / math.hypot(*start)
         assert math.hypot(*end) == pytest.approx(2.0, rel=1e-5)
@@ -205,7 +205,7 @@ def test_two_ranks_hold_the_same(tmp_path: Path) -> None:
         ({"norm": math.nan}, "norm must be positive and finite"),
         ({"from_epoch": -1}, "must begin at 0 or later"),
         ({"from_epoch": 1, "from_step": 1}, "both from_epoch and from_step"),
-        ({"per": "filter"}, "per must be one of joint, group"),
+        ({"granularity": "filter"}, "granularity must be one of joint, tensor"),
     ],
 )
 def test_arguments(options: dict[str, Any], said: str) -> None:

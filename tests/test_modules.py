@@ -42,7 +42,7 @@ def si_conv_net(**options: Any) -> SIConvNet:
     "make",
     [
         lambda: si_conv_net(elr=1e-2),
-        lambda: si_conv_net(elr=1e-2, spheres="filter"),
+        lambda: si_conv_net(elr=1e-2, granularity="filter"),
         lambda: si_conv_net(elr=1e-2, loss="mse"),
         lambda: si_conv_net(optimizer=SGD),
         lambda: SIResNet18(width=2, in_channels=1, elr=1e-2),
@@ -103,7 +103,7 @@ def test_the_whole_network_lies_on_one_sphere_or_beside_it() -> None:
 
 
 def test_one_sphere_for_each_group() -> None:
-    module = SIResNet18(width=2, in_channels=1, elr=1e-2, spheres="group")
+    module = SIResNet18(width=2, in_channels=1, elr=1e-2, granularity="tensor")
     optimizer = fit(module).optimizers[0]
     assert sorted(len(group["params"]) for group in optimizer.param_groups) == 8 * [1] + 4 * [3]
     for group in optimizer.param_groups:
@@ -113,8 +113,8 @@ def test_one_sphere_for_each_group() -> None:
 
 
 def test_filters_that_are_scale_invariant_only_together_get_no_spheres() -> None:
-    with pytest.raises(ValueError, match=r"spheres filter: stem\.weight\+2\[0\] is scale-invariant only as a whole"):
-        fit(SIResNet18(width=2, in_channels=1, elr=1e-2, spheres="filter"))
+    with pytest.raises(ValueError, match=r"filter: stem\.weight\+2\[0\] is scale-invariant only as a whole"):
+        fit(SIResNet18(width=2, in_channels=1, elr=1e-2, granularity="filter"))
 
 
 def test_rows_that_are_normalised_in_blocks_get_no_spheres_of_their_own() -> None:
@@ -122,15 +122,15 @@ def test_rows_that_are_normalised_in_blocks_get_no_spheres_of_their_own() -> Non
         nn.Conv2d(1, 8, 3, bias=False), nn.GroupNorm(2, 8, affine=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(8, 10).requires_grad_(False),
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"spheres filter: 0\.weight\[0:4\] is scale-invariant only as a whole"):
-        fit(SphereModule(network, elr=1e-2, spheres="filter", input_shape=(1, 8, 8)))
+    with pytest.raises(ValueError, match=r"granularity filter: 0\.weight\[0:4\] is scale-invariant only as a whole"):
+        fit(SphereModule(network, elr=1e-2, granularity="filter", input_shape=(1, 8, 8)))
 
 
 def test_spheres_cannot_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     fit(si_conv_net(elr=1e-2)).save_checkpoint(tmp_path / "a.ckpt")
-    for spheres, message in (("filter", "joint there, filter here"), ("group", "joint there, 4 groups here")):
+    for granularity, message in (("filter", "joint there, filter here"), ("tensor", "joint there, 4 groups here")):
         with pytest.raises(ValueError, match=message):
-            fit(si_conv_net(elr=1e-2, spheres=spheres), 2, tmp_path / "a.ckpt")
+            fit(si_conv_net(elr=1e-2, granularity=granularity), 2, tmp_path / "a.ckpt")
 
 
 def test_load_from_checkpoint_needs_no_argument(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_an_elr_changed_during_the_run_survives_a_resume_with_the_same_options(t
         ({"elr": 0.0}, "elr .* must be positive and finite, got 0.0"),
         ({"elr": math.nan}, "elr .* must be positive"),
         ({"elr": 0.1, "optimizer": SGD}, "both elr and optimizer"),
-        ({"elr": 0.1, "spheres": "tensor"}, "spheres .* must be one of joint, group, filter"),
+        ({"elr": 0.1, "granularity": "row"}, "granularity .* must be one of joint, tensor, filter"),
         ({"elr": 0.1, "loss": "hinge"}, "loss .* must be one of cross_entropy, mse"),
     ],
 )

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from conftest import REPOSITORY, LitSphere
 
 from lit_sphere.report import Series, read_metrics
@@ -64,6 +66,33 @@ def test_an_old_config_is_run_again(name: str, empty_folder: Path, lit_sphere: L
     result = lit_sphere("fit", "--config", "old/config.yaml", "--run", "again", "--wandb", "disabled")
     assert result.status == 0, result.err
     assert read_metrics(empty_folder / "again" / "metrics.csv").keys() >= LOGS[name]
+    text = (empty_folder / "again" / "config.yaml").read_text()  # with the present names only
+    assert "spheres:" not in text
+    assert text.count(" per:") == text.count(" per: epoch") == 1
+    model = yaml.safe_load(text)["model"]["init_args"]
+    assert model["granularity"] == ("tensor" if name == "spheres" else "joint")
+
+
+def test_several_spheres_of_an_old_run_go_on(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    checkpoint = run_of("spheres", empty_folder)
+    result = lit_sphere("fit", "--ckpt_path", str(checkpoint), "--run", "new", "--wandb", "disabled")
+    assert result.status == 0, result.err
+    old, new = (
+        torch.load(path, weights_only=True)["optimizer_states"][0]["param_groups"]
+        for path in (checkpoint, empty_folder / "new" / "checkpoints" / "last.ckpt")
+    )
+    assert len(old) > 1
+    assert [group["radius"] for group in new] == [group["radius"] for group in old]
+    assert {group["granularity"] for group in new} == {group["spheres"] for group in old} == {"joint"}
+    assert all("spheres" not in group for group in new)
+
+
+def test_an_old_checkpoint_without_its_config_goes_on(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    checkpoint = run_of("entered_sphere", empty_folder)
+    (empty_folder / "old" / "config.yaml").unlink()
+    result = lit_sphere("test", "--ckpt_path", str(checkpoint))
+    assert result.status == 0, result.err
+    assert "granularity" not in result.err
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -508,7 +508,7 @@ def refused(
         (
             ForeignLayerNorm,
             {"optimizers": {"G": partial(AdaGradG, lr=0.1)}, "granularity": "tensor"},
-            "G cannot train .*per='filter' needs tensors of two",
+            "G cannot train .*granularity='filter' needs tensors of two",
         ),
     ],
 )
@@ -672,7 +672,7 @@ def test_another_kind_of_optimizer_is_refused_on_resuming(tmp_path: Path) -> Non
         rows_of(tmp_path, 2, 10, {"Adam": partial(SGD, lr=0.1)}, resumes=True)
 
 
-@pytest.mark.parametrize("options", [{"elr": 2e-2}, {"elr": 2e-2, "spheres": "filter"}])
+@pytest.mark.parametrize("options", [{"elr": 2e-2}, {"elr": 2e-2, "granularity": "filter"}])
 def test_radii_are_no_options_that_were_given(options: dict[str, Any], tmp_path: Path) -> None:
     optimizers = {"sphere": partial(SphereSGD, **options)}
     whole = rows_of(tmp_path, 2, None, optimizers)

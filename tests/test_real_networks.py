@@ -184,8 +184,8 @@ MIXED: dict[str, Make] = {
     "somebody's": two(torch.optim.RMSprop, {"lr": 1e-3}, {"lr": 1e-4}),
     "two spheres": two(SphereSGD, {"elr": 0.05}, {"elr": 0.005}, elr=None),
     "two spheres of one ELR": two(SphereSGD, {}, {}, elr=0.02),
-    "spheres of filters": two(SphereSGD, {}, {"spheres": "filter"}, elr=0.02),
-    "one sphere of filters": lambda some, others: SphereSGD([*some, *others], 0.02, spheres="filter"),
+    "spheres of filters": two(SphereSGD, {}, {"granularity": "filter"}, elr=0.02),
+    "one sphere of filters": lambda some, others: SphereSGD([*some, *others], 0.02, granularity="filter"),
     "a sphere, L2": two(SphereSGD, {"elr": 0.02}, {"elr": None, "lr": 0.1, "weight_decay": 0.3}, elr=None),
 }
 
@@ -260,7 +260,7 @@ def free_steps(groups: list[Group], optimizer: torch.optim.Optimizer) -> list[Te
             if group["elr"] is None:
                 new[p] = (1 - group["lr"] * group["weight_decay"]) * p.detach() - group["lr"] * p.grad
             else:
-                radius = optimizer.state[p]["radius"] if group["spheres"] == "filter" else group["radius"]
+                radius = optimizer.state[p]["radius"] if group["granularity"] == "filter" else group["radius"]
                 new[p] = p.detach() - group["elr"] * radius**2 * p.grad
     return [torch.cat([new[p][group.rows or slice(None)].flatten() for p in group.parameters]) for group in groups]
 

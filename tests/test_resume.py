@@ -55,11 +55,11 @@ def run(
     memory: Memory | None = None,
     ckpt_path: Path | None = None,
     augment: bool = False,
-    spheres: Literal["joint", "filter"] = "joint",
+    granularity: Literal["joint", "filter"] = "joint",
     watched: bool = True,
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    module = SIConvNet(width=4, in_channels=1, elr=2e-2, spheres=spheres)
+    module = SIConvNet(width=4, in_channels=1, elr=2e-2, granularity=granularity)
     monitors: list[Callback] = [EffectiveLearningRateMonitor(), StopOnNonFinite()]
     trainer = Trainer(
         max_epochs=EPOCHS,
@@ -79,7 +79,7 @@ def run(
 
 
 @pytest.mark.parametrize("step", [1, BATCHES, BATCHES + 2, 2 * BATCHES])
-@pytest.mark.parametrize("options", [{}, {"augment": True}, {"spheres": "filter"}])
+@pytest.mark.parametrize("options", [{}, {"augment": True}, {"granularity": "filter"}])
 def test_a_killed_and_resumed_run_is_bit_identical(step: int, options: dict[str, Any], tmp_path: Path) -> None:
     whole_log, resumed_log = Memory(), Memory()
     whole = run(tmp_path, memory=whole_log, **options)

@@ -105,7 +105,7 @@ def test_spheres_of_filters_keep_the_norm_of_each_row_and_equal_single_spheres()
     weight = nn.Parameter(torch.randn(4, 3, 3, 3, dtype=torch.float64))
     rows = [nn.Parameter(w.detach().clone()) for w in weight]
     before = weight.detach().flatten(1).norm(dim=1)
-    by_filter = SphereSGD([weight], elr=0.02, spheres="filter")
+    by_filter = SphereSGD([weight], elr=0.02, granularity="filter")
     singly = SphereSGD([{"params": [row]} for row in rows], elr=0.02)
     for step in range(10):
         set_gradients([weight], step)
@@ -118,19 +118,19 @@ def test_spheres_of_filters_keep_the_norm_of_each_row_and_equal_single_spheres()
     torch.testing.assert_close(weight.detach(), torch.stack([row.detach() for row in rows]))
 
 
-@pytest.mark.parametrize("spheres", ["joint", "filter"])
-def test_state_dict_keeps_radius_and_elr(spheres: Literal["joint", "filter"], tmp_path: Any) -> None:
+@pytest.mark.parametrize("granularity", ["joint", "filter"])
+def test_state_dict_keeps_radius_and_elr(granularity: Literal["joint", "filter"], tmp_path: Any) -> None:
     def start() -> list[nn.Parameter]:
         return parameters(0)[:2]
 
     params = start()
-    optimizer = SphereSGD(params, elr=0.02, spheres=spheres)
+    optimizer = SphereSGD(params, elr=0.02, granularity=granularity)
     set_gradients(params, 1)
     optimizer.step()
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
 
     resumed = [nn.Parameter(5 * p.detach()) for p in params]  # the radius must come from the state
-    other = SphereSGD(resumed, elr=0.5, spheres=spheres)
+    other = SphereSGD(resumed, elr=0.5, granularity=granularity)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert other.param_groups[0]["elr"] == 0.02
     with torch.no_grad():
@@ -226,8 +226,8 @@ def test_the_closure_is_called_before_gradients_are_read() -> None:
         ({"elr": None, "lr": 0.0}, "lr must be positive"),
         ({"elr": 0.1, "weight_decay": 1e-4}, "weight_decay must be 0, .* the projection undoes it"),
         ({"elr": 0.1, "momentum": 0.9}, "momentum must be 0"),
-        ({"elr": 0.1, "spheres": "tensor"}, "spheres must be 'joint' or 'filter'"),
-        ({"elr": 0.1, "spheres": "filter"}, "two or more dimensions"),
+        ({"elr": 0.1, "granularity": "row"}, "granularity must be 'joint' or 'filter'"),
+        ({"elr": 0.1, "granularity": "filter"}, "two or more dimensions"),
     ],
 )
 def test_refused_options(options: dict[str, Any], message: str) -> None:
@@ -298,10 +298,10 @@ def test_squared_norms_are_accurate(dtype: torch.dtype, tolerance: float) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spheres", ["joint", "filter"])
-def test_a_compiled_step_equals_the_eager_one(spheres: Literal["joint", "filter"]) -> None:
+@pytest.mark.parametrize("granularity", ["joint", "filter"])
+def test_a_compiled_step_equals_the_eager_one(granularity: Literal["joint", "filter"]) -> None:
     eager, compiled = parameters(0)[:2], parameters(0)[:2]
-    a, b = SphereSGD(eager, elr=0.05, spheres=spheres), SphereSGD(compiled, elr=0.05, spheres=spheres)
+    a, b = SphereSGD(eager, elr=0.05, granularity=granularity), SphereSGD(compiled, elr=0.05, granularity=granularity)
     step = torch.compile(b.step)
     for i, elr in enumerate((0.05, 0.05, 0.2)):
         for params, optimizer, take in ((eager, a, a.step), (compiled, b, step)):

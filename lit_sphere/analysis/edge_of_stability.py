@@ -16,7 +16,7 @@ Rate = tuple[float, float, float | None]
 
 
 def descent_rate(optimizer: Optimizer, parameters: Set[Tensor], altered: bool = False) -> Rate | None:
-    """Tell the learning rate of a step that is one of plain gradient descent, the same for all of some parameters.
+    """Give the learning rate of a step that is one of plain gradient descent, the same for all of some parameters.
 
     Such are the steps of ``torch.optim.SGD`` without momentum, and of ``SphereSGD`` on one joint sphere over just
     these parameters, where η = η̃ρ², or off the sphere.
@@ -35,7 +35,7 @@ def descent_rate(optimizer: Optimizer, parameters: Set[Tensor], altered: bool = 
     rates = {rate_of(group) for group in groups}
     first = groups[0]
     if any(group.get("elr") is not None for group in groups):
-        plain = len(groups) == 1 and first["spheres"] == "joint" and len(first["params"]) == len(parameters)
+        plain = len(groups) == 1 and first["granularity"] == "joint" and len(first["params"]) == len(parameters)
     else:
         plain = not any(group.get("maximize") for group in groups)
     lr, shrink = rates.pop()

@@ -183,7 +183,7 @@ def _unsettled(
     window: int,
     equal_steps: bool,
 ) -> list[str]:
-    """Say what speaks against an equilibrium."""
+    """Give what speaks against an equilibrium."""
     reasons = []
     if angles is not None and steps is not None:
         count = window * (steps[-1] - steps[0]) / (len(steps) - 1)
@@ -273,7 +273,7 @@ def _verdict(
 
 
 def after_blow_ups(losses: Sequence[float]) -> int:
-    """Tell where a curve begins of which only the end may be NaN or infinite, as :func:`name_regime` wants it.
+    """Find where a curve begins of which only the end may be NaN or infinite, as :func:`name_regime` wants it.
 
     Args:
         losses: Any values.

@@ -79,7 +79,7 @@ def analyse_schedule(
     converged_loss: float = CONVERGED_LOSS,
     chance_loss: float | None = None,
 ) -> ScheduleAnalysis:
-    """Say where a run with a changing learning rate was, in the terms of TR's cosine schedules.
+    """Find the regimes of a run with a changing learning rate, in the terms of TR's cosine schedules.
 
     A regime belongs to a fixed learning rate; where the rate falls, this rule takes the sharpness (mean effective
     gradient norm, smoothed by a running median of five epochs) as the witness, which peaks where regimes 1 and 2

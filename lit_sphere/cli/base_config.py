@@ -21,14 +21,14 @@ class Typed(NamedTuple):
         ckpt_path: Checkpoint that a run goes on from.
         ckpt_weights: Checkpoint at whose weights a new run begins.
         model: Class of the model.
-        asks_for_help: Of the command, or of one class.
+        wants_help: Of the command, or of one class.
     """
 
     configs: list[str]
     ckpt_path: str | None
     ckpt_weights: str | None
     model: str | None
-    asks_for_help: bool
+    wants_help: bool
 
 
 def look_ahead(args: list[str]) -> Typed:
@@ -47,8 +47,8 @@ def look_ahead(args: list[str]) -> Typed:
         parser.add_argument(option)
     typed, others = parser.parse_known_args(args)
     options = [other.partition("=")[0] for other in others if other.startswith("--")]
-    asks_for_help = typed.help or any(option.endswith(".help") for option in options)
-    return Typed(typed.config, typed.ckpt_path, typed.ckpt_weights, typed.model, asks_for_help)
+    wants_help = typed.help or any(option.endswith(".help") for option in options)
+    return Typed(typed.config, typed.ckpt_path, typed.ckpt_weights, typed.model, wants_help)
 
 
 def arguments_below(command: str, args: list[str]) -> list[str]:
@@ -68,7 +68,7 @@ def arguments_below(command: str, args: list[str]) -> list[str]:
         CommandLineError: If a config or a checkpoint cannot be read, or the options contradict each other.
     """  # noqa: DOC502
     typed = look_ahead(args)
-    if typed.asks_for_help:
+    if typed.wants_help:
         return []
     configs = [read_config(config) for config in typed.configs]
     weights = _weights(command, typed, configs)

@@ -13,6 +13,7 @@ from lit_sphere.analysis import difference
 from lit_sphere.analysis import read_checkpoint as plain_checkpoint
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.optim import SphereSGD
+from lit_sphere.optim.granularity import rename_options
 
 CKPT_WEIGHTS = "--ckpt_weights"
 """Begins a new run at the weights of another one."""
@@ -113,12 +114,12 @@ class BeginAtWeights(Callback):
         self._path, self._checkpoint = path, checkpoint
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the radii over."""
+        """Restore the radii."""
         spheres = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, SphereSGD)]
         states = self._checkpoint.get("optimizer_states", [])
         for optimizer in spheres:
             if len(states) == 1:
-                _take_radii(optimizer, states[0])
+                _restore_radii(optimizer, states[0])
         radii = [group["radius"] for each in spheres for group in each.param_groups if group.get("radius")]
         loops = self._checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
         epoch = loops.get("current", {}).get("processed", self._checkpoint.get("epoch", 0))
@@ -126,19 +127,21 @@ class BeginAtWeights(Callback):
         rank_zero_info(f"begins at the weights of {self._path} (epoch {epoch}){rho}")
 
 
-def _take_radii(optimizer: SphereSGD, state: dict[str, Any]) -> None:
+def _restore_radii(optimizer: SphereSGD, state: dict[str, Any]) -> None:
     """Replace measured radii by those stored, where the spheres are the same."""
-    saved = state.get("param_groups", [])
+    saved = [dict(group) for group in state.get("param_groups", [])]
+    rename_options(saved)
     kinds = [
-        [(group.get("spheres"), len(group["params"])) for group in groups] for groups in (saved, optimizer.param_groups)
+        [(group.get("granularity"), len(group["params"])) for group in groups]
+        for groups in (saved, optimizer.param_groups)
     ]
     if kinds[0] != kinds[1]:
         return
-    for theirs, mine in zip(saved, optimizer.param_groups, strict=True):
-        if mine.get("spheres") == "joint" and "radius" in theirs:
-            mine["radius"] = theirs["radius"]
-        elif mine.get("spheres") == "filter":
-            for number, p in zip(theirs["params"], mine["params"], strict=True):
+    for old, group in zip(saved, optimizer.param_groups, strict=True):
+        if group.get("granularity") == "joint" and "radius" in old:
+            group["radius"] = old["radius"]
+        elif group.get("granularity") == "filter":
+            for number, p in zip(old["params"], group["params"], strict=True):
                 radius = state["state"].get(number, {}).get("radius")
                 if isinstance(radius, torch.Tensor) and radius.shape == optimizer.state[p]["radius"].shape:
                     optimizer.state[p]["radius"] = radius.to(optimizer.state[p]["radius"])

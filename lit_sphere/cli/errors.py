@@ -25,36 +25,36 @@ def exit_status(error: BaseException) -> int | None:
     if isinstance(error, SystemExit):
         return None
     if isinstance(error, KeyboardInterrupt):
-        return _say("interrupted before training began; nothing to save", 130)
+        return _print_line("interrupted before training began; nothing to save", 130)
     if isinstance(error, CommandLineError):
-        return _say(str(error), 2)
+        return _print_line(str(error), 2)
     if isinstance(error, OSError):
-        return _say(_os_error(error), 1)
+        return _print_line(_os_error(error), 1)
     # The types below are at hand only once their libraries are imported.
     modules = sys.modules
     if "jsonargparse" in modules and isinstance(error, modules["jsonargparse"].ArgumentError):
-        return _say(in_one_line(str(error)), 2)
+        return _print_line(in_one_line(str(error)), 2)
     if "lit_sphere.callbacks" in modules:
         callbacks = modules["lit_sphere.callbacks"]
         if isinstance(error, callbacks.Interrupted):
             # All ranks agree to stop: one of them says so.
             first = os.environ.get("LOCAL_RANK", "0") == "0"
-            return _say(str(error), 128 + error.signum) if first else 128 + error.signum
+            return _print_line(str(error), 128 + error.signum) if first else 128 + error.signum
         if isinstance(error, callbacks.NonFinite):
-            return _say(str(error), 1)
+            return _print_line(str(error), 1)
     lightning_errors = modules.get("lightning.fabric.utilities.exceptions")
     if lightning_errors and isinstance(error, lightning_errors.MisconfigurationException):
-        return _say(str(error), 1)
+        return _print_line(str(error), 1)
     if isinstance(error, RuntimeError) and str(error).startswith("Found more than one stateful callback"):
-        return _say(_twice(str(error)), 2)
+        return _print_line(_twice(str(error)), 2)
     if isinstance(error, ValueError):
         # jsonargparse passes on what a constructor raised within its account of the types.
         refused = "Does not validate against any" in str(error)
-        return _say(in_one_line(str(error)), 2) if refused else _say(str(error), 1)
+        return _print_line(in_one_line(str(error)), 2) if refused else _print_line(str(error), 1)
     return None
 
 
-def _say(message: str, status: int) -> int:
+def _print_line(message: str, status: int) -> int:
     line = " ".join(message.split())
     if line.startswith("No supported gpu backend"):
         line = "no GPU found: use --trainer.accelerator cpu or auto"
@@ -108,7 +108,7 @@ class Example(NamedTuple):
 
     Args:
         typed: A command line.
-        message: What jsonargparse says to it.
+        message: What jsonargparse prints for it.
         line: What is left of that, after ``lit-sphere:``.
     """
 
@@ -297,8 +297,8 @@ def in_one_line(message: str, rewordings: Sequence[Rewording] = REWORDINGS) -> s
         One line.
     """
     text = " ".join(message.split())
-    keys, asks_for_help = re.findall(r'Parser key "([^"]+)"', text), re.match(r"(--[\w.]+)\.help: ", text)
-    option = "--" + ".".join(keys) if keys else asks_for_help[1] if asks_for_help else ""
+    keys, wants_help = re.findall(r'Parser key "([^"]+)"', text), re.match(r"(--[\w.]+)\.help: ", text)
+    option = "--" + ".".join(keys) if keys else wants_help[1] if wants_help else ""
     for pattern, replacement, _ in rewordings:
         text = re.sub(pattern, partial(replacement, option) if callable(replacement) else replacement, text)
     reasons = [part.strip(" :") for part in re.split(r"(?:^|\s)- ", text)]

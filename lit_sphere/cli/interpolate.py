@@ -97,7 +97,7 @@ def run_interpolate(args: list[str]) -> None:
     """
     parser = make_parser()
     typed = look_ahead(args)
-    if typed.asks_for_help:
+    if typed.wants_help:
         parser.parse_args(args)
         return
     paths = args[:2]
@@ -147,10 +147,10 @@ def _compare(state: dict[str, Tensor], other: dict[str, Tensor], message: str, w
         raise CommandLineError(f"{message}: {name} is {one} in the one and {two} {where}")
 
 
-def _device(asked: str | None) -> torch.device:
-    if asked == "cuda" and not torch.cuda.is_available():
+def _device(requested: str | None) -> torch.device:
+    if requested == "cuda" and not torch.cuda.is_available():
         raise CommandLineError("--device cuda: no GPU found; use --device cpu")
-    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device(requested or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _measure(

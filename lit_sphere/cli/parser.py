@@ -8,6 +8,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sphere.cli.config_names import find_config, is_text, read_config
+from lit_sphere.cli.old_names import rename_in_text
 
 LINKED = ("num_classes", "in_channels")
 """Options of the model that the data set."""
@@ -32,6 +33,19 @@ class Parser(LightningArgumentParser):
         if hasattr(action, "_typehint"):  # of a class's parameter, the type is in the action when it comes here
             action._typehint = int_before_float(action._typehint)
         return action
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Parse a config's text, whose options may have the names of earlier versions.
+
+        Args:
+            content: The text.
+            *args: As for jsonargparse.
+            **kwargs: As for jsonargparse.
+
+        Returns:
+            What is parsed.
+        """
+        return super().parse_string(rename_in_text(content), *args, **kwargs)
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Give the help without those classes."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from lit_sphere.cli.errors import CommandLineError
 
 
-def free_folder(asked: str | None, command: str, file: str) -> Path:
+def free_folder(requested: str | None, command: str, file: str) -> Path:
     """Choose a folder, before the work; not made yet.
 
     Args:
-        asked: The user's choice; None for ``runs/COMMAND-DATE-TIME``.
+        requested: The user's choice; None for ``runs/COMMAND-DATE-TIME``.
         command: The subcommand.
         file: Name of its table, of which there must be none yet.
 
@@ -21,7 +21,7 @@ def free_folder(asked: str | None, command: str, file: str) -> Path:
     Raises:
         CommandLineError: If it holds another result.
     """
-    folder = Path(asked or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = Path(requested or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
     if (folder / file).exists():
         raise CommandLineError(f"{folder / file} exists already: choose another --run")
     return folder

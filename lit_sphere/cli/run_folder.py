@@ -20,11 +20,11 @@ WandbMode = Literal["offline", "online", "disabled"]
 _SHARED_NAME = "LIT_SPHERE_RUN"
 
 
-def run_folder(asked: str | None, name: str, ckpt_path: str | None, is_first_rank: bool) -> Path:
+def run_folder(requested: str | None, name: str, ckpt_path: str | None, is_first_rank: bool) -> Path:
     """Choose the run's folder.
 
     Args:
-        asked: The user's choice; None for ``runs/NAME-DATE-TIME``.
+        requested: The user's choice; None for ``runs/NAME-DATE-TIME``.
         name: Name for the default.
         ckpt_path: Checkpoint to resume from; if it lies in the folder, the run goes on in place.
         is_first_rank: Whether this process chooses, or follows.
@@ -35,10 +35,10 @@ def run_folder(asked: str | None, name: str, ckpt_path: str | None, is_first_ran
     Raises:
         CommandLineError: If it holds another run's results.
     """
-    if asked is None and not is_first_rank and _SHARED_NAME in os.environ:
+    if requested is None and not is_first_rank and _SHARED_NAME in os.environ:
         return Path(os.environ[_SHARED_NAME])
     job = os.environ.get("SLURM_JOB_ID") or time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(asked or Path("runs") / f"{name}-{job}")
+    folder = Path(requested or Path("runs") / f"{name}-{job}")
     if is_first_rank:
         os.environ[_SHARED_NAME] = str(folder)
         if not goes_on_in(folder, ckpt_path) and (folder / "metrics.csv").exists() | (folder / "checkpoints").exists():
@@ -78,7 +78,7 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
     mode = mode or os.environ.get("WANDB_MODE") or "offline"  # type: ignore[assignment]
     if mode not in ("offline", "online", "disabled"):
         raise CommandLineError(f"WANDB_MODE={mode}: must be offline, online or disabled")
-    # Must exist, or W&B falls back to the system's temporary folder; a folder that cannot be made is said now.
+    # Must exist, or W&B falls back to the system's temporary folder; a folder that cannot be made raises now.
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -177,7 +177,7 @@ def _set_aside(path: Path, steps: int) -> None:
     path.rename(next(each for each in free if not each.exists()))
 
 
-def take_history(folder: Path, steps: int) -> list[dict[str, float]]:
+def load_history(folder: Path, steps: int) -> list[dict[str, float]]:
     """Set the metrics.csv of a run that goes on in its folder aside, and give the rows to log again.
 
     Args:

@@ -29,15 +29,16 @@ from lit_sphere.cli.checkpoints import (
     read_checkpoint,
 )
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.old_names import drop_old_names, rename_arguments
 from lit_sphere.cli.parser import LINKED, ConfigFile, Parser
 from lit_sphere.cli.run_folder import (
     RecordRun,
     WandbMode,
     forget_run_folder,
     goes_on_in,
+    load_history,
     make_loggers,
     run_folder,
-    take_history,
 )
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.data import ResidentDataModule
@@ -147,6 +148,7 @@ class SphereCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; without Lightning's warning that arguments were given from Python."""
         assert isinstance(args, list)
+        args = [args[0], *rename_arguments(args[1:])]
         below = arguments_below(args[0], args[1:]) if args[0] in DESCRIPTIONS else []
         self.config: Namespace = parser.parse_args([args[0], *below, *args[1:]])
 
@@ -215,16 +217,17 @@ class SphereCLI(LightningCLI):
     def _record(self, kwargs: dict[str, Any]) -> list[Callback]:
         config = self.config[str(self.subcommand)].clone()
         config.run = config.checkpoint.dirpath = None
+        drop_old_names(config)
         if self._is_in_place():
             config.ckpt_path = None  # the run repeated from its start passes the checkpoint by itself
         text = self._parser(self.subcommand).dump(config, skip_none=False)
-        asked = config.trainer.logger
-        if asked in (None, True):
+        requested = config.trainer.logger
+        if requested in (None, True):
             kwargs["logger"] = make_loggers(self.folder, config.wandb, config.project, yaml.safe_load(text))
         history, steps = [], 0 if self.checkpoint is None else self.checkpoint["global_step"]
         if self.checkpoint is not None and _is_first_rank():
-            history = take_history(self.folder, steps)
-        return [RecordRun(self.folder, text, history, steps)] if asked is not False else []
+            history = load_history(self.folder, steps)
+        return [RecordRun(self.folder, text, history, steps)] if requested is not False else []
 
     def _is_in_place(self) -> bool:
         ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")

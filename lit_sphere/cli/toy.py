@@ -67,7 +67,7 @@ def run_toy(args: list[str]) -> None:
     """  # noqa: DOC502
     parser = make_parser()
     config = parser.parse_args(args)
-    _refuse_what_has_no_effect(config, parser.get_defaults())
+    _check_no_unused_options(config, parser.get_defaults())
     (_check_sphere if config.weight_decay is None else _check_plane)(config)
     folder = free_folder(config.run, "toy", "toy.csv")
     make_folder(folder)  # before the work
@@ -78,7 +78,7 @@ def run_toy(args: list[str]) -> None:
     print("\n".join([*table, f"  folder  {folder}"]))
 
 
-def _refuse_what_has_no_effect(config: Namespace, defaults: Namespace) -> None:
+def _check_no_unused_options(config: Namespace, defaults: Namespace) -> None:
     plane = config.weight_decay is not None
     for name in ("alphas", "elrs", *_OF_THE_SPHERE) if plane else _OF_THE_PLANE:
         if config[name] != defaults[name]:

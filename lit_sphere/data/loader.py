@@ -106,7 +106,7 @@ class ResidentLoader:
         return len(self.bounds)
 
     def rank_indices(self, batch: int, order: Tensor | None = None) -> Tensor:
-        """Tell which images this rank gets in a batch of the sampler's present epoch.
+        """Give the images that this rank gets in a batch of the sampler's present epoch.
 
         Args:
             batch: Number of the batch in the epoch.

@@ -88,7 +88,7 @@ class Atoms:
         return torch.cat([t.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else t.reshape(-1) for t in products]).double()
 
     def carriers(self, numbers: Sequence[int]) -> Tensor:
-        """Tell where :meth:`products` of some of ``params`` stand among the norms of all.
+        """Find where :meth:`products` of some of ``params`` stand among the norms of all.
 
         Args:
             numbers: Of these parameters, ascending.
@@ -119,7 +119,7 @@ class Atoms:
         return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)[param_of]
 
     def owner(self, blocks: bool) -> Tensor:
-        """Tell the group of each atom.
+        """Give the group of each atom.
 
         Args:
             blocks: Of the blocks of :meth:`norms`.

@@ -12,7 +12,7 @@ EquilibriumRule = Literal["joint"] | tuple[float, float]
 
 
 def equilibrium_rule(param_groups: Sequence[dict[str, Any]], tensors: int) -> EquilibriumRule | None:
-    """Tell which of the papers' equilibria holds at a step.
+    """Choose the papers' equilibrium that holds at a step.
 
     Args:
         param_groups: Those of ``SphereSGD``, or of plain SGD (no momentum), that train the watched groups.
@@ -24,7 +24,7 @@ def equilibrium_rule(param_groups: Sequence[dict[str, Any]], tensors: int) -> Eq
     """
     first = param_groups[0]
     if any(group.get("elr") is not None for group in param_groups):
-        joint = len(param_groups) == 1 and first["spheres"] == "joint" and len(first["params"]) == tensors
+        joint = len(param_groups) == 1 and first["granularity"] == "joint" and len(first["params"]) == tensors
         return "joint" if joint else None
     rates = {rate_of(group) for group in param_groups}
     lr, shrink = rates.pop()

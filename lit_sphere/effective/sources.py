@@ -15,7 +15,7 @@ Source = Literal["gradients", "state", "weights"]
 
 
 def source_of(optimizer: Optimizer, altered: bool = False) -> Source:
-    """Tell where the effective learning rate and the step of an optimizer can be taken from.
+    """Find where the effective learning rate and the step of an optimizer can be taken from.
 
     Args:
         optimizer: Any optimizer.

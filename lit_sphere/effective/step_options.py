@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from lit_sphere.effective.atoms import Atoms
 from lit_sphere.effective.sources import rate_of
 from lit_sphere.groups import Group
+from lit_sphere.optim.granularity import sphere_granularity
 
 
 class StepOptions(NamedTuple):
@@ -60,11 +61,11 @@ class OptionsOfAtoms:
         self._parts: list[list[int]] = []  # of groups that may be split: their parameter groups
         parts_of: set[Tensor] = set()
         for group in groups if blocks else []:
-            mine = sorted({trained[p] for p in group.parameters})
-            if len(mine) > 1 or (
-                any(has_filter_spheres(optimizer.param_groups[i]) for i in mine) and _number_of_rows(group) > 1
+            numbers = sorted({trained[p] for p in group.parameters})
+            if len(numbers) > 1 or (
+                any(has_filter_spheres(optimizer.param_groups[i]) for i in numbers) and _number_of_rows(group) > 1
             ):
-                self._parts.append(mine)
+                self._parts.append(numbers)
                 parts_of.update(group.parameters)
         self.may_be_split = [n for n, p in enumerate(atoms.params) if p in parts_of]
         self._key: tuple[Any, ...] | None = None
@@ -77,7 +78,7 @@ class OptionsOfAtoms:
             The options, of atoms in groups.
         """
         groups = self._optimizer.param_groups
-        key = tuple([(*rate_of(groups[i]), groups[i].get("spheres")) for i in self.used])
+        key = tuple([(*rate_of(groups[i]), sphere_granularity(groups[i])) for i in self.used])
         if self._now is None or self._key != key:
             self._key, self._now = key, self._read(dict(zip(self.used, key, strict=True)))
         return self._now
@@ -85,31 +86,32 @@ class OptionsOfAtoms:
     def _read(self, options: dict[int, tuple[float, float, str | None]]) -> StepOptions:
         rates: list[float | Tensor] = []
         for p, i in zip(self._atoms.params, self.group_of, strict=True):
-            eta, _, spheres = options[i]
-            rates.append(eta * self._optimizer.state[p]["radius"].double().square() if spheres == "filter" else eta)
+            eta, _, granularity = options[i]
+            own = granularity == "filter"
+            rates.append(eta * self._optimizer.state[p]["radius"].double().square() if own else eta)
         shrinks = [options[i][1] for i in self.group_of]
         etas, shrunk = (self._in_groups(self._atoms.per_atom(values, self._blocks)) for values in (rates, shrinks))
         return StepOptions(
             etas, shrunk, *self._spheres([options[i][2] for i in self.group_of]), self._is_split(options)
         )
 
-    def _spheres(self, kinds: list[str | None]) -> tuple[Tensor | None, Tensor | None]:
-        """Number the sphere of each atom, and tell if it is one; nothing where at most one is involved."""
-        if not self._blocks or not any(kinds) or (len(self.used) == 1 and "filter" not in kinds):
+    def _spheres(self, granularities: list[str | None]) -> tuple[Tensor | None, Tensor | None]:
+        """Number the sphere of each atom, and flag those that project; nothing where at most one is involved."""
+        if not self._blocks or not any(granularities) or (len(self.used) == 1 and "filter" not in granularities):
             return None, None
         numbers = self._atoms.per_atom([float(i) for i in self.group_of], True).long()
         of_filters, projected = (
             self._atoms.per_atom([float(flag) for flag in flags], True) > 0
-            for flags in ([kind == "filter" for kind in kinds], [kind is not None for kind in kinds])
+            for flags in ([each == "filter" for each in granularities], [each is not None for each in granularities])
         )
         rows = torch.arange(len(numbers), device=numbers.device) + 1 + max(self.used)
         return self._in_groups(torch.where(of_filters, rows, numbers)), self._in_groups(projected)
 
     def _is_split(self, options: dict[int, tuple[float, float, str | None]]) -> bool:
-        for mine in self._parts:
+        for numbers in self._parts:
             # Each sphere is projected by a factor of its own, whatever its options.
-            different = {(*options[i], i if options[i][2] else None) for i in mine}
-            if len(different) > 1 or any(options[i][2] == "filter" for i in mine):
+            different = {(*options[i], i if options[i][2] else None) for i in numbers}
+            if len(different) > 1 or any(options[i][2] == "filter" for i in numbers):
                 return True
         return False
 
@@ -122,7 +124,7 @@ def _number_of_rows(group: Group) -> int:
 
 
 def has_filter_spheres(param_group: dict[str, Any]) -> bool:
-    """Tell if a parameter group of ``SphereSGD`` is, or was before it left them, on spheres of filters.
+    """Return whether a parameter group of ``SphereSGD`` is, or was before it left them, on spheres of filters.
 
     Args:
         param_group: Of any optimizer.
@@ -130,4 +132,4 @@ def has_filter_spheres(param_group: dict[str, Any]) -> bool:
     Returns:
         Whether it is.
     """
-    return "filter" in (param_group.get("spheres"), param_group.get("left_spheres"))
+    return "filter" in (sphere_granularity(param_group), param_group.get("left_granularity"))

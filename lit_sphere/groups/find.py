@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lit_sphere.groups.null_space import minimal_groups
 from lit_sphere.groups.probe import Probe
 
-Granularity = Literal["tensor", "filter"]
+GroupGranularity = Literal["tensor", "filter"]
 
 # In float64, what is scale-invariant stays below 1e-12 and the rest above 1e-5.
 _TOLERANCE = 1e-9
@@ -54,7 +54,7 @@ class Group:
 def find_groups(
     model: nn.Module,
     example_input: Tensor | tuple[Tensor, ...],
-    granularity: Granularity = "tensor",
+    granularity: GroupGranularity = "tensor",
     *,
     seed: int = 0,
     progress: bool | None = None,
@@ -88,8 +88,8 @@ def find_groups(
         ValueError: If no group is found, nothing is trainable, the model fails on inputs of this shape, or
             an argument is not as described.
     """
-    if granularity not in get_args(Granularity):
-        raise ValueError(f"granularity must be one of {get_args(Granularity)}, got {granularity!r}")
+    if granularity not in get_args(GroupGranularity):
+        raise ValueError(f"granularity must be one of {get_args(GroupGranularity)}, got {granularity!r}")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     if not inputs or not all(isinstance(each, Tensor) and each.numel() for each in inputs):
         got = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in inputs]

@@ -1,4 +1,4 @@
-"""Mean loss and error of an epoch, of a pass, or since they were last asked for."""
+"""Mean loss and error of an epoch, of a pass, or since they were last read."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -8,10 +8,11 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_sphere.optim.granularity import Granularity, present_value
 from lit_sphere.optim.norm_keeper import KEPT_NORM, NormKeeper
 
 Loss = Literal["cross_entropy", "mse"]
-Spheres = Literal["joint", "group", "filter"]
+Spheres = Literal["joint", "group", "filter"]  # of the old name
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 SchedulerCallable = Callable[[Optimizer], LRScheduler]
 
@@ -19,7 +20,7 @@ SchedulerCallable = Callable[[Optimizer], LRScheduler]
 def check_training_options(
     elr: float | None,
     lr: float | None,
-    spheres: str,
+    granularity: str,
     optimizer: OptimizerCallable | None,
     scheduler: SchedulerCallable | None,
     loss: str,
@@ -38,7 +39,7 @@ def check_training_options(
             "both elr and scheduler (--model.scheduler) are given: on the sphere the effective learning rate is fixed; "
             "change it by the callback FineTuneSwitch, or set --model.elr null to train in the whole space"
         )
-    for name, choice, known in (("loss", loss, get_args(Loss)), ("spheres", spheres, get_args(Spheres))):
+    for name, choice, known in (("loss", loss, get_args(Loss)), ("granularity", granularity, get_args(Granularity))):
         if choice not in known:
             raise ValueError(f"{name} (--model.{name}) must be one of {', '.join(known)}, got {choice!r}")
 
@@ -52,7 +53,14 @@ def optimizer_options(hparams: dict[str, Any]) -> dict[str, Any]:
     """Options of the optimizer among the hyperparameters, under their names in its parameter groups."""
     options = {key: hparams[key] for key in ("elr", "lr") if hparams.get(key) is not None}
     optimizer = hparams.get("optimizer")
-    return {**options, **optimizer.get("init_args", {})} if isinstance(optimizer, dict) else options
+    given = optimizer.get("init_args", {}) if isinstance(optimizer, dict) else {}
+    renamed = {"per": "granularity", "spheres": "granularity"}
+    for key, value in given.items():
+        if key not in renamed:
+            options[key] = value
+        elif value is not None:
+            options[renamed[key]] = present_value(value)
+    return options
 
 
 def check_same_scheduler(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:

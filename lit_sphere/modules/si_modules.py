@@ -21,8 +21,8 @@ class _SIModule(SphereModule):
         in_channels: Channels of the images; taken from the data on the command line.
         head_norm: Frobenius norm of the frozen head.
         eps: Added to the variance by the batch norms.
-        **training: Options of :class:`SphereModule`: ``elr``, ``spheres``, ``optimizer``, ``scheduler``, ``loss``,
-            ``compile``.
+        **training: Options of :class:`SphereModule`: ``elr``, ``granularity``, ``optimizer``, ``scheduler``,
+            ``loss``, ``compile``.
     """
 
     network_class: ClassVar[type[nn.Module]]
@@ -45,7 +45,8 @@ class _SIModule(SphereModule):
             eps=eps,
         )
         super().__init__(network, num_classes=num_classes, input_shape=(in_channels, 32, 32), **training)
-        self.save_hyperparameters(logger=False, ignore=unsaved("optimizer", "scheduler"))
+        self.save_hyperparameters(logger=False, ignore=["spheres", *unsaved("optimizer", "scheduler")])
+        self.hparams["granularity"] = self.granularity
 
 
 # `_derived` would make these two as well; they are written out for type checkers.
@@ -76,8 +77,8 @@ class SIResNet20(SphereModule):
         normalisation: ``batch``: batch norm without affine parameters after each convolution. ``weight``: weight norm
             of each filter; nothing holds the outputs back then, so that only lower ELRs train (on digits 1e-5).
         affine: Only false: trained weights and biases of batch norms are not scale-invariant.
-        **training: Options of :class:`SphereModule`: ``elr``, ``spheres``, ``optimizer``, ``scheduler``, ``loss``,
-            ``compile``.
+        **training: Options of :class:`SphereModule`: ``elr``, ``granularity``, ``optimizer``, ``scheduler``,
+            ``loss``, ``compile``.
 
     Raises:
         ValueError: If ``affine`` is true.
@@ -110,7 +111,8 @@ class SIResNet20(SphereModule):
             normalisation=normalisation,
         )
         super().__init__(network, num_classes=num_classes, input_shape=(in_channels, 32, 32), **training)
-        self.save_hyperparameters(logger=False, ignore=unsaved("optimizer", "scheduler"))
+        self.save_hyperparameters(logger=False, ignore=["spheres", *unsaved("optimizer", "scheduler")])
+        self.hparams["granularity"] = self.granularity
 
 
 _COMMON_OPTIONS = {"width", "num_classes", "in_channels", "scale_invariant", "head_norm", "eps"}

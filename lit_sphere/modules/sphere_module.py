@@ -26,7 +26,8 @@ from lit_sphere.modules.options import (
     unsaved,
 )
 from lit_sphere.modules.spheres import find_spheres
-from lit_sphere.optim import SphereSGD
+from lit_sphere.optim import Granularity, SphereSGD
+from lit_sphere.optim.granularity import granularity_of
 
 
 class SphereModule(LightningModule):
@@ -42,9 +43,9 @@ class SphereModule(LightningModule):
     Args:
         network: Maps a batch of inputs to logits (N, num_classes).
         elr: Effective learning rate η̃ > 0 of the sphere (dimensionless). None: train in the whole space.
-        spheres: ``joint``: one sphere for all scale-invariant parameters (the papers' setting). ``group``: one
-            for each scale-invariant group; ``filter``: one for each filter, where filters are scale-invariant.
-            All have the same ``elr``.
+        granularity: ``joint``: one sphere for all scale-invariant parameters (the papers' setting). ``tensor``: one
+            for each scale-invariant tensor, or for those that are scale-invariant jointly; ``filter``: one for each
+            filter, where filters are scale-invariant. All have the same ``elr``.
         lr: Learning rate of plain SGD for trainable parameters that are not scale-invariant. None: such
             parameters are refused when ``elr`` is set.
         optimizer: Optimizer of the whole space when ``elr`` is not set, e.g. ``torch.optim.SGD`` with
@@ -56,17 +57,18 @@ class SphereModule(LightningModule):
         input_shape: Channels, height and width of one input, for the search of scale-invariant groups. None: those
             of the data module's images, or else (3, 32, 32).
         compile: Compile the network in place with ``torch.compile`` (needs a C++ compiler on a CPU).
+        spheres: Old name of ``granularity``, and ``group`` of ``tensor``.
 
     Raises:
         ValueError: If both ``elr`` and ``optimizer`` are given, or ``elr`` and ``scheduler``, if ``elr`` or ``lr``
-            is not positive and finite, or ``loss`` or ``spheres`` unknown.
+            is not positive and finite, ``loss`` or ``granularity`` unknown, or the latter given under both names.
     """
 
     def __init__(
         self,
         network: nn.Module,
         elr: float | None = None,
-        spheres: Spheres = "joint",
+        granularity: Granularity = "joint",
         lr: float | None = None,
         optimizer: OptimizerCallable | None = None,
         scheduler: SchedulerCallable | None = None,
@@ -74,17 +76,20 @@ class SphereModule(LightningModule):
         num_classes: int = 10,
         input_shape: tuple[int, int, int] | None = None,
         compile: bool = False,
+        spheres: Spheres | None = None,
     ) -> None:
         super().__init__()
-        check_training_options(elr, lr, spheres, optimizer, scheduler, loss)
+        granularity = granularity_of(type(self).__name__, granularity, "joint", spheres=spheres)
+        check_training_options(elr, lr, granularity, optimizer, scheduler, loss)
         if type(self) is SphereModule:
-            self.save_hyperparameters(logger=False, ignore=unsaved("network", "optimizer", "scheduler"))
+            self.save_hyperparameters(logger=False, ignore=["spheres", *unsaved("network", "optimizer", "scheduler")])
+            self.hparams["granularity"] = granularity
         self.automatic_optimization = False
         # Faster convolutions on CPUs and tensor cores; images come in this layout too.
         self.network = network.to(memory_format=torch.channels_last)
-        self.elr, self.lr, self.spheres = elr, lr, spheres
+        self.elr, self.lr, self.granularity = elr, lr, granularity
         self.loss, self.num_classes = loss, num_classes
-        self._asks_data = input_shape is None
+        self._uses_shape_of_data = input_shape is None
         self.example_input_array = torch.zeros(2, *(input_shape or (3, 32, 32)))
         self._optimizer, self._scheduler = optimizer, scheduler
         self._scheduled = self._scheduled_before = 0  # epochs that the schedule was stepped for; in the checkpoint
@@ -102,18 +107,18 @@ class SphereModule(LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Find what is scale-invariant, for training on the sphere, and compile the network if asked to.
+        """Find what is scale-invariant, for training on the sphere, and compile the network if requested.
 
         Args:
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
         Raises:
             ValueError: If neither ``elr`` nor ``optimizer`` is given, if trainable parameters are not
-                scale-invariant and ``lr`` is not given, if ``spheres`` asks for filters that are not
+                scale-invariant and ``lr`` is not given, if ``granularity`` is ``filter`` and filters are not
                 scale-invariant, or if the strategy shards parameters.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
-        if self._asks_data and hasattr(data, "in_channels") and hasattr(data, "image_size"):
+        if self._uses_shape_of_data and hasattr(data, "in_channels") and hasattr(data, "image_size"):
             self.example_input_array = torch.zeros(2, data.in_channels, data.image_size, data.image_size)
         if stage != "fit":
             return
@@ -121,7 +126,7 @@ class SphereModule(LightningModule):
             if isinstance(self.trainer.strategy, FSDPStrategy):
                 raise ValueError("FSDP1 would normalise each shard by itself; use --trainer.strategy ddp")
             assert isinstance(self.example_input_array, Tensor)
-            self._sphere_names = find_spheres(self.network, self.example_input_array, self.spheres, self.lr)
+            self._sphere_names = find_spheres(self.network, self.example_input_array, self.granularity, self.lr)
         elif self._optimizer is None:
             raise ValueError(
                 "neither elr nor optimizer is given: --model.elr trains on the sphere, --model.optimizer SGD "
@@ -131,7 +136,7 @@ class SphereModule(LightningModule):
             self.network.compile()
 
     def configure_optimizers(self) -> Any:
-        """Make one optimizer: a sphere and, with ``lr``, plain SGD for the rest; or the one asked for.
+        """Make one optimizer: a sphere and, with ``lr``, plain SGD for the rest; or the one given.
 
         Returns:
             The optimizer; with a schedule, a list of it and a list of the scheduler.
@@ -155,9 +160,10 @@ class SphereModule(LightningModule):
             return [optimizer], [scheduler]
         if not self._sphere_names:
             raise RuntimeError("configure_optimizers was called before setup('fit'), which finds the sphere")
-        kind = "filter" if self.spheres == "filter" else "joint"
+        granularity = "filter" if self.granularity == "filter" else "joint"
         groups: list[dict[str, Any]] = [
-            {"params": [trainable.pop(name) for name in names], "spheres": kind} for names in self._sphere_names
+            {"params": [trainable.pop(name) for name in names], "granularity": granularity}
+            for names in self._sphere_names
         ]
         if trainable:
             groups.append({"params": list(trainable.values()), "elr": None, "lr": self.lr})

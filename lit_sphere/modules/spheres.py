@@ -3,32 +3,32 @@
 from torch import Tensor, nn
 
 from lit_sphere.groups import Group, find_groups
-from lit_sphere.modules.options import Spheres
+from lit_sphere.optim import Granularity
 
 
-def find_spheres(network: nn.Module, example: Tensor, spheres: Spheres, lr: float | None) -> list[list[str]]:
+def find_spheres(network: nn.Module, example: Tensor, granularity: Granularity, lr: float | None) -> list[list[str]]:
     """Find the scale-invariant parameters, and share them out to spheres.
 
     Args:
         network: Any network.
         example: Inputs of the right shape, at least two.
-        spheres: As of :class:`~lit_sphere.modules.SphereModule`.
+        granularity: As of :class:`~lit_sphere.modules.SphereModule`.
         lr: Learning rate of what is not scale-invariant; None refuses such parameters.
 
     Returns:
         Names of the parameters of each parameter group; with ``filter``, one group for all.
 
     Raises:
-        ValueError: If trainable parameters are not scale-invariant and ``lr`` is not given, or if ``filter`` asks for
-            filters that are not scale-invariant by themselves.
+        ValueError: If trainable parameters are not scale-invariant and ``lr`` is not given, or if with ``filter``
+            the filters are not scale-invariant by themselves.
     """
-    groups = find_groups(network, example, "filter" if spheres == "filter" else "tensor")
-    if spheres == "filter":
-        whole = [group for group in groups if sum(_filters(group, p) for p in group.parameters) > 1]
-        if whole:
+    groups = find_groups(network, example, "filter" if granularity == "filter" else "tensor")
+    if granularity == "filter":
+        undivided = [group for group in groups if sum(_filters(group, p) for p in group.parameters) > 1]
+        if undivided:
             raise ValueError(
-                f"spheres filter: {whole[0].name} is scale-invariant only as a whole, no filter by itself; take "
-                "--model.spheres group or joint"
+                f"granularity filter: {undivided[0].name} is scale-invariant only as a whole, no filter by itself; "
+                "take --model.granularity tensor or joint"
             )
     names = list(dict.fromkeys(name for group in groups for name in group.names))
     trainable = [name for name, p in network.named_parameters() if p.requires_grad]
@@ -39,7 +39,7 @@ def find_spheres(network: nn.Module, example: Tensor, spheres: Spheres, lr: floa
             f"{len(others)} of {len(trainable)} trainable tensors are not scale-invariant ({shown}): give lr "
             "(--model.lr) to train them by plain SGD, or freeze them"
         )
-    return [list(group.names) for group in groups] if spheres == "group" else [names]
+    return [list(group.names) for group in groups] if granularity == "tensor" else [names]
 
 
 def _filters(group: Group, parameter: nn.Parameter) -> int:

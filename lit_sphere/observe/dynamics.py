@@ -1,4 +1,4 @@
-"""One event for all changes of a run's dynamics: the controls that make them, and the callbacks that hear of them."""
+"""One event for all changes of a run's dynamics: the controls that make them, and who is notified of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ class Control(Callback):
 
 
 class DynamicsObserver(Callback):
-    """Base of callbacks that must hear of a change: what they measured before it says nothing of what comes after."""
+    """Base of callbacks that must be notified of a change: what they measured before it does not hold after it."""
 
     def before_dynamics_change(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hear that the dynamics are about to change; weights and options are still those of before.
@@ -38,7 +38,7 @@ class DynamicsObserver(Callback):
 
 @contextmanager
 def dynamics_change(trainer: Trainer, pl_module: LightningModule, epoch: int) -> Iterator[None]:
-    """Change the dynamics of a run inside, and let all observers hear of it before and after.
+    """Change the dynamics of a run inside, and notify all observers before and after.
 
     Args:
         trainer: The trainer; all ranks must come here.

@@ -228,8 +228,8 @@ def classes_and_threshold(
         Number of classes, None if not known, and the threshold.
     """
     sources = (getattr(trainer, "datamodule", None), pl_module)
-    asked = [num_classes, *(getattr(source, "num_classes", None) for source in sources)]
-    classes = next((each for each in asked if isinstance(each, int) and each >= 2), None)
+    candidates = [num_classes, *(getattr(source, "num_classes", None) for source in sources)]
+    classes = next((each for each in candidates if isinstance(each, int) and each >= 2), None)
     if converged_loss is None:
         mse = getattr(pl_module, "loss", None) == "mse" and classes is not None
         converged_loss = converged_mse(classes) if mse and classes else CONVERGED_LOSS

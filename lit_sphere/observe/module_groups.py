@@ -7,14 +7,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lit_sphere.groups import Granularity, Group, find_groups
+from lit_sphere.groups import Group, GroupGranularity, find_groups
 
-# The search takes seconds on a large network, and several callbacks ask for the same.
+# The search takes seconds on a large network, and several callbacks need the same.
 _found: WeakKeyDictionary[LightningModule, dict[str, list[Group]]] = WeakKeyDictionary()
 
 
 def groups_of(
-    owner: Callback, pl_module: LightningModule, batch: Any = None, granularity: Granularity = "tensor"
+    owner: Callback, pl_module: LightningModule, batch: Any = None, granularity: GroupGranularity = "tensor"
 ) -> list[Group] | None:
     """Find the groups in a module's ``forward``, from its ``example_input_array`` or else from a batch.
 
@@ -26,10 +26,10 @@ def groups_of(
 
     Returns:
         The groups; None where the module does not say what its input looks like and no batch is given:
-        ask again with the first batch.
+        call again with the first batch.
 
     Raises:
-        ValueError: If the input cannot be told, or no group is found; the callback is named.
+        ValueError: If the input is not known, or no group is found; the callback is named.
     """
     found = _found.setdefault(pl_module, {})
     trainable = [p for p in pl_module.parameters() if p.requires_grad]
@@ -84,20 +84,21 @@ def groups_of_one_optimizer(
     Raises:
         ValueError: If no optimizer trains one as a whole.
     """
-    name, main, mine = type(owner).__name__, 0, list[Group]()
+    name, main, trained_groups = type(owner).__name__, 0, list[Group]()
     for number, optimizer in enumerate(trainer.optimizers):
         trained = {p for group in optimizer.param_groups for p in group["params"]}
-        whole = [group for group in groups if trained.issuperset(group.parameters)]
-        if len(whole) > len(mine):
-            main, mine = number, whole
-    if not mine:
+        complete = [group for group in groups if trained.issuperset(group.parameters)]
+        if len(complete) > len(trained_groups):
+            main, trained_groups = number, complete
+    if not trained_groups:
         raise ValueError(
             f"{name}: no optimizer trains a scale-invariant group as a whole; give all parameters of a group to one "
             "optimizer"
         )
-    if len(mine) < len(groups):
+    if len(trained_groups) < len(groups):
         kind = type(trainer.optimizers[main]).__name__
         rank_zero_warn(
-            f"{name} {verb} the {len(mine)} groups of {kind}; {len(groups) - len(mine)} are trained elsewhere"
+            f"{name} {verb} the {len(trained_groups)} groups of {kind}; {len(groups) - len(trained_groups)} are "
+            "trained elsewhere"
         )
-    return main, mine
+    return main, trained_groups

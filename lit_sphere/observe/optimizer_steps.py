@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakValueDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +16,7 @@ from lit_sphere.effective import EffectiveQuantities, Source, StepMeans, source_
 from lit_sphere.effective.step_options import StepOptions
 from lit_sphere.groups import Group
 from lit_sphere.observe.module_groups import groups_of, groups_of_one_optimizer, short_names
+from lit_sphere.optim import Granularity
 
 
 class RealSteps:
@@ -57,10 +58,6 @@ class RealSteps:
             self._after(number)
 
 
-WatchGranularity = Literal["tensor", "filter", "joint"]
-"""Whole tensors (or jointly scale-invariant ones), single filters, or all scale-invariant parameters as one group."""
-
-
 class StepWatch:
     """Says when an optimizer step is to be measured, and holds the means over these steps, for one callback.
 
@@ -77,7 +74,7 @@ class StepWatch:
         on_measured: Called at every step that is measured; it calls ``watch.means.add()``.
         every_n_steps: Every n-th step is measured.
         granularity: ``tensor``, ``filter``, or ``joint`` for all groups as one.
-        announces: Say once where ``elr`` and ``ess`` come from; for callbacks that log them.
+        announces: Print once where ``elr`` and ``ess`` come from; for callbacks that log them.
 
     Attributes:
         means: Means over the measured steps; None before the groups are found.
@@ -92,7 +89,7 @@ class StepWatch:
         owner: Callback,
         on_measured: Callable[[Trainer], None],
         every_n_steps: int = 1,
-        granularity: WatchGranularity = "tensor",
+        granularity: Granularity = "tensor",
         announces: bool = True,
     ) -> None:
         self._owner, self._on_measured, self._every = owner, on_measured, every_n_steps
@@ -180,7 +177,7 @@ class StepWatch:
         return self.steps % self._every == 0
 
     def is_watched(self, optimizer: Optimizer) -> bool:
-        """Say whether this, or what it wraps, is the watched optimizer."""
+        """Return whether this, or what it wraps, is the watched optimizer."""
         return self.means is not None and getattr(optimizer, "optimizer", optimizer) is self.optimizer
 
     def learning_rate(self) -> float:
@@ -218,15 +215,16 @@ class StepWatch:
     def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
         if groups is None:
             return
-        number, mine = groups_of_one_optimizer(self._owner, trainer, groups, "watches")
+        number, watched = groups_of_one_optimizer(self._owner, trainer, groups, "watches")
         self.detach()
         self.optimizer, self._trainer = trainer.optimizers[number], trainer
-        self.names, self.parameters = short_names(mine), dict.fromkeys(p for group in mine for p in group.parameters)
+        self.names = short_names(watched)
+        self.parameters = dict.fromkeys(p for group in watched for p in group.parameters)
         if self._granularity == "joint":
-            self.names, mine = [], [Group("total", tuple(self.parameters))]
+            self.names, watched = [], [Group("total", tuple(self.parameters))]
         before = self._restored.get("means", {}) if self.means is None else self.means.state()
         self._shared = _SharedSteps.of(self.optimizer)
-        self._quantities = self._shared.join(self, mine, self._altered)
+        self._quantities = self._shared.join(self, watched, self._altered)
         self.means = StepMeans(self._quantities)
         self.means.load_state(before)
         self._restored = {}
@@ -247,7 +245,7 @@ class StepWatch:
 
 
 def clips_gradients(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Say whether gradients may be clipped between the backward pass and the step.
+    """Return whether gradients may be clipped between the backward pass and the step.
 
     Args:
         trainer: The trainer.
@@ -260,7 +258,7 @@ def clips_gradients(trainer: Trainer, pl_module: LightningModule) -> bool:
 
 
 class SharedQuantities(EffectiveQuantities):
-    """Effective quantities whose observation of a step is made once, whoever asks first, and given to all.
+    """Effective quantities that are observed once a step, for the callback that needs them first, and given to all.
 
     Args:
         groups: As of :class:`~lit_sphere.effective.EffectiveQuantities`.
@@ -277,7 +275,7 @@ class SharedQuantities(EffectiveQuantities):
         self._observed_with: StepOptions | None = None
 
     def measures(self, groups: Sequence[Group], source: Source) -> bool:
-        """Say whether these are the quantities of the same tensors in the same groups, taken from the same source.
+        """Return whether these are the quantities of the same tensors in the same groups, taken from the same source.
 
         Args:
             groups: Groups.
@@ -311,9 +309,9 @@ class SharedQuantities(EffectiveQuantities):
         """Take what the quantities are worked out from, once a step.
 
         Returns:
-            As of :meth:`~lit_sphere.effective.EffectiveQuantities.observe`; the same tensor to all who ask.
+            As of :meth:`~lit_sphere.effective.EffectiveQuantities.observe`; the same tensor to all callers.
         """
-        options = self._options.now()  # a callback between two that ask may have changed them
+        options = self._options.now()  # a callback between two callers may have changed them
         if self._observed is None or (self._blocks and self._observed_with is not options):
             self._observed, self._observed_with = super().observe(), options
         return self._observed

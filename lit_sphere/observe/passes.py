@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lit_sphere.analysis.evaluation import Criterion
 from lit_sphere.analysis.sharpness import Objective
-from lit_sphere.observe.stopping import until_asked
+from lit_sphere.observe.stopping import until_stopped
 
 MACHINE_ERRORS: tuple[type[Exception], ...] = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 """Not for a trial to explain: the batch and the module may be as they should."""
@@ -245,7 +245,7 @@ class TrainSetObjective:
             for seed in (torch.manual_seed, random.seed, np.random.seed):
                 seed(self._seed + trainer.global_rank)
             source = given or train_batches(self._owner, trainer, pl_module)
-            for batch in islice(until_asked(trainer, source) if self.may_stop else source, most):
+            for batch in islice(until_stopped(trainer, source) if self.may_stop else source, most):
                 yield trainer.precision_plugin.convert_input(batch)
                 bar.update()
 

@@ -11,7 +11,7 @@ def run_folder_of(trainer: Trainer) -> Path | None:
     """Name the folder that the first logger writes to.
 
     Args:
-        trainer: The trainer; all ranks must ask, since Lightning broadcasts the answer.
+        trainer: The trainer; all ranks must call this, since Lightning broadcasts the answer.
 
     Returns:
         The folder; None for a run without logger.

@@ -12,7 +12,7 @@ from lit_sphere.analysis import take_weights
 from lit_sphere.observe.module_groups import groups_of
 from lit_sphere.observe.passes import MACHINE_ERRORS, check_batch, train_batches, untouched, val_batches
 from lit_sphere.observe.publishing import run_folder_of
-from lit_sphere.observe.stopping import PassStopped, can_stop, until_asked
+from lit_sphere.observe.stopping import PassStopped, can_stop, until_stopped
 
 Batches = dict[str, Callable[[], Iterable[Any]]]
 
@@ -100,7 +100,7 @@ class BetweenEpochs(Callback):
             self._names = [name for name, p in state.items() if isinstance(p, nn.Parameter) and p in members]
 
     def _try(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be evaluated before training, not after hours of it."""
+        """Check that it can be evaluated before training, not after hours of it."""
         name = type(self).__name__
         for what in self._sets:
             one_pass = self._batches(trainer, pl_module).get(what)
@@ -162,7 +162,7 @@ class StoppablePasses(BetweenEpochs):
 
     def _batches(self, trainer: Trainer, pl_module: LightningModule) -> Batches:
         passes = super()._batches(trainer, pl_module)
-        return {name: partial(self._until_asked, trainer, one_pass) for name, one_pass in passes.items()}
+        return {name: partial(self._until_stopped, trainer, one_pass) for name, one_pass in passes.items()}
 
-    def _until_asked(self, trainer: Trainer, one_pass: Callable[[], Iterable[Any]]) -> Iterator[Any]:
-        yield from until_asked(trainer, one_pass()) if self._may_stop else one_pass()
+    def _until_stopped(self, trainer: Trainer, one_pass: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        yield from until_stopped(trainer, one_pass()) if self._may_stop else one_pass()

@@ -12,10 +12,10 @@ class NonFinite(RuntimeError):
 
 
 class Stopper(Callback):
-    """Base of callbacks that may ask to stop a run between two batches, as ``GracefulStop`` does after a signal."""
+    """Base of callbacks that may request to stop a run between two batches, as ``GracefulStop`` does after a signal."""
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether the run is about to stop."""
         raise NotImplementedError
 
@@ -36,7 +36,7 @@ def nothing_is_left(trainer: Trainer) -> bool:
 
 
 class PassStopped(Exception):
-    """A signal owner to stop: the pass is given up between two batches."""
+    """A stop was requested: the pass is given up between two batches."""
 
 
 def can_stop(trainer: Trainer) -> bool:
@@ -56,7 +56,7 @@ def can_stop(trainer: Trainer) -> bool:
     return trainer.world_size == 1 and not may_end and not nothing_is_left(trainer)
 
 
-def until_asked(trainer: Trainer, batches: Iterable[Any]) -> Iterator[Any]:
+def until_stopped(trainer: Trainer, batches: Iterable[Any]) -> Iterator[Any]:
     """Give the batches of a pass until a signal comes.
 
     Args:
@@ -67,10 +67,10 @@ def until_asked(trainer: Trainer, batches: Iterable[Any]) -> Iterator[Any]:
         Each batch.
 
     Raises:
-        PassStopped: Once a :class:`Stopper` was asked to stop.
+        PassStopped: Once a :class:`Stopper` has a request to stop.
     """
     stops = [each for each in trainer.callbacks if isinstance(each, Stopper)]  # type: ignore[attr-defined]
     for batch in batches:
-        if any(stop.asked for stop in stops):
+        if any(stop.stop_requested for stop in stops):
             raise PassStopped
         yield batch

@@ -37,7 +37,7 @@ class TrainLoss(MeanLossAndError):
         super().update(loss, error, samples)  # at each step: torchmetrics' wrapper of self.update costs as much
 
     def means(self, trainer: Trainer) -> dict[str, float]:
-        """Give the means over all ranks; they all must ask.
+        """Give the means over all ranks; all of them must call this.
 
         Args:
             trainer: The trainer.

@@ -3,16 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, Literal, get_args, overload
+from typing import Any, get_args, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lit_sphere.optim.granularity import Granularity, granularity_of, rename_options
 from lit_sphere.optim.norms import row_norms, squared_norms
 
-Per = Literal["filter", "tensor", "joint"]
 State = dict[str, Tensor]
 
 
@@ -30,13 +30,14 @@ class AdaGradG(Optimizer):
         lr: Learning rate η > 0.
         beta: Decay β in (0, 1] of the accumulator; 1 is AdaGrad's.
         accumulator: v₀/ρ⁴ > 0; on the unit sphere simply the accumulator's first value v₀.
-        per: What one accumulator and one sphere belong to: ``filter``: each row of each tensor along its first
-            dimension; ``tensor``: each tensor; ``joint``: all tensors of a parameter group together (tensors that
-            are scale-invariant only jointly; one that has no gradient in a step counts as one of gradient zero).
+        granularity: What one accumulator and one sphere belong to: ``filter``: each row of each tensor along its
+            first dimension; ``tensor``: each tensor; ``joint``: all tensors of a parameter group together (tensors
+            that are scale-invariant only jointly; one without a gradient in a step counts as one of gradient zero).
+        per: Old name of ``granularity``.
 
     Raises:
-        ValueError: If an option is out of its range, a norm is zero or not finite, or ``filter`` meets a tensor of
-            one dimension.
+        ValueError: If an option is out of its range, a norm is zero or not finite, ``filter`` meets a tensor of one
+            dimension, or ``granularity`` is given under both names.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
@@ -50,9 +51,16 @@ class AdaGradG(Optimizer):
     """
 
     def __init__(
-        self, params: ParamsT, lr: float, beta: float = 1.0, accumulator: float = 1.0, per: Per = "filter"
+        self,
+        params: ParamsT,
+        lr: float,
+        beta: float = 1.0,
+        accumulator: float = 1.0,
+        granularity: Granularity = "filter",
+        per: Granularity | None = None,
     ) -> None:
-        super().__init__(params, {"lr": lr, "beta": beta, "accumulator": accumulator, "per": per})
+        granularity = granularity_of("AdaGradG", granularity, "filter", per=per)
+        super().__init__(params, {"lr": lr, "beta": beta, "accumulator": accumulator, "granularity": granularity})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its norms are taken now.
@@ -63,12 +71,13 @@ class AdaGradG(Optimizer):
         Raises:
             ValueError: As the constructor; the group is not added then.
         """
+        rename_options([param_group])
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             _check(group)
             wide = _wide(group["params"])
-            radii = [r.to(wide, copy=True) for r in _norms([p.detach() for p in group["params"]], group["per"])]
+            radii = [r.to(wide, copy=True) for r in _norms([p.detach() for p in group["params"]], group["granularity"])]
             if not all(bool((radius.isfinite() & (radius > 0)).all()) for radius in radii):
                 raise ValueError("AdaGradG: the norm of a group must be positive and finite")
         except ValueError:
@@ -87,14 +96,23 @@ class AdaGradG(Optimizer):
             ValueError: If it is another optimizer's, or does not fit the parameters, or a joint sphere has several
                 accumulators (earlier versions parted them where a tensor had no gradient).
         """
-        groups = state_dict["param_groups"]
-        if not all("per" in group for group in groups):
-            raise ValueError("AdaGradG: the state to load belongs to another optimizer (no 'per' in its groups)")
-        pairs = zip(self.param_groups, groups, strict=False)  # torch refuses another number of groups, or of tensors
-        restored = [_restored(mine, saved, state_dict["state"]) for mine, saved in pairs]
+        groups = [dict(group) for group in state_dict["param_groups"]]
+        rename_options(groups)
+        state_dict = {**state_dict, "param_groups": groups}
+        if not all("granularity" in group and "accumulator" in group for group in groups):
+            raise ValueError(
+                "AdaGradG: the state to load belongs to another optimizer (no 'accumulator' in its groups)"
+            )
+        pairs = zip(self.param_groups, groups, strict=False)  # torch checks the number of groups, or of tensors
+        restored = [_restored(group, saved, state_dict["state"]) for group, saved in pairs]
         super().load_state_dict(state_dict)  # rounds to the type of the parameters
-        for p, state in (item for group in restored for item in group):
+        for p, state in (item for items in restored for item in items):
             self.state[p] = state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle or a state, of an earlier version too."""
+        super().__setstate__(state)
+        rename_options(self.param_groups)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -120,19 +138,19 @@ class AdaGradG(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            if group["per"] == "joint":  # its sphere and accumulator are those of all
+            if group["granularity"] == "joint":  # its sphere and accumulator are those of all
                 params = group["params"]
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
             # notation of SP §4: x̂ = x − η∇L(u)ρ/√v on the sphere of radius ρ, ∇L(u) = ρ∇L(x)
             radii = [self.state[p]["radius"] for p in params]
             accumulators = [self.state[p]["accumulator"] for p in params]
-            effective = torch._foreach_mul(_norms(grads, group["per"]), radii)
+            effective = torch._foreach_mul(_norms(grads, group["granularity"]), radii)
             rates = torch._foreach_mul(radii, radii)
             torch._foreach_div_(rates, torch._foreach_sqrt(accumulators))
             torch._foreach_mul_(rates, -group["lr"])
             moved = torch._foreach_mul(grads, rates)  # in the type of the radii, and so is all that follows
             torch._foreach_add_(moved, params)
-            torch._foreach_mul_(moved, torch._foreach_div(radii, _norms(moved, group["per"])))
+            torch._foreach_mul_(moved, torch._foreach_div(radii, _norms(moved, group["granularity"])))
             torch._foreach_copy_(params, moved)
             torch._foreach_mul_(accumulators, group["beta"])
             torch._foreach_add_(accumulators, torch._foreach_mul(effective, effective))
@@ -160,12 +178,12 @@ def adagrad_g_like_sgd(lr: float, weight_decay: float) -> dict[str, float]:
     return {"lr": (2 * beta) ** -0.5, "beta": beta, "accumulator": 1 / (2 * lr**2 * beta**0.5)}
 
 
-def _norms(tensors: Sequence[Tensor], per: Per) -> list[Tensor]:
+def _norms(tensors: Sequence[Tensor], granularity: Granularity) -> list[Tensor]:
     """Norms of the cells, float32 at least: for each tensor one that broadcasts with it, of as many dimensions."""
-    if per == "filter":
+    if granularity == "filter":
         return [row_norms(t) for t in tensors]
     squares = squared_norms(tensors)
-    norms = (squares.sum().expand(len(tensors)) if per == "joint" else squares).sqrt().to(_wide(tensors))
+    norms = (squares.sum().expand(len(tensors)) if granularity == "joint" else squares).sqrt().to(_wide(tensors))
     return [norm.view((1,) * t.ndim) for norm, t in zip(norms.unbind(), tensors, strict=True)]
 
 
@@ -176,10 +194,10 @@ def _wide(tensors: Sequence[Tensor]) -> torch.dtype:
 
 def _restored(group: dict[str, Any], saved: dict[str, Any], states: dict[Any, Any]) -> list[tuple[Tensor, State]]:
     """States of a group's parameters from a saved group, in the type and shape that they have here."""
-    per, wide = saved["per"], _wide(group["params"])
+    granularity, wide = saved["granularity"], _wide(group["params"])
     restored: list[tuple[Tensor, State]] = []
     for p, number in zip(group["params"], saved["params"], strict=False):
-        shape = [len(p) if per == "filter" and i == 0 else 1 for i in range(p.ndim)]
+        shape = [len(p) if granularity == "filter" and i == 0 else 1 for i in range(p.ndim)]
         state: State = {}
         for key in ("radius", "accumulator"):
             value = states.get(number, {}).get(key)
@@ -189,7 +207,7 @@ def _restored(group: dict[str, Any], saved: dict[str, Any], states: dict[Any, An
                 raise ValueError(f"AdaGradG: the state to load has a {key} that is not positive and finite")
             state[key] = value.to(p.device, wide, copy=True).reshape(shape)
         restored.append((p, state))
-    if per == "joint":
+    if granularity == "joint":
         sums = [state["accumulator"].item() for _, state in restored]
         if max(sums) > 1.01 * min(sums):  # more than bfloat16 rounds
             raise ValueError(
@@ -207,7 +225,9 @@ def _check(group: dict[str, Any]) -> None:
         if not (math.isfinite(value) and 0 < value <= most):
             bound = "positive and finite" if most == math.inf else f"in (0, {most:g}]"
             raise ValueError(f"AdaGradG: {name} must be {bound}, got {value}")
-    if group["per"] not in get_args(Per):
-        raise ValueError(f"AdaGradG: per must be one of {', '.join(get_args(Per))}, got {group['per']!r}")
-    if group["per"] == "filter" and any(p.ndim < 2 for p in group["params"]):
-        raise ValueError("AdaGradG: per='filter' needs tensors of two or more dimensions")
+    if group["granularity"] not in get_args(Granularity):
+        raise ValueError(
+            f"AdaGradG: granularity must be one of {', '.join(get_args(Granularity))}, got {group['granularity']!r}"
+        )
+    if group["granularity"] == "filter" and any(p.ndim < 2 for p in group["params"]):
+        raise ValueError("AdaGradG: granularity='filter' needs tensors of two or more dimensions")

@@ -92,7 +92,7 @@ class NormKeeper:
 
     @staticmethod
     def keeps(optimizer: Optimizer) -> bool:
-        """Say whether a keeper is attached to an optimizer."""
+        """Return whether a keeper is attached to an optimizer."""
         return _KEPT.get(optimizer, 0) > 0
 
     def _after_step(self, *args: Any) -> None:

@@ -54,7 +54,7 @@ def block_norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def block_owners(tensors: Sequence[Tensor]) -> list[int]:
-    """Tell which tensor each block of :func:`block_norms` belongs to.
+    """Give the tensor that each block of :func:`block_norms` belongs to.
 
     Args:
         tensors: As there.

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lit_sphere.optim.granularity import granularity_of, rename_options
 from lit_sphere.optim.norms import joint_norm
 
-Spheres = Literal["joint", "filter"]
+SphereGranularity = Literal["joint", "filter"]
 
 
 class SphereSGD(Optimizer):
@@ -27,19 +28,21 @@ class SphereSGD(Optimizer):
     Under ``torch.compile`` each new value of ``elr`` compiles the step once more, as for any optimizer.
 
     Args:
-        params: Parameters, or parameter groups with keys ``elr``, ``spheres`` and ``lr`` of their own.
+        params: Parameters, or parameter groups with keys ``elr``, ``granularity`` and ``lr`` of their own.
         elr: Effective learning rate η̃ > 0, dimensionless.
-        spheres: ``"joint"``: one sphere for all parameters of a group together. ``"filter"``: one for each
+        granularity: ``"joint"``: one sphere for all parameters of a group together. ``"filter"``: one for each
             row of each tensor along its first dimension (each output channel), all with the same ELR.
         lr: Learning rate η > 0 of groups with ``elr=None``.
         weight_decay: L2 coefficient λ ≥ 0 of groups with ``elr=None``. On a sphere it must be 0: the projection
             cancels it, so that it would only rescale the ELR.
         momentum: Must be 0: the fixed-ELR step of TR has none, and the buffer would leave the tangent space.
+        spheres: Old name of ``granularity``.
 
     Raises:
         ValueError: If ``elr`` or ``lr`` is not positive and finite, if ``weight_decay`` (on a sphere) or
-            ``momentum`` is not 0, if the radius is zero or not finite, if ``spheres="filter"`` meets a tensor of one
-            dimension, or if FSDP1 has flattened the parameters (each rank would normalise its own shard).
+            ``momentum`` is not 0, if the radius is zero or not finite, if ``granularity="filter"`` meets a tensor of
+            one dimension, if ``granularity`` is given under both names, or if FSDP1
+            has flattened the parameters (each rank would normalise its own shard).
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -56,14 +59,15 @@ class SphereSGD(Optimizer):
         params: ParamsT,
         elr: float | None,
         *,
-        spheres: Spheres = "joint",
+        granularity: SphereGranularity = "joint",
         lr: float | None = None,
         weight_decay: float = 0.0,
         momentum: float = 0.0,
+        spheres: SphereGranularity | None = None,
     ) -> None:
         defaults = {
             "elr": elr,
-            "spheres": spheres,
+            "granularity": granularity_of("SphereSGD", granularity, "joint", spheres=spheres),
             "lr": lr,
             "weight_decay": weight_decay,
             "momentum": momentum,
@@ -79,6 +83,7 @@ class SphereSGD(Optimizer):
         Raises:
             ValueError: As the constructor; the group is not added then.
         """
+        rename_options([param_group])
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -89,7 +94,7 @@ class SphereSGD(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        unused = ("lr", "weight_decay") if group["elr"] is not None else ("spheres",)
+        unused = ("lr", "weight_decay") if group["elr"] is not None else ("granularity",)
         for key in ("momentum", *unused):
             del group[key]
 
@@ -110,12 +115,12 @@ class SphereSGD(Optimizer):
         spheres = [group for group in self.param_groups if group["elr"] is not None]
         if not spheres:
             raise ValueError("SphereSGD: there is no sphere to leave")
-        if lr is None and any(group["spheres"] == "filter" for group in spheres):
+        if lr is None and any(group["granularity"] == "filter" for group in spheres):
             raise ValueError("SphereSGD: give lr to leave spheres of filters, which have one learning rate each")
         for group in spheres:
             plain = {"elr": None, "lr": group["elr"] * group["radius"] ** 2 if lr is None else lr}
             _check({**group, **plain, "weight_decay": weight_decay, "momentum": 0.0})
-            group.update(plain, weight_decay=weight_decay, left_spheres=group.pop("spheres"))
+            group.update(plain, weight_decay=weight_decay, left_granularity=group.pop("granularity"))
             group.pop("radius", None)
             for p in group["params"]:
                 self.state[p].pop("radius", None)
@@ -130,23 +135,23 @@ class SphereSGD(Optimizer):
             ValueError: If no sphere was left, or ``elr`` is not given for spheres of filters, or a value is out of
                 its range.
         """
-        left = [group for group in self.param_groups if "left_spheres" in group]
+        left = [group for group in self.param_groups if "left_granularity" in group]
         if not left:
             raise ValueError("SphereSGD: no sphere was left that could be entered")
-        if elr is None and any(group["left_spheres"] == "filter" for group in left):
+        if elr is None and any(group["left_granularity"] == "filter" for group in left):
             raise ValueError("SphereSGD: give elr to enter spheres of filters, which have one radius each")
         for group in left:
-            kind = group["left_spheres"]
+            granularity = group["left_granularity"]
             rate = group["lr"] / joint_norm(group["params"]).item() ** 2 if elr is None else elr
-            _check({**group, "elr": rate, "spheres": kind, "weight_decay": 0.0, "momentum": 0.0})
-            group.update(elr=rate, spheres=kind)
+            _check({**group, "elr": rate, "granularity": granularity, "weight_decay": 0.0, "momentum": 0.0})
+            group.update(elr=rate, granularity=granularity)
             self._measure_radius(group)
-            for key in ("lr", "weight_decay", "left_spheres"):
+            for key in ("lr", "weight_decay", "left_granularity"):
                 del group[key]
 
     def _measure_radius(self, group: dict[str, Any]) -> None:
         params = [p.detach() for p in group["params"]]
-        if group["spheres"] == "joint":
+        if group["granularity"] == "joint":
             group["radius"] = joint_norm(params).item()
             radii = [torch.tensor(group["radius"])]
         else:
@@ -155,6 +160,11 @@ class SphereSGD(Optimizer):
                 self.state[p]["radius"] = radius
         if not all(bool((r.isfinite() & (r > 0)).all()) for r in radii):
             raise ValueError("SphereSGD: the radius must be positive and finite; are these weights initialised?")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle or a state, of an earlier version too."""
+        super().__setstate__(state)
+        rename_options(self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore radii and effective learning rates, as saved by :meth:`state_dict`.
@@ -165,15 +175,17 @@ class SphereSGD(Optimizer):
         Raises:
             ValueError: If it is another optimizer's, or has other spheres.
         """
+        state_dict = {**state_dict, "param_groups": [dict(group) for group in state_dict["param_groups"]]}
+        rename_options(state_dict["param_groups"])
         if not all("elr" in group for group in state_dict["param_groups"]):
             raise ValueError("SphereSGD: the state to load belongs to another optimizer (no 'elr' in its groups)")
         saved, own = (
-            [g.get("spheres", g.get("left_spheres")) for g in groups]
+            [g.get("granularity", g.get("left_granularity")) for g in groups]
             for groups in (state_dict["param_groups"], self.param_groups)
         )
         if saved != own:
             raise ValueError(
-                f"SphereSGD: the spheres of the state to load are others: {_spheres(saved)} there, {_spheres(own)} "
+                f"SphereSGD: the spheres of the state to load are others: {_format(saved)} there, {_format(own)} "
                 "here; a run goes on with the spheres that it began with"
             )
         super().load_state_dict(state_dict)
@@ -212,7 +224,7 @@ class SphereSGD(Optimizer):
                 torch._foreach_add_(params, grads, alpha=-group["lr"])
             elif not group["elr"] > 0:
                 raise ValueError(f"SphereSGD: elr must be positive, but was set to {group['elr']}")
-            elif group["spheres"] == "joint":
+            elif group["granularity"] == "joint":
                 torch._foreach_add_(params, grads, alpha=-group["elr"] * group["radius"] ** 2)
                 scale = group["radius"] / joint_norm(group["params"])
                 torch._foreach_mul_(group["params"], scale.to(params[0].dtype))
@@ -224,8 +236,8 @@ class SphereSGD(Optimizer):
         return loss
 
 
-def _spheres(kinds: list[str | None]) -> str:
-    return kinds[0] or "none" if len(kinds) == 1 else f"{len(kinds)} groups"
+def _format(granularities: list[str | None]) -> str:
+    return granularities[0] or "none" if len(granularities) == 1 else f"{len(granularities)} groups"
 
 
 def _row_norms(params: list[Tensor]) -> list[Tensor]:
@@ -234,7 +246,7 @@ def _row_norms(params: list[Tensor]) -> list[Tensor]:
 
 
 def _check_names(group: dict[str, Any]) -> None:
-    unknown = group.keys() - {"params", "param_names", "name", "elr", "spheres", "lr", "weight_decay", "momentum"}
+    unknown = group.keys() - {"params", "param_names", "name", "elr", "granularity", "lr", "weight_decay", "momentum"}
     if unknown:
         raise ValueError(f"SphereSGD: a parameter group has no option {', '.join(sorted(unknown))}")
 
@@ -258,10 +270,10 @@ def _check(group: dict[str, Any]) -> None:
             f"SphereSGD: momentum must be 0, got {group['momentum']}: the step of fixed ELR has none; "
             "use torch.optim.SGD to train in the whole space"
         )
-    if group["spheres"] not in ("joint", "filter"):
-        raise ValueError(f"SphereSGD: spheres must be 'joint' or 'filter', got {group['spheres']!r}")
-    if group["elr"] is not None and group["spheres"] == "filter" and any(p.ndim < 2 for p in group["params"]):
-        raise ValueError("SphereSGD: spheres='filter' needs tensors of two or more dimensions")
+    if group["granularity"] not in get_args(SphereGranularity):
+        raise ValueError(f"SphereSGD: granularity must be 'joint' or 'filter', got {group['granularity']!r}")
+    if group["elr"] is not None and group["granularity"] == "filter" and any(p.ndim < 2 for p in group["params"]):
+        raise ValueError("SphereSGD: granularity='filter' needs tensors of two or more dimensions")
     if any(getattr(p, "_fsdp_flattened", False) for p in group["params"]):
         raise ValueError(
             "SphereSGD: FSDP1 shards would each be normalised alone, in silence; use DDP or FSDP2 (fully_shard)"

@@ -26,7 +26,7 @@ _NAMES = {
 
 
 def schedule_report(analysis: ScheduleAnalysis) -> str:
-    """Say the verdict in at most five lines.
+    """Format the verdict in at most five lines.
 
     Args:
         analysis: Of the run.

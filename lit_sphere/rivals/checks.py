@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lit_sphere.groups import Granularity, Group
+from lit_sphere.groups import Group, GroupGranularity
 from lit_sphere.observe.dynamics import controls_of
 from lit_sphere.observe.module_groups import groups_of_one_optimizer
 from lit_sphere.rivals.network_copy import needs_closure
@@ -42,7 +42,7 @@ def check_arguments(
     for key, (value, least) in numbers.items():
         if value is not None and value < least:
             raise ValueError(f"{owner}: {key} must be at least {least}, got {value}")
-    if granularity not in get_args(Granularity):
+    if granularity not in get_args(GroupGranularity):
         raise ValueError(f"{owner}: granularity must be 'filter' or 'tensor', got {granularity!r}")
 
 
@@ -78,7 +78,9 @@ def check_run(owner: Any, trainer: Trainer, pl_module: LightningModule) -> None:
         )
 
 
-def comparable(owner: Any, trainer: Trainer, groups: list[Group], granularity: Granularity) -> tuple[list[Group], int]:
+def comparable(
+    owner: Any, trainer: Trainer, groups: list[Group], granularity: GroupGranularity
+) -> tuple[list[Group], int]:
     """Choose the groups to compare: of one optimizer, that which trains most of them.
 
     Args:
@@ -100,17 +102,17 @@ def comparable(owner: Any, trainer: Trainer, groups: list[Group], granularity: G
             raise ValueError(
                 f"{name}: no single filter is scale-invariant here; set granularity: tensor to compare whole tensors"
             )
-    main, mine = groups_of_one_optimizer(owner, trainer, groups, "compares")
+    main, compared = groups_of_one_optimizer(owner, trainer, groups, "compares")
     kind = type(trainer.optimizers[main]).__name__
-    members = {p for group in mine for p in group.parameters}
+    members = {p for group in compared for p in group.parameters}
     for options in trainer.optimizers[main].param_groups:
         inside = sum(p in members for p in options["params"])
-        if "joint" in (options.get("spheres"), options.get("per")) and 0 < inside < len(options["params"]):
+        if options.get("granularity") == "joint" and 0 < inside < len(options["params"]):
             raise ValueError(
                 f"{name}: {kind} has {len(options['params'])} tensors on one joint sphere, but only {inside} of them "
                 "are compared; set granularity: tensor, or give each filter a sphere"
             )
-    return mine, main
+    return compared, main
 
 
 def _is_filter(group: Group) -> bool:

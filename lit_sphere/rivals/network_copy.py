@@ -81,8 +81,8 @@ class NetworkCopy:
             )
         self._who, self._stepped = f"{owner}: {name}", False
         self._given: dict[str, Any] = {"class": type(self._own).__name__, "options": _options(self._own)}
-        mine = {p for group in own for p in group}
-        self._others = [OptimizerCopy(each, self.copies, mine) for each in trainer.optimizers]
+        compared = {p for group in own for p in group}
+        self._others = [OptimizerCopy(each, self.copies, compared) for each in trainer.optimizers]
 
     def learn(self, batch: Any, parts: int) -> None:
         """Compute the gradient of a batch, to wait.
@@ -98,7 +98,7 @@ class NetworkCopy:
         self._gradient = torch.autograd.grad(loss / parts, self._leaves, allow_unused=True)
         self.waiting, self._samples = loss.detach(), samples_in(batch)
 
-    def take(self, parts: int) -> None:
+    def accumulate(self, parts: int) -> None:
         """Add the gradient that waits up, and its loss.
 
         Args:
@@ -275,7 +275,7 @@ class OptimizerCopy:
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Say whether the step of an optimizer evaluates the loss by itself.
+    """Return whether the step of an optimizer evaluates the loss by itself.
 
     Args:
         optimizer: Any optimizer.

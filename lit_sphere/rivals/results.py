@@ -1,4 +1,4 @@
-"""What OptimizerComparison logs, draws and says of a run."""
+"""What OptimizerComparison logs, draws and prints of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +49,8 @@ def leave_results(
         write_optimizer_comparison(rows, folder / "optimizer_comparison.csv")
 
 
-def say_how_far(owner: str, row: Row, names: Sequence[str]) -> None:
-    """Say what came out, for those who look at the terminal.
+def log_final_distance(owner: str, row: Row, names: Sequence[str]) -> None:
+    """Print the distances at the end.
 
     Args:
         owner: Name of the callback.
@@ -64,14 +64,14 @@ def say_how_far(owner: str, row: Row, names: Sequence[str]) -> None:
     )
 
 
-def say_what_will_not_be(owner: str, trainer: Trainer, start_epoch: int, steps: int | None, done: int) -> None:
-    """Say before training that a comparison that is over does not go on, or that it will never begin.
+def warn_not_starting(owner: str, trainer: Trainer, start_epoch: int, steps: int | None, done: int) -> None:
+    """Warn before training that a comparison that is over does not go on, or that it will never begin.
 
     Args:
         owner: Name of the callback.
         trainer: Its trainer.
         start_epoch: Epoch from which on it compares.
-        steps: Steps asked for; None for the rest of the run.
+        steps: Steps requested; None for the rest of the run.
         done: Steps after which a comparison was over in the checkpoint; 0 if there was none.
     """
     if done and (steps is None or steps > done):
@@ -86,14 +86,14 @@ def say_what_will_not_be(owner: str, trainer: Trainer, start_epoch: int, steps: 
         )
 
 
-def say_what_was_not(owner: str, trainer: Trainer, start_epoch: int, steps: int | None, done: int) -> None:
-    """Say after training that less was compared than asked for, where that was not said before.
+def warn_incomplete(owner: str, trainer: Trainer, start_epoch: int, steps: int | None, done: int) -> None:
+    """Warn after training that less was compared than requested, where no earlier warning said so.
 
     Args:
         owner: Name of the callback.
         trainer: Its trainer.
         start_epoch: Epoch from which on it compares.
-        steps: Steps asked for; None for the rest of the run.
+        steps: Steps requested; None for the rest of the run.
         done: Steps compared.
     """
     if not done and not never_begins(trainer, start_epoch):
@@ -109,7 +109,7 @@ def say_what_was_not(owner: str, trainer: Trainer, start_epoch: int, steps: int 
 
 
 def never_begins(trainer: Trainer, start_epoch: int) -> bool:
-    """Say whether a run has no such epoch, as far as its epochs tell.
+    """Return whether a run has no such epoch, as far as its epochs show.
 
     Args:
         trainer: The trainer.

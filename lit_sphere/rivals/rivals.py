@@ -90,7 +90,7 @@ class ComparedCopies:
         loss = loss.detach().double()
         self._passed = loss if self._passed is None else self._passed + loss
 
-    def take_batch(self) -> None:
+    def accumulate(self) -> None:
         """Add the gradients of the batch up, if the run has taken it and that is not done yet."""
         if self._passed is None or self._waiting is None:
             return
@@ -98,7 +98,7 @@ class ComparedCopies:
         if not self._module.automatic_optimization:
             left = self._parts = self._parts or _parts(self._waiting, self._passed)
         for one in self._copies.values():
-            one.take(left)
+            one.accumulate(left)
         self._batches = [count + 1 for count in self._batches]
 
     @property
@@ -143,7 +143,7 @@ class ComparedCopies:
             ValueError: If the run's first step was not that of the same batches' losses, or there was no batch
                 since the last step.
         """
-        self.take_batch()
+        self.accumulate()
         run = self._trainer.optimizers[number]
         if not _has_gradient(run):  # the training step has skipped all batches
             self._forget(number)
@@ -201,7 +201,7 @@ class ComparedCopies:
         pairs = list(zip(self._run_grads, map(_gradient, one.trained[self.main]), strict=True))
         self._run_grads, self._unchecked = [], False
         norm = math.hypot(*(float(run.double().norm()) for run, _ in pairs))
-        error = math.hypot(*(float((run.double() - mine.double()).norm()) for run, mine in pairs))
+        error = math.hypot(*(float((run.double() - copy.double()).norm()) for run, copy in pairs))
         if math.isfinite(norm) and error > _SAME_GRADIENT * norm:
             module = type(self._module).__name__
             raise ValueError(
@@ -240,7 +240,7 @@ class ComparedCopies:
 
 
 def _parts(loss: Tensor, passed: Tensor) -> int:
-    """Say what a module divides its losses by; 1 where it is no whole number, which the first step will show."""
+    """Find what a module divides its losses by; 1 where it is no whole number, which the first step will show."""
     ratio = float(loss.double() / passed)
     parts = round(ratio) if math.isfinite(ratio) else 1
     return parts if parts > 1 and abs(ratio - parts) < _SAME_LOSS * parts else 1

@@ -60,7 +60,7 @@ class SwitchableOptions:
         if after and not on_sphere and not self._spheres and type(self._sgd()) is not SGD:
             raise ValueError(f"{names} cannot enter a sphere; take torch.optim.SGD, or FixedNorm to keep the norm")
         filters = any(
-            "filter" in (g.get("spheres"), g.get("left_spheres")) for o in self._spheres for g in o.param_groups
+            "filter" in (g.get("granularity"), g.get("left_granularity")) for o in self._spheres for g in o.param_groups
         )
         if filters and after != on_sphere and not {"lr", "elr"} & changes.keys():
             raise ValueError("spheres of filters have one learning rate each; give lr to leave them, elr to enter them")
@@ -79,7 +79,7 @@ class SwitchableOptions:
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 if isinstance(optimizer, SphereSGD):
-                    plain = not on_sphere or (group["elr"] is None and "left_spheres" not in group)
+                    plain = not on_sphere or (group["elr"] is None and "left_granularity" not in group)
                     if plain and name != "momentum":
                         return True
                 elif name in group and (not on_sphere or bool(self._others(group))):
@@ -88,8 +88,8 @@ class SwitchableOptions:
 
     def _others(self, group: dict[str, Any]) -> list[int]:
         """Positions of the group's parameters that are not scale-invariant."""
-        mine = set(self.invariant or [])
-        return [i for i, p in enumerate(group["params"]) if p not in mine]
+        invariant = set(self.invariant or [])
+        return [i for i, p in enumerate(group["params"]) if p not in invariant]
 
     def _sgd(self) -> Optimizer | None:
         """The optimizer that trains the scale-invariant parameters; the first as long as these are not known."""
@@ -121,8 +121,10 @@ class SwitchableOptions:
             if name in rest:
                 self._set(name, rest[name])
         after = self._values()
-        told = [name for name in after if name in changes or ("sphere" in changes and before.get(name) != after[name])]
-        return {name: (before.get(name), after[name]) for name in told}
+        changed = [
+            name for name in after if name in changes or ("sphere" in changes and before.get(name) != after[name])
+        ]
+        return {name: (before.get(name), after[name]) for name in changed}
 
     def _values(self) -> dict[str, Value]:
         """Present values; of the first group that has the option."""
@@ -210,7 +212,7 @@ class SwitchableOptions:
         self._note_norm(optimizer, self._entered["norm"])
 
     def _note_norm(self, optimizer: Optimizer, norm: float | None) -> None:
-        """Leave word in the optimizer's own state, for runs that go on without what keeps the norm."""
+        """Note the norm in the optimizer's own state, for resumed runs without what keeps it."""
         invariant = set(self.invariant or [])
         for group in optimizer.param_groups:
             if group["params"][0] in invariant:
@@ -236,7 +238,7 @@ class SwitchableOptions:
 
     @staticmethod
     def holds_sphere(state: Mapping[str, Any]) -> bool:
-        """Tell from a saved state whether the run was on a sphere that no optimizer's own state knows of.
+        """Return from a saved state whether the run was on a sphere that no optimizer's own state knows of.
 
         Args:
             state: As given by :meth:`state`.

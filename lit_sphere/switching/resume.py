@@ -26,7 +26,7 @@ def state_key_of(changes: Iterable[str]) -> str:
 
 
 def is_of_switches(key: str) -> bool:
-    """Tell whether a callback's key in a checkpoint is that of a ``FineTuneSwitch``, or of a subclass.
+    """Return whether a callback's key in a checkpoint is that of a ``FineTuneSwitch``, or of a subclass.
 
     Args:
         key: The key.
@@ -74,7 +74,7 @@ def _made(state: Mapping[str, Any]) -> list[Switch]:
 
 
 def made_others(fired: list[dict[str, Any]], switches: list[Switch]) -> bool:
-    """Tell whether the switches that took place are not the first of a list."""
+    """Return whether the switches that took place are not the first of a list."""
     return [each["switch"] for each in fired] != [asdict(switch) for switch in switches[: len(fired)]]
 
 
@@ -99,18 +99,18 @@ class StaysSwitched(Callback):
         return self._key
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on, and say with what."""
-        told = []
+        """Restore the options, and print which."""
+        restored = []
         self._options = SwitchableOptions(trainer.optimizers)
         self._options.load_state(self._state["options"])
         if SwitchableOptions.holds_sphere(self._state["options"]):
-            told.append(f"on the sphere, ρ = {self._state['options']['norm']:.5g}")
+            restored.append(f"on the sphere, ρ = {self._state['options']['norm']:.5g}")
         augment = _augments(self._state)
         datamodule: Any = getattr(trainer, "datamodule", None)
         if augment is not None and hasattr(datamodule, "augment"):
             datamodule.augment = augment
-            told.append("with augmentation" if augment else "without augmentation")
-        rank_zero_info(f"goes on as FineTuneSwitch left it, which is not given any more: {', '.join(told)}")
+            restored.append("with augmentation" if augment else "without augmentation")
+        rank_zero_info(f"goes on as FineTuneSwitch left it, which is not given any more: {', '.join(restored)}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizers alone."""

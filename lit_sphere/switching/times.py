@@ -25,7 +25,7 @@ def is_due(
 
     Args:
         switch: The next one.
-        trainer: The trainer; all ranks must ask.
+        trainer: The trainer; all ranks must call this.
         epoch: Number of the epoch.
         fired: The switches that took place.
         loss: What ``loss_below`` looks at.
@@ -167,20 +167,20 @@ class WatchedLoss:
             ValueError: Names the metrics that there are.
         """
         if self._ended and (self._validated or not trainer.enable_validation) and self._missing(trainer):
-            raise ValueError(f"FineTuneSwitch: {self.said(trainer)}; set loss_key to one of those")
+            raise ValueError(f"FineTuneSwitch: {self.missing_metric(trainer)}; set loss_key to one of those")
 
     def _missing(self, trainer: Trainer) -> bool:
         return self._key is not None and self._key not in trainer.callback_metrics and self._logged is None
 
-    def said(self, trainer: Trainer) -> str:
-        """Say that the metric is not logged, and what is; empty if it is."""
+    def missing_metric(self, trainer: Trainer) -> str:
+        """Give a message that the metric is not logged, and which are; empty if it is."""
         if not self._missing(trainer):
             return ""
         known = ", ".join(sorted(trainer.callback_metrics)) or "none"
         return f"loss_key {self._key} is not logged; the metrics that are: {known}"
 
     def value(self, trainer: Trainer, epoch: int) -> float:
-        """Give the loss of an epoch that ends; all ranks must ask.
+        """Give the loss of an epoch that ends; all ranks must call this.
 
         Args:
             trainer: The trainer.
@@ -192,7 +192,7 @@ class WatchedLoss:
         if self._key is None:
             return self._steps.means(trainer).get("loss", math.inf) if self._epoch == epoch else math.inf
         value = trainer.callback_metrics.get(self._key, self._logged)
-        # What the module logs at its epoch's end comes later: callbacks hear of the end before.
+        # What the module logs at its epoch's end comes later: the hooks of callbacks come before.
         return float("inf") if value is None else float(value)
 
     def state(self, trainer: Trainer | None = None) -> dict[str, Any]:

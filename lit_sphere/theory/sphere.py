@@ -122,8 +122,8 @@ def next_elr(elr: Number, ess: Number, ess_total: Number) -> Tensor:
         ValueError: If the ELR is not positive, a step size negative, or one of them not finite.
     """  # noqa: DOC502
     elr, ess, ess_total = on_one_device(elr, ess, ess_total)
-    turned, whole = not_negative("ess", ess), not_negative("ess_total", ess_total)
-    return positive("elr", elr) * (1 + whole.square()) / (1 + turned.square())
+    turned, total = not_negative("ess", ess), not_negative("ess_total", ess_total)
+    return positive("elr", elr) * (1 + total.square()) / (1 + turned.square())
 
 
 def largest_stable_eigenvalue(elr: Number) -> Tensor:

@@ -110,7 +110,7 @@ def toy_curves(
         The curves, float64.
 
     Raises:
-        ValueError: If an α or an ELR is not positive and finite, or nothing is asked for.
+        ValueError: If an α or an ELR is not positive and finite, or there is no ELR or no seed.
 
     Example:
         >>> curves = toy_curves((1.0, 2.0, 4.0), (0.1, 0.2), seeds=range(3))
@@ -121,7 +121,7 @@ def toy_curves(
     """
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError("the toy needs at least one epoch and one step")
-    alpha, rates = _asked(alphas, elrs, seeds)
+    alpha, rates = _checked(alphas, elrs, seeds)
     elr = rates[:, None, None, None]
     point = torch.stack([_random_point(seed, len(alpha)) for seed in seeds]).expand(len(elr), -1, -1, -1)
     kept: list[list[Tensor]] = [[], [], []]
@@ -150,11 +150,11 @@ def settled_losses(alphas: Numbers, elrs: Numbers, steps: int = 2000, seeds: Seq
         float64 tensor of shape (ELRs, seeds).
 
     Raises:
-        ValueError: If an α or an ELR is not positive and finite, or nothing is asked for.
+        ValueError: If an α or an ELR is not positive and finite, or there is no ELR or no seed.
     """
     if steps < 2:
         raise ValueError(f"a run has a second half from 2 steps on, got {steps}")
-    alpha, elr = _asked(alphas, elrs, seeds)
+    alpha, elr = _checked(alphas, elrs, seeds)
     starts = torch.stack([_random_point(seed, len(alpha)) for seed in seeds], -1)  # (2, n, seeds)
     points = starts.repeat(1, 1, len(elr))
     rates = elr.repeat_interleave(len(seeds))
@@ -185,7 +185,7 @@ def _mean_of_second_half(points: Tensor, turn: Tensor, alpha: Tensor, steps: int
     return total / (steps - steps // 2)
 
 
-def _asked(alphas: Numbers, elrs: Numbers, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _checked(alphas: Numbers, elrs: Numbers, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     alpha, elr = terms(alphas), positive("ELR", elrs).cpu()
     if elr.ndim != 1 or not len(elr) or not len(seeds):
         raise ValueError("the toy needs at least one ELR and one seed")
