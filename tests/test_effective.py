@@ -24,6 +24,7 @@ from lit_sphere.effective import (
     quantiles_over_groups,
     source_of,
 )
+from lit_sphere.effective.quantities import _angle
 from lit_sphere.groups import Group, find_groups
 from lit_sphere.networks import ConvNet
 from lit_sphere.optim import SphereSGD
@@ -453,6 +454,37 @@ def test_extremes_over_steps_go_on_from_a_saved_state_and_from_one_without_them(
         seen = torch.cat([values[:256].mean(0, keepdim=True), values[256:]]) if at > 256 else values
         torch.testing.assert_close(torch.stack(without[1:]), torch.stack([seen.amin(0), seen.amax(0)]))
         assert whole.summary() is None
+
+
+def test_values_do_not_depend_on_how_many_steps_are_worked_out_at_once() -> None:
+    """Else means would differ in their last bit by where a run was interrupted; torch's atan2 and hypot do."""
+    params = [nn.Parameter(torch.zeros(6, dtype=torch.float64)) for _ in range(3)]
+    groups = [Group(str(i), (p,)) for i, p in enumerate(params)]
+    quantities = EffectiveQuantities(groups, torch.optim.SGD(params, lr=0.3))
+    g, observed = torch.Generator().manual_seed(0), []
+    for _ in range(400):
+        for p in params:
+            p.data.normal_(generator=g)
+            p.grad = torch.empty_like(p).normal_(generator=g)
+        observed.append(quantities.observe())
+    options = quantities.options()
+    singly = [quantities.evaluate(step[None], options) for step in observed]
+    assert torch.equal(quantities.evaluate(torch.stack(observed), options), torch.cat(singly))
+
+
+@settings(deadline=None)
+@given(angle=st.floats(0, math.pi), length=st.floats(1e-9, 1e9))
+def test_the_angle_is_that_of_its_components(angle: float, length: float) -> None:
+    along, across = length * math.cos(angle), length * math.sin(angle)
+    found = _angle(*torch.tensor([along, across], dtype=torch.float64))
+    assert found.item() == pytest.approx(math.atan2(across, along), rel=1e-15, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("along", "across", "angle"), [(0.0, 0.0, 0.0), (-0.0, 2.0, math.pi / 2), (-3.0, 0.0, math.pi), (3.0, 0.0, 0.0)]
+)
+def test_the_angle_of_steps_along_and_across(along: float, across: float, angle: float) -> None:
+    assert _angle(torch.tensor(along), torch.tensor(across)).item() == pytest.approx(angle)
 
 
 def test_quantiles_are_values_of_groups_by_name() -> None:

@@ -1,5 +1,6 @@
 """What an optimizer step does to groups of parameters, from sums over them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -281,5 +282,13 @@ def _rows(
 ) -> Tensor:
     """The rows of :data:`QUANTITIES`; the tangent is infinite from a right angle on."""
     norm, ess = norm2.sqrt(), across / along.clamp(min=0)
-    angle = torch.atan2(across, along)
+    angle = _angle(along, across)
     return torch.stack([norm, (norm2 * grad2).sqrt(), elr, ess, angle, radial, length], -2)
+
+
+def _angle(along: Tensor, across: Tensor) -> Tensor:
+    """Angle in [0, π] of a step with these components, across ≥ 0."""
+    # torch.atan2 rounds the last few values of a tensor differently from the others: a mean over steps would depend, in
+    # its last bit, on where the run was interrupted.
+    acute = torch.where((across == 0) & (along == 0), 0.0, torch.atan(across / along.abs()))
+    return torch.where(along < 0, math.pi - acute, acute)
