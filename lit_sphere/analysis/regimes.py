@@ -87,8 +87,9 @@ def name_regime(
     1. *convergence*: the train loss stays below ``converged_loss``;
     2. *divergence*: training is at chance, and consecutive iterates are uncorrelated. At chance: the train error is
        on average above 95 % of (1 − 1/classes); where there is no error, the loss above 80 % of ``chance_loss``.
-       Uncorrelated: their mean angle is above 75° (cosine ¼); where angles are not known, chance decides alone, and
-       where only they are known, they do. A loss that ended NaN or infinite is divergence too;
+       Uncorrelated: their mean angle is above 75° (cosine ¼). Where angles are not known, chance decides alone; where
+       only they are known, an angle above 60° does (cosine ½; in TR's toy, an ELR of 2/Σα). A loss that ended NaN or
+       infinite is divergence too;
     3. *chaotic equilibrium*: neither, the loss is steady, the weights have forgotten where they were, and their
        effective learning rates have settled. Steady: over the last quarter and over the last half the loss has no
        trend beyond 5 % and three standard errors of its noise. Forgotten: steps of random directions and of these
@@ -161,7 +162,7 @@ def name_regime(
         since = _holds_since([mean > level for mean in _moving_means(curve, window)])
         if since <= epochs - window:
             angle = math.inf if angles is None else fmean(angles[-window:])
-            if angle > UNCORRELATED_ANGLE:
+            if angle > UNCORRELATED_ANGLE or curve is angles:
                 return _verdict("divergence", what, since, first_epoch, steps, more)
             if angle > CORRELATED_ANGLE:
                 between = f"between chaotic equilibrium and divergence: {what}"
