@@ -236,7 +236,9 @@ def test_the_threshold_follows_the_loss_of_the_module() -> None:
 
 def test_the_summary_says_what_the_monitor_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(Scripted([1e-3] * 20, [0.0] * 20), RegimeMonitor(), RunSummary(), folder=tmp_path)
-    assert re.search(r"regime +convergence +train loss below 0.01 since epoch 0; consecutive", capsys.readouterr().out)
+    assert re.search(
+        r"regime +convergence +train loss below 0.01 since epoch 0\n +consecutive", capsys.readouterr().out
+    )
 
 
 def test_a_run_without_a_loss_is_told_so() -> None:
