@@ -83,7 +83,8 @@ def test_a_norm_that_begins_to_be_fixed_is_heard_of() -> None:
 def test_a_norm_fixed_from_the_start_changes_nothing_in_the_middle() -> None:
     hears = Hears()
     fit(hears, FixedNorm())
-    assert hears.before == hears.after == []
+    assert not hears.before
+    assert not hears.after
 
 
 @pytest.mark.parametrize("control", [FineTuneSwitch([Switch(epoch=2, lr=0.01)]), FixedNorm(from_epoch=2)])
