@@ -167,8 +167,8 @@ class EffectiveLearningRateMonitor(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log means and extremes over the epoch; where single steps are logged, the means to other callbacks only."""
         summary = self._summary_of_epoch()
-        if summary is None:
-            return
+        if summary is None or self._epoch != trainer.current_epoch:
+            return  # no step of this epoch was measured; those of the one before ended in the run that was resumed
         mean = summary.mean
         metrics = self._extremes(summary)
         if self.per == "epoch":
