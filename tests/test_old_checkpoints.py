@@ -14,7 +14,10 @@ from conftest import REPOSITORY, LitSphere
 
 from lit_sphere.report import Series, read_metrics
 
-pytestmark = pytest.mark.filterwarnings("ignore:FineTuneSwitch.* (will not take|never took) place")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:FineTuneSwitch.* (will not take|never took) place"),
+    pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning"),  # of a newer one
+]
 RUNS = REPOSITORY / "tests" / "runs_of_0_1"
 NAMES = sorted(path.stem for path in RUNS.glob("*.ckpt"))
 STEPS, DONE = 12, 6

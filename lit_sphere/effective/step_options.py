@@ -78,7 +78,7 @@ class OptionsOfAtoms:
             The options, of atoms in groups.
         """
         groups = self._optimizer.param_groups
-        key = tuple([(*rate_of(groups[i]), sphere_granularity(groups[i])) for i in self.used])
+        key = tuple((*rate_of(groups[i]), sphere_granularity(groups[i])) for i in self.used)
         if self._now is None or self._key != key:
             self._key, self._now = key, self._read(dict(zip(self.used, key, strict=True)))
         return self._now

@@ -245,7 +245,7 @@ def _secant(tangent: Tensor) -> Tensor:
 def _steps(start: Tensor, goal: Tensor, fixed: Tensor, rate: Tensor) -> Tensor:
     """Steps in which ``start − fixed``, shrinking by ``rate`` a step, comes down to ``goal − fixed``."""
     reached = start <= goal
-    never = ~reached & (goal <= fixed)
+    never = reached.logical_not() & (goal <= fixed)
     ratio = torch.where(reached | never, 1.0, (goal - fixed) / (start - fixed))
     steps = torch.where(ratio < 1, ratio.log() / rate.clamp(min=1e-300).log(), 0.0)
     return torch.where(never, torch.inf, steps)
