@@ -279,6 +279,8 @@ def test_one_argument_on_a_gpu_takes_the_others_there(
     """Numbers and the CPU's tensors stand beside it. No GPU is needed: values are not worked out, only devices."""
     for module in (arguments, *MODULES):
         monkeypatch.setattr(module, "require", lambda *_: None, raising=False)  # it asks for values
+    # Autograd makes its threads at the first backward; for a pretended GPU too, and then no later test could fork.
+    torch.ones(1, requires_grad=True).sum().backward()
     with FakeTensorMode():
         given = {
             other: pretended(value, "cpu", numbers) if case.ranges[other] else value
