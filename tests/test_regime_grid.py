@@ -1,7 +1,8 @@
 """Every run of SCIENCE's grids is named rightly, and what was announced on the way stays (real runs, slow).
 
-Seen on an AMD EPYC (2 cores, torch 2.15), seeds 0, 1, 2: 144 runs, none named wrongly, 102 announcements, none taken
-back. ``pytest -m slow tests/test_regime_grid.py -s`` prints this machine's.
+Seen on an AMD EPYC (2 cores, torch 2.14.1): 131 runs (digits, 30 ELRs, seeds 0 to 2; shorter ones, seeds 0 to 3; 100
+classes, seed 0; CIFAR-10, seed 0 and the lowest ELRs of seed 1), none named wrongly, 83 announcements, none taken back.
+``pytest -m slow tests/test_regime_grid.py -n 0 -s`` prints this machine's.
 """
 
 import os
@@ -131,9 +132,9 @@ def test_a_hundred_classes(seed: int) -> None:
 
 
 def on_cifar(elr: float) -> set[str]:
-    if elr < 4e-3:
+    if elr < 1.5e-3:
         return UNDECIDED
-    if elr < 1.5e-2:
+    if elr < 1.5e-2:  # at 2e-3 the weights would keep a cosine of 0.67, and the loss still falls
         return EQUILIBRIUM | UNDECIDED
     return BORDER_23 if elr < 7e-2 else DIVERGENCE
 

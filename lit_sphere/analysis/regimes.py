@@ -102,8 +102,8 @@ def name_regime(
     ``since`` is where the evidence begins to hold to the end: for means over a quarter of the run, the first epoch of
     the first such quarter. For a run whose ELR was changed, give the curves since the change.
 
-    Error rates, of real runs: of 144 over the papers' grid of ELRs (digits, 100 epochs; 100 classes; CIFAR-10, 5000
-    images, 30 epochs; seeds 0 to 2) none was named wrongly (``tests/test_regime_grid.py``). Of noise around a level,
+    Error rates, of real runs: of 131 over the papers' grid of ELRs (digits, 100 epochs; 100 classes; CIFAR-10, 5000
+    images, 30 epochs) none was named wrongly (``tests/test_regime_grid.py``). Of noise around a level,
     the share that is taken for a trend and left undecided: 1 to 2 % of independent noise; with a memory of five epochs
     (correlation 0.8) 18 %, 13 % and 5 % of runs of 40, 100 and 200 epochs. Of losses that fall by 12 % in ten epochs, 2
     and 5 % of noise: 0 and 1 % are taken for an equilibrium (``tests/test_regimes.py``).
