@@ -47,6 +47,8 @@ class RunSummary(RegimeWatch):
         self._judges = on_sphere and regime_watch_of(trainer) is None
         if self._judges:
             super().on_fit_start(trainer, pl_module)
+        else:
+            self.verdict = None  # of another run
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the epoch."""

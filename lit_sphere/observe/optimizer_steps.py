@@ -311,8 +311,9 @@ class SharedQuantities(EffectiveQuantities):
         Returns:
             As of :meth:`~lit_sphere.effective.EffectiveQuantities.observe`; the same tensor to all callers.
         """
-        options = self._options.now()  # a callback between two callers may have changed them
-        if self._observed is None or (self._blocks and self._observed_with is not options):
+        # A callback between two callers may have changed them. Otherwise they are not read: that may wait for the device.
+        options = self._options.now() if self._blocks else None
+        if self._observed is None or self._observed_with is not options:
             self._observed, self._observed_with = super().observe(), options
         return self._observed
 
