@@ -306,3 +306,12 @@ def test_step_sizes_are_right_where_momentum_is_switched_on() -> None:
     row = monitor._curves.rows[-1]
     for quantity in ("ess", "elr", "effective_grad_norm"):
         assert row[quantity][0] == pytest.approx(trainer.callback_metrics[f"{quantity}/total"].item(), rel=1e-6)
+
+
+def test_a_summary_used_again_shows_no_other_runs_regime(tmp_path: Path) -> None:
+    summary = RunSummary()
+    fit(Scripted([1e-3] * 20, [0.0] * 20), summary, folder=tmp_path / "sphere")
+    assert summary.verdict is not None
+    module = SIConvNet(width=4, in_channels=1, optimizer=lambda params: torch.optim.SGD(params, lr=0.05))
+    fit(module, summary, folder=tmp_path / "whole", datamodule=Digits(train_size=128, batch_size=64), max_epochs=1)
+    assert summary.verdict is None

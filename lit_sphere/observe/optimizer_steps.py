@@ -311,7 +311,7 @@ class SharedQuantities(EffectiveQuantities):
         Returns:
             As of :meth:`~lit_sphere.effective.EffectiveQuantities.observe`; the same tensor to all callers.
         """
-        # A callback between two callers may have changed them. Otherwise they are not read: that may wait for the device.
+        # A callback between two callers may have changed them. Not read elsewhere: that may wait for the device.
         options = self._options.now() if self._blocks else None
         if self._observed is None or self._observed_with is not options:
             self._observed, self._observed_with = super().observe(), options
