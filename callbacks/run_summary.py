@@ -48,7 +48,7 @@ class RunSummary(RegimeWatch):
         if self._judges:
             super().on_fit_start(trainer, pl_module)
         else:
-            self.verdict = None  # of another run
+            self._curves.rows, self.verdict = [], None  # of another run
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the epoch."""
