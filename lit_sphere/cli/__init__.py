@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lit_sphere import __version__
 from lit_sphere.cli.config_names import shipped_configs
-from lit_sphere.cli.errors import CommandLineError, exit_status
+from lit_sphere.cli.errors import CommandLineError, exit_status, written_to
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 
 
@@ -55,10 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         run(args)
     except BaseException as error:
-        status = exit_status(error)
+        status = exit_status(error, args[0])
         if status is None or os.environ.get("LIT_SPHERE_TRACEBACK"):
             raise
         sys.exit(status)
+    finally:
+        written_to.set(None)
 
 
 def _help() -> str:

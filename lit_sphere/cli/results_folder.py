@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.errors import CommandLineError, written_to
 
 
 def free_folder(requested: str | None, command: str, file: str) -> Path:
@@ -42,3 +42,4 @@ def make_folder(folder: Path) -> None:
         raise CommandLineError(f"--run {folder}: cannot be made ({error.strerror}); choose another folder") from error
     if not os.access(folder, os.W_OK):
         raise CommandLineError(f"--run {folder}: cannot be written to; choose another folder")
+    written_to.set(folder)

@@ -28,7 +28,7 @@ from lit_sphere.cli.checkpoints import (
     check_something_to_train,
     read_checkpoint,
 )
-from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.cli.old_names import drop_old_names, rename_arguments
 from lit_sphere.cli.parser import LINKED, ConfigFile, Parser
 from lit_sphere.cli.run_folder import (
@@ -175,6 +175,7 @@ class SphereCLI(LightningCLI):
             path = Path(str(files[-1])) if files else Path("run")
             name = path.stem if path.stem != "config" else path.resolve().parent.name  # of the run that goes on
             self.folder = run_folder(config.run, name, config.ckpt_path, _is_first_rank())
+            written_to.set(self.folder)
             if config.checkpoint.dirpath is None:
                 config.checkpoint.dirpath = str(self.folder / "checkpoints")
 
