@@ -46,7 +46,7 @@ def test_of_a_run_in_its_folder(
     monkeypatch.setattr("cli_networks.CountBatches.on_train_batch_start", _crash)
     crashing = ("fit", *_RUN, "--run", "r", "--trainer.callbacks", "cli_networks.CountBatches")
     assert _file(lit_sphere(*crashing)).parent == empty_folder / "r"
-    assert not any(temporary.iterdir())
+    assert not any(temporary.glob("lit-sphere-*"))
 
 
 def test_of_a_command_that_has_no_folder_yet(

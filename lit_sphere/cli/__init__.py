@@ -9,6 +9,7 @@ from lit_sphere import __version__
 from lit_sphere.cli.config_names import shipped_configs
 from lit_sphere.cli.errors import CommandLineError, exit_status, written_to
 from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.suggestions import did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if not args[0].startswith("-") and args[0] not in SUBCOMMANDS:
             known = ", ".join(SUBCOMMANDS)
-            raise CommandLineError(f"unknown command {args[0]!r}; there are {known}")
+            raise CommandLineError(
+                f"unknown command {args[0]!r}{did_you_mean(args[0], SUBCOMMANDS)}; there are {known}"
+            )
         if args[0].partition("=")[0] == "--print_shtab":
             from lit_sphere.cli.completion import print_completion
 

@@ -15,6 +15,7 @@ from lit_sphere.cli.rewordings import in_one_line
 written_to: ContextVar[Path | None] = ContextVar("written_to", default=None)
 """Where this command writes; once it is made, the traceback of an error that nobody foresaw goes there."""
 
+_LONGEST_LINE = 480
 _LONGEST = 200  # of a message that nobody wrote for a user
 
 
@@ -45,6 +46,8 @@ def exit_status(error: BaseException, command: str = "fit") -> int | None:
         return status
     if isinstance(error, RuntimeError) and str(error).startswith("Found more than one stateful callback"):
         return _print_line(_twice(str(error)), 2)
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
+        return _print_line(_never_logged(str(error)), 1)
     if isinstance(error, ValueError) and _is_raised(error):
         # jsonargparse passes on what a constructor raised within its account of the types.
         refused = "Does not validate against any" in str(error)
@@ -111,8 +114,12 @@ def _write_new(text: str, prefix: str, folder: Path | None) -> str:
 
 def _print_line(message: str, status: int) -> int:
     line = " ".join(message.split())
+    line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…"
     if line.startswith("No supported gpu backend"):
         line = "no GPU found: use --trainer.accelerator cpu or auto"
+    allocation = re.search(r"tried to allocate (\S+ \S+?)[.;]", line)
+    if allocation:
+        line = f"{allocation[1]} of memory are not there: make the network (--model) or its batches (--data) smaller"
     if "made after the example input" in line:
         line += "; does --model.input_shape fit the data?"
     print(f"lit-sphere: {line}", file=sys.stderr)
@@ -136,6 +143,13 @@ def _os_error(error: OSError, command: str) -> str:
     if error.errno == errno.EACCES and isinstance(path, str) and Path(path).exists() and not os.access(path, os.R_OK):
         remedy = "allow to read it (chmod u+rX), or give another path"
     return f"{error.strerror}{f': {path}' if path else ''}{f'; {remedy}' if remedy else ''}"
+
+
+def _never_logged(message: str) -> str:
+    """What EarlyStopping waits for in vain; Lightning lists all that is logged."""
+    named = re.match(r".*?`([^`]+)`.*?following: (.*)", message, re.DOTALL)
+    key, logged = (named[1], named[2].replace("`", "")) if named else ("", message)
+    return f"--trainer.callbacks: EarlyStopping: monitor {key!r} is logged by nobody; there are {logged}"
 
 
 def _twice(message: str) -> str:

@@ -3,13 +3,30 @@
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from typing import NamedTuple
 
+from lit_sphere.cli.suggestions import did_you_mean
 
-def _help_of(option: str) -> str:
-    if option.startswith("--trainer.callbacks"):
-        return "--trainer.callbacks.help CLASS lists them"
-    return "--model.help CLASS and --data.help CLASS list them"
+
+def _has_no_option(option: str, class_path: str, name: str) -> str:
+    """A class without this option: the nearest that it has, and where they are listed."""
+    from lit_sphere.cli.shipped_classes import option_names  # not for `lit-sphere --help`
+
+    module, _, short = class_path.rpartition(".")
+    if name in ("class_path", "init_args"):
+        return f"{short}: its options belong under init_args, beside class_path, and nothing else"
+    listed = f"{option}.help {short} lists them"
+    if not option.startswith(("--trainer.callbacks", "--data")) and option != "--model":
+        listed = "--model.help CLASS and --data.help CLASS list them"
+    prefix = "" if option.startswith("--trainer.callbacks") else f"{option}."
+    known = option_names(getattr(import_module(module), short))
+    near = did_you_mean(prefix + name, [prefix + each for each in known])
+    return f"{short} has no option {name!r}{near or ';'} {listed}"
+
+
+def _has_no_option_of_a_class(option: str, match: re.Match[str]) -> str:
+    return _has_no_option(option, match["path"], match["name"])
 
 
 def _classes(option: str) -> str:
@@ -23,12 +40,15 @@ def _classes(option: str) -> str:
     return names or "those of import paths such as torch.optim.SGD"
 
 
+_A_CLASS = "expected a class, or class_path and init_args"
+
+
 class Example(NamedTuple):
     """A mistake, jsonargparse's account of all that it tried, and what the user sees.
 
     Args:
         typed: A command line.
-        message: What jsonargparse prints for it.
+        message: What jsonargparse prints for it, and :mod:`lit_sphere.cli.suggestions` adds.
         line: What is left of that, after ``lit-sphere:``.
     """
 
@@ -70,7 +90,7 @@ _NO_OPTION = Example(
     "[<class 'lit_sphere.data.resident.ResidentDataModule'>, <class 'NoneType'>] Errors: - Problem with given "
     "class_path 'lit_sphere.data.Digits': Option 'bogus' is not accepted - Expected a <class 'NoneType'> "
     "Given value type: <class 'jsonargparse._util.NestedArg'> Given value: NestedArg(key='bogus', val='3')",
-    "--data: Digits has no option 'bogus'; --model.help CLASS and --data.help CLASS list them",
+    "--data: Digits has no option 'bogus'; --data.help Digits lists them",
 )
 _NO_OPTION_OF_A_CALLBACK = Example(
     "fit --trainer.callbacks+=RegimeMonitor --trainer.callbacks.bogus 3",
@@ -80,7 +100,7 @@ _NO_OPTION_OF_A_CALLBACK = Example(
     "is not accepted - Problem with given class_path 'lightning.Callback': Option 'bogus' is not accepted - Expected "
     "a <class 'NoneType'> Given value type: <class 'jsonargparse._util.NestedArg'> Given value: "
     "NestedArg(key='bogus', val='3')",
-    "--trainer.callbacks: RegimeMonitor has no option 'bogus'; --trainer.callbacks.help CLASS lists them",
+    "--trainer.callbacks: RegimeMonitor has no option 'bogus'; --trainer.callbacks.help RegimeMonitor lists them",
 )
 _NO_NETWORK = Example(
     "fit --model SphereModule --model.network cli_networks.Nope",
@@ -114,8 +134,66 @@ _NO_WORD = Example(
     "Parser key \"monitor.per\": Expected a typing.Literal['epoch', 'step']. Got value: x",
     "--monitor.per: expected one of 'epoch', 'step', got x",
 )
+_NO_INIT_ARGS = Example(
+    'fit --trainer.callbacks [{"class_path":"RegimeMonitor","keep":1}]',
+    'Parser key "trainer.callbacks": - Expected a path but [{"class_path":"RegimeMonitor","keep":1}] '
+    "either not accessible or invalid - Does not validate against any of the Union subtypes Subtypes: "
+    "[list[lightning.pytorch.callbacks.callback.Callback], <class "
+    "'lightning.pytorch.callbacks.callback.Callback'>, <class 'NoneType'>] Errors: - Problem with given "
+    "class_path 'lightning.Callback': Option 'class_path' is not accepted - Not a valid subclass of "
+    "Callback Subclass types expect one of: - a class path (str) - a dict with class_path entry - a dict "
+    "without class_path but with init_args entry (class path given previously) - a dict with parameters "
+    "accepted by the base class (implicit class_path) - Expected a <class 'NoneType'> Given value type: "
+    "<class 'list'> Given value: [{'class_path': 'RegimeMonitor', 'keep': 1}]",
+    "--trainer.callbacks: a callback's options belong under init_args, beside class_path, got "
+    "[{'class_path': 'RegimeMonitor', 'keep': 1}]",
+)
+_NO_CALLBACK = Example(
+    "fit --trainer.callbacks [RegimeMonitor,5]",
+    'Parser key "trainer.callbacks": - Expected a path but [RegimeMonitor,5] either not accessible or '
+    "invalid - Does not validate against any of the Union subtypes Subtypes: "
+    "[list[lightning.pytorch.callbacks.callback.Callback], <class "
+    "'lightning.pytorch.callbacks.callback.Callback'>, <class 'NoneType'>] Errors: - Not a valid subclass"
+    " of Callback. Got value: 5 Subclass types expect one of: - a class path (str) - a dict with "
+    "class_path entry - a dict without class_path but with init_args entry (class path given previously) "
+    "- a dict with parameters accepted by the base class (implicit class_path) - Not a valid subclass of "
+    "Callback Subclass types expect one of: - a class path (str) - a dict with class_path entry - a dict "
+    "without class_path but with init_args entry (class path given previously) - a dict with parameters "
+    "accepted by the base class (implicit class_path) - Expected a <class 'NoneType'> Given value type: "
+    "<class 'list'> Given value: [Namespace(class_path='lit_sphere.callbacks.RegimeMonitor'), 5]",
+    "--trainer.callbacks: expected a class, or class_path and init_args, got 5",
+)
+_NO_SECTION = Example(
+    "fit --trainer 5",
+    'Parser key "trainer": Unable to load config \'5\' - Parser key "trainer": Unable to load config "5"',
+    "--trainer: expected a file of options, or --trainer.OPTION VALUE, got '5'",
+)
+_NO_RATE = Example(
+    "fit --model.elr null --model.optimizer SGD --model.optimizer.lr x",
+    'Parser key "model": Does not validate against any of the Union subtypes Subtypes: [<class '
+    "'lit_sphere.modules.sphere_module.SphereModule'>, <class 'NoneType'>] Errors: - Problem with given "
+    "class_path 'lit_sphere.modules.SIConvNet': Parser key \"optimizer\": Does not validate against any of "
+    "the Union subtypes Subtypes: [collections.abc.Callable[[collections.abc.Iterable[typing.Any]], "
+    "torch.optim.optimizer.Optimizer], <class 'NoneType'>] Errors: - Type "
+    "collections.abc.Callable[[collections.abc.Iterable[typing.Any]], torch.optim.optimizer.Optimizer] "
+    'expects a function or a callable class: Parser key "lr": - Expected a path but x either not '
+    "accessible or invalid - Does not validate against any of the Union subtypes Subtypes: [<class "
+    "'float'>, <class 'torch.Tensor'>] Errors: - Expected a <class 'float'> - Expected a dot import path "
+    "string: x Given value type: <class 'str'> Given value: x. Got value: "
+    "Namespace(class_path='torch.optim.SGD', init_args=Namespace(lr='x')) - Expected a <class 'NoneType'>"
+    " Given value type: <class 'jsonargparse._util.NestedArg'> Given value: NestedArg(key='lr', val='x') "
+    "- Expected a <class 'NoneType'> Given value type: <class 'jsonargparse._util.NestedArg'> Given "
+    "value: NestedArg(key='optimizer.lr', val='x')",
+    "--model.optimizer.lr: expected float, got x",
+)
 
 REWORDINGS = (
+    Rewording(
+        r"Does not validate against any of the Union subtypes Subtypes: \[<class 'float'>, <class 'torch.Tensor'>\] "
+        r"Errors: - (Expected a <class 'float'>) - Expected a dot import path string: (\S+) .*",
+        r"\1. Got value: \2",
+        _NO_RATE,
+    ),
     Rewording(
         "argument -c/--config: expected one argument",
         "--config needs the name of a config, e.g. elr.yaml; lit-sphere --help lists them",
@@ -135,12 +213,14 @@ REWORDINGS = (
         ),
     ),
     Rewording(
-        r"Subcommand '(\w+)' does not accept option '([^']+)'",
-        r"\1 has no option '\2'; lit-sphere \1 --help lists them",
+        r"Subcommand '(\w+)' does not accept option '([^']+)'(; did you mean [^?]+\?)?",
+        lambda _, match: (
+            f"{match[1]} has no option {match[2]!r}{match[3] or ';'} lit-sphere {match[1]} --help lists them"
+        ),
         Example(
             'fit --config {"modle":8}',
-            "Subcommand 'fit' does not accept option 'modle'",
-            "fit has no option 'modle'; lit-sphere fit --help lists them",
+            "Subcommand 'fit' does not accept option 'modle'; did you mean model?",
+            "fit has no option 'modle'; did you mean model? lit-sphere fit --help lists them",
         ),
     ),
     Rewording(
@@ -152,12 +232,36 @@ REWORDINGS = (
             "--trainer.logger: there is no class 'Nope'; there are those of import paths such as torch.optim.SGD",
         ),
     ),
+    Rewording(
+        r'(Parser key "(\w+)": )Unable to load config (\S+) - \1Unable to load config .*',
+        r"expected a file of options, or --\2.OPTION VALUE. Got value: \3",
+        _NO_SECTION,
+    ),
+    Rewording(
+        "the following arguments are required: fit.model",
+        "no model is given: name one, --model SIConvNet, or take a config that does, --config elr.yaml",
+        Example(
+            "fit --config {}",
+            "the following arguments are required: fit.model",
+            "no model is given: name one, --model SIConvNet, or take a config that does, --config elr.yaml",
+        ),
+    ),
     # What was tried in vain, beside what the user meant.
     Rewording("(- )?Expected a path but .*? either not accessible or invalid", "", _NO_NETWORK),
     Rewording("Does not validate against any of the Union subtypes Subtypes: .*? Errors:", "", _NO_INT),
     Rewording("- Expected an? <class 'NoneType'>", "", _NO_INT),
     Rewording(
+        r"Not a valid subclass of \w+\. (Got value: .*?) Subclass types expect one of: .*?\(implicit class_path\)",
+        rf"{_A_CLASS}. \1",
+        _NO_CALLBACK,
+    ),
+    Rewording(
         r"- Not a valid subclass of \w+ Subclass types expect one of: .*?\(implicit class_path\)", "", _OUT_OF_RANGE
+    ),
+    Rewording(
+        "Problem with given class_path 'lightning.Callback': Option 'class_path' is not accepted",
+        "a callback's options belong under init_args, beside class_path",
+        _NO_INIT_ARGS,
     ),
     Rewording(
         "- Problem with given class_path 'lightning.Callback': Option '[^']+' is not accepted",
@@ -166,21 +270,21 @@ REWORDINGS = (
     ),
     # What the user meant.
     Rewording(
-        r"Type [^<]*? expects a function or a callable class: Option '([^']+)' is not accepted\. "
-        r"Got value: Namespace\(class_path='[\w.]*?(\w+)'.*?\)\)",
-        r"\2 has no option '\1'; --model.help CLASS and --data.help CLASS list them",
+        r"Type [^<]*? expects a function or a callable class: Option '(?P<name>[^']+)' is not accepted\. "
+        r"Got value: Namespace\(class_path='(?P<path>[\w.]+)'.*?\)\)",
+        _has_no_option_of_a_class,
         _NO_OPTION_OF_AN_OPTIMIZER,
     ),
-    Rewording(r"Problem with given class_path '[\w.]*?(\w+)':(?= Option)", r"\1", _NO_OPTION),
+    Rewording(r"Type [^<]*? expects a function or a callable class:", "", _NO_RATE),
+    Rewording(
+        r"Problem with given class_path '(?P<path>[\w.]+)': Option '(?P<name>[^']+)' is not accepted",
+        _has_no_option_of_a_class,
+        _NO_OPTION,
+    ),
     Rewording(
         r"Problem with given class_path ('[\w.]+'):(?= (module|No module) )", r"there is no class \1:", _NO_NETWORK
     ),
     Rewording(r"Problem with given class_path '[\w.]+':", "", _NO_FLOAT),
-    Rewording(
-        "Option '([^']+)' is not accepted",
-        lambda option, match: f"has no option {match[1]!r}; {_help_of(option)}",
-        _NO_OPTION,
-    ),
     Rewording(r'Parser key "[^"]+"( element \d+)?:', "", _NO_INT),
     Rewording(r"Expected (?:a )?<class '(?:\w+\.)*(\w+)'>", r"expected \1", _NO_INT),
     Rewording(r"Expected (?:a )?typing\.Literal\[(.*?)\]", r"expected one of \1", _NO_WORD),
@@ -218,9 +322,17 @@ def in_one_line(message: str, rewordings: Sequence[Rewording] = REWORDINGS) -> s
     """
     text = " ".join(message.split())
     keys, wants_help = re.findall(r'Parser key "([^"]+)"', text), re.match(r"(--[\w.]+)\.help: ", text)
-    option = "--" + ".".join(keys) if keys else wants_help[1] if wants_help else ""
+    option = "--" + ".".join(dict.fromkeys(keys)) if keys else wants_help[1] if wants_help else ""
     for pattern, replacement, _ in rewordings:
         text = re.sub(pattern, partial(replacement, option) if callable(replacement) else replacement, text)
-    reasons = [part.strip(" :") for part in re.split(r"(?:^|\s)- ", text)]
-    reason = " or ".join(dict.fromkeys(part for part in reasons if part))
+    parts = [re.sub("^-(?=,|$)", "", part.strip(" :")) for part in re.split(r"(?:^|\s)- ", text)]
+    reasons = [part for part in dict.fromkeys(parts) if part]
+    if len(reasons) > 1:  # a list is expected, too, where one value was taken for one
+        reasons = [part for part in reasons if part not in ("expected list", "expected Iterable")]
+    reason = " or ".join(reasons).replace(" or expected ", " or ")
+    given = list(re.finditer(r" ?, got .*?(?=$| or | ?, got )", reason))
+    if len(given) > 1:  # as it was typed, and as it was read
+        reason = re.sub(r" ?, got .*?(?=$| or | ?, got )", "", reason) + given[0][0]
+    if not reason or reason.startswith(","):
+        reason = _A_CLASS + reason
     return f"{option}: {reason}" if option else reason
