@@ -29,7 +29,7 @@ from lit_sphere.cli.results_folder import free_folder, make_folder
 from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before_files
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import suggesting
-from lit_sphere.cli.values_given import check_linked, check_values
+from lit_sphere.cli.values_given import check_linked, check_no_null, check_values
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.groups import find_groups
 from lit_sphere.modules import SphereModule
@@ -112,6 +112,7 @@ def run_interpolate(args: list[str]) -> None:
     base = base_config(paths[0], bool(typed.configs))
     with suggesting(lambda: [*option_strings(parser), *class_options()]):
         config = parser.parse_args([*paths, *(["--config", base] if base else []), *classes_before_files(args[2:])])
+    check_no_null(config)
     check_linked(args[2:], config)
     try:
         positions = path_positions(config.points)

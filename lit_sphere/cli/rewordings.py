@@ -238,12 +238,12 @@ REWORDINGS = (
         _NO_SECTION,
     ),
     Rewording(
-        "the following arguments are required: fit.model",
-        "no model is given: name one, --model SIConvNet, or take a config that does, --config elr.yaml",
+        r"the following arguments are required: \w+\.(model|data)",
+        r"no \1 is given: name a class, --\1 CLASS, or take a config that does, --config elr.yaml",
         Example(
             "fit --config {}",
             "the following arguments are required: fit.model",
-            "no model is given: name one, --model SIConvNet, or take a config that does, --config elr.yaml",
+            "no model is given: name a class, --model CLASS, or take a config that does, --config elr.yaml",
         ),
     ),
     # What was tried in vain, beside what the user meant.
@@ -283,6 +283,16 @@ REWORDINGS = (
     ),
     Rewording(
         r"Problem with given class_path ('[\w.]+'):(?= (module|No module) )", r"there is no class \1:", _NO_NETWORK
+    ),
+    Rewording(
+        r"Problem with given class_path '[\w.]*?(\w+)':(?= the following arguments are required)",
+        r"\1:",
+        Example(
+            "fit --model SphereModule",
+            "Parser key \"model\": Problem with given class_path 'lit_sphere.modules.SphereModule': the following "
+            "arguments are required: network",
+            "--model: SphereModule: the following arguments are required: network",
+        ),
     ),
     Rewording(r"Problem with given class_path '[\w.]+':", "", _NO_FLOAT),
     Rewording(r'Parser key "[^"]+"( element \d+)?:', "", _NO_INT),

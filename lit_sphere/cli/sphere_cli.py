@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from lightning import __version__ as lightning_version
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_sphere.callbacks import (
@@ -45,8 +45,8 @@ from lit_sphere.cli.run_folder import (
 from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before_files
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import suggesting
-from lit_sphere.cli.trainer_options import check_monitored, check_trainer_options, not_installed
-from lit_sphere.cli.values_given import check_linked, check_values
+from lit_sphere.cli.trainer_options import begin_wandb, check_monitored, check_trainer_options, not_installed
+from lit_sphere.cli.values_given import check_linked, check_no_null, check_values
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.switching.resume import stays_switched
@@ -162,6 +162,7 @@ class SphereCLI(LightningCLI):
             self.config: Namespace = parser.parse_args([args[0], *below, *args[1:]])
         config = self.config[args[0]]
         check_trainer_options(config)
+        check_no_null(config)
         check_linked(args[1:], config)
 
     def _parse_ckpt_path(self) -> None:
@@ -232,6 +233,9 @@ class SphereCLI(LightningCLI):
 
     def _check_before_folder(self, trainer: Trainer) -> None:
         """What Lightning would find out once the run's folder is made, and its loggers have begun."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and _is_first_rank():
+                begin_wandb(logger)
         check_monitored(trainer.callbacks, self.model)  # type: ignore[attr-defined]
         data = self.datamodule
         if isinstance(data, ResidentDataModule) and not getattr(data, "download", False):

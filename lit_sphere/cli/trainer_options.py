@@ -4,10 +4,12 @@ import re
 from typing import Any, NoReturn
 
 import torch
+import wandb
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.suggestions import did_you_mean
@@ -109,16 +111,41 @@ def not_installed(error: ImportError, config: Namespace) -> CommandLineError:
     return CommandLineError(f"{typed}: needs the package {package}, which is not installed; choose another")
 
 
+def begin_wandb(logger: WandbLogger) -> None:
+    """Begin the W&B run of a logger that the user gives, before anything else is begun.
+
+    Args:
+        logger: Not ours.
+
+    Raises:
+        CommandLineError: If W&B refuses it.
+    """
+    wandb.termsetup(wandb.Settings(show_warnings=False), None)  # Lightning sets an option that W&B warns of
+    try:
+        _ = logger.experiment
+    except wandb.Error as error:
+        raise CommandLineError(
+            f"--trainer.logger WandbLogger: {error}; leave it out: each run has a W&B logger, offline or --wandb online"
+        ) from error
+
+
 def check_monitored(callbacks: list[Callback], model: LightningModule) -> None:
-    """Refuse to wait for a metric that nobody logs; of classes that are not ours nobody knows what they log.
+    """Refuse to wait for a metric that nobody logs, or a negative time.
+
+    Of classes that are not ours nobody knows what they log.
 
     Args:
         callbacks: All of the Trainer's.
         model: The module that is trained.
 
     Raises:
-        CommandLineError: Names the callback, the metric and those that there are.
+        CommandLineError: Names the callback, and the metric and those that there are.
     """
+    for each in callbacks:
+        if isinstance(each, EarlyStopping) and each.patience < 0:
+            raise CommandLineError(
+                f"--trainer.callbacks: {type(each).__name__}: patience must be at least 0, got {each.patience}"
+            )
     if any(type(each).__module__.split(".")[0] not in ("lit_sphere", "lightning") for each in (*callbacks, model)):
         return
     for each in callbacks:
@@ -129,5 +156,5 @@ def check_monitored(callbacks: list[Callback], model: LightningModule) -> None:
         if each.monitor not in (*_KEYS, *_OTHERS) and (stage in ("train", "val", "test") or not slash):
             raise CommandLineError(
                 f"--trainer.callbacks: {type(each).__name__}: monitor {each.monitor!r} is logged by nobody"
-                f"{did_you_mean(each.monitor, _KEYS)}; there are {', '.join(_KEYS)} and those of other callbacks"
+                f"{did_you_mean(each.monitor, _KEYS) or ';'} there are {', '.join(_KEYS)} and those of other callbacks"
             )

@@ -1,7 +1,9 @@
 """What stands on a command line, before and after the parser has read it."""
 
+import inspect
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import Namespace
@@ -31,6 +33,44 @@ def check_values(args: list[str]) -> None:
             check_yaml(text, name or "the command line")
         except yaml.YAMLError:
             continue  # text that is no YAML may be a value
+
+
+def check_no_null(config: Namespace) -> None:
+    """Refuse null where a class wants a value: the parser takes it for an option that is not given.
+
+    Args:
+        config: What the parser made of a command line.
+
+    Raises:
+        CommandLineError: Names the option.
+    """
+    trainer = config.get("trainer") or {}
+    callbacks = trainer.get("callbacks") or []
+    given = [("--model", config.get("model")), ("--data", config.get("data"))]
+    given += [("--trainer.callbacks", each) for each in (callbacks if isinstance(callbacks, list) else [callbacks])]
+    for option, section in given:
+        options = section.get("init_args") if isinstance(section, Namespace) else None
+        wants = _types(section.class_path) if options else {}
+        for name, value in vars(options).items() if options else ():
+            if value is None and not _takes_none(wants.get(name, Any)):
+                raise CommandLineError(f"{option}.{name} null: needs a value; leave it out for its default")
+
+
+def _types(path: str) -> dict[str, Any]:
+    """Types of the options of a class, and of those above it."""
+    module, _, name = path.rpartition(".")
+    found: dict[str, Any] = {}
+    for owner in reversed(getattr(import_module(module), name).__mro__):
+        if "__init__" in vars(owner) and inspect.isfunction(owner.__init__):
+            with suppress(NameError, TypeError):  # names that are imported for type checkers only
+                found |= get_type_hints(owner.__init__)
+    return found
+
+
+def _takes_none(annotation: Any) -> bool:
+    if annotation in (bool, int, float, str):
+        return False
+    return get_origin(annotation) is not Literal
 
 
 def check_linked(args: list[str], config: Namespace) -> None:
