@@ -1,5 +1,6 @@
 """Bad input: one line that names the mistake and the remedy, no traceback, nothing lost."""
 
+import errno
 import os
 import pickle
 import resource
@@ -21,6 +22,7 @@ from lit_sphere.cli.config_names import shipped_configs
 from lit_sphere.cli.errors import exit_status
 from lit_sphere.cli.shipped_classes import shipped_classes
 from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.modules import SIConvNet
 
 RUN = ("--run", "r", "--trainer.max_epochs", "2", "--data.train_size", "256", "--wandb", "disabled")
 
@@ -137,6 +139,44 @@ def test_memory_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     status = exit_status(RuntimeError("DefaultCPUAllocator: you tried to allocate 36000000000 bytes. Error code 12"))
     assert status == 1
     assert "36000000000 bytes of memory are not there" in capsys.readouterr().err
+
+
+def test_a_metric_that_was_never_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a callback that is not ours, whose keys nobody knows beforehand."""
+    message = (
+        "Early stopping conditioned on metric `foreign/x` which is not available. Pass in or modify your "
+        "`EarlyStopping` callback to use any of the following: `val/loss`, `val/error`"
+    )
+    assert exit_status(RuntimeError(message)) == 1
+    line = capsys.readouterr().err
+    assert "monitor 'foreign/x' is logged by nobody; there are val/loss, val/error" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"), [("fit", "resume from the last checkpoint"), ("toy", "run the command again")]
+)
+def test_a_full_disk_is_answered_as_the_command_can(
+    command: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(OSError(errno.ENOSPC, "No space left on device", "f"), command) == 1
+    assert f"No space left on device: f; free some space and {remedy}" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_read_is_not_to_be_made_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read all
+    assert exit_status(PermissionError(errno.EACCES, "Permission denied", str(tmp_path))) == 1
+    line = capsys.readouterr().err
+    assert "allow to read it" in line
+    assert "written" not in line
+
+
+@pytest.mark.parametrize(("option", "value"), [("granularity", "tensor"), ("lr", 0.1)])
+def test_options_of_the_sphere_do_nothing_without_it(option: str, value: Any) -> None:
+    model = SIConvNet(width=2, in_channels=1, optimizer=torch.optim.SGD, **{option: value})
+    with pytest.warns(UserWarning, match=rf"--model.{option}.* without elr it changes nothing"):
+        model.check_trainable()
 
 
 @pytest.fixture
