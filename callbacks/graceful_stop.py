@@ -6,11 +6,12 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_sphere.observe.checkpoint_files import PendingCheckpoint, write_whole_checkpoints
 from lit_sphere.observe.stopping import Stopper, nothing_is_left
 
 _PATIENCE = 2.0  # seconds before a user wonders
@@ -63,7 +64,7 @@ class GracefulStop(Stopper, Checkpoint):
         self.dirpath, self.every_n_steps = dirpath, every_n_steps
         self._received: int | None = None
         self._since = 0.0
-        self._saved: Interrupted | None = None  # after an epoch; raised when the next one begins
+        self._saved: PendingCheckpoint | None = None  # after an epoch; in its place when the next one begins
         self._is_over = False
         self._before: dict[int, Any] = {}
         self._notice: threading.Timer | None = None
@@ -73,6 +74,10 @@ class GracefulStop(Stopper, Checkpoint):
     def stop_requested(self) -> bool:
         """Whether this process got a signal, and the run is about to stop."""
         return self._received is not None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take over how checkpoints are written."""
+        write_whole_checkpoints(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; only a process's main thread can."""
@@ -126,9 +131,7 @@ class GracefulStop(Stopper, Checkpoint):
         if trainer.is_last_batch or (batch_idx + 1) % every or not self._stop_requested_anywhere(trainer):
             return
         if not nothing_is_left(trainer):
-            stopped = self._save(trainer)
-            self._give_back()
-            raise stopped
+            self._stop(trainer, self._save(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save between two epochs; after the last one only say that nothing is left to stop."""
@@ -143,8 +146,7 @@ class GracefulStop(Stopper, Checkpoint):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop: Lightning has logged the epoch that was saved."""
         if self._saved is not None:
-            self._give_back()
-            raise self._saved
+            self._stop(trainer, self._saved)
 
     def _stop_requested_anywhere(self, trainer: Trainer) -> bool:
         if trainer.world_size == 1:
@@ -152,10 +154,14 @@ class GracefulStop(Stopper, Checkpoint):
         requested: bool = trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False)
         return requested
 
-    def _save(self, trainer: Trainer) -> Interrupted:
-        path = Path(self.dirpath or trainer.default_root_dir) / "interrupted.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
-        return Interrupted(self._received or signal.SIGTERM, path, trainer.current_epoch, trainer.global_step)
+    def _save(self, trainer: Trainer) -> PendingCheckpoint:
+        return PendingCheckpoint(trainer, Path(self.dirpath or trainer.default_root_dir) / "interrupted.ckpt")
+
+    def _stop(self, trainer: Trainer, saved: PendingCheckpoint) -> NoReturn:
+        if trainer.is_global_zero:
+            saved.put_in_place()
+        self._give_back()
+        raise Interrupted(self._received or signal.SIGTERM, saved.path, saved.epoch, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""

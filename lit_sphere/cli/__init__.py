@@ -9,6 +9,7 @@ from lit_sphere import __version__
 from lit_sphere.cli.config_names import shipped_configs
 from lit_sphere.cli.errors import CommandLineError, exit_status
 from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.files import release_folders
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if status is None or os.environ.get("LIT_SPHERE_TRACEBACK"):
             raise
         sys.exit(status)
+    finally:
+        release_folders()
 
 
 def _help() -> str:

@@ -25,7 +25,7 @@ from lit_sphere.cli.base_config import base_config, look_ahead
 from lit_sphere.cli.config_names import read_config
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.parser import LINKED, ConfigFile, Parser
-from lit_sphere.cli.results_folder import free_folder, make_folder
+from lit_sphere.cli.results_folder import results_folder
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.groups import find_groups
@@ -118,8 +118,7 @@ def run_interpolate(args: list[str]) -> None:
     _compare(states[0], model.state_dict(), of_model, "in the model; give the --model that it was trained with")
     data.prepare_data()
     data.setup()
-    folder = free_folder(config.run, "interpolate", "interpolation.csv")
-    make_folder(folder)
+    folder = results_folder(config.run, "interpolate", "interpolation.csv")
     result = _measure(model, data, states, config, positions, device)
     names = _names(paths)
     statistics = "batch statistics" if config.statistics == "batch" else "statistics re-estimated"

@@ -29,6 +29,7 @@ from lit_sphere.cli.checkpoints import (
     read_checkpoint,
 )
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.metrics_file import read_history
 from lit_sphere.cli.old_names import drop_old_names, rename_arguments
 from lit_sphere.cli.parser import LINKED, ConfigFile, Parser
 from lit_sphere.cli.run_folder import (
@@ -36,7 +37,6 @@ from lit_sphere.cli.run_folder import (
     WandbMode,
     forget_run_folder,
     goes_on_in,
-    load_history,
     make_loggers,
     run_folder,
 )
@@ -224,9 +224,9 @@ class SphereCLI(LightningCLI):
         requested = config.trainer.logger
         if requested in (None, True):
             kwargs["logger"] = make_loggers(self.folder, config.wandb, config.project, yaml.safe_load(text))
-        history, steps = [], 0 if self.checkpoint is None else self.checkpoint["global_step"]
-        if self.checkpoint is not None and _is_first_rank():
-            history = load_history(self.folder, steps)
+        history, steps = None, 0 if self.checkpoint is None else self.checkpoint["global_step"]
+        if self._is_in_place() and _is_first_rank():
+            history = read_history(self.folder / "metrics.csv", steps)
         return [RecordRun(self.folder, text, history, steps)] if requested is not False else []
 
     def _is_in_place(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_sphere.analysis.regimes import SHORTEST_RUN, Regime, name_regime
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.results_folder import free_folder, make_folder
+from lit_sphere.cli.results_folder import results_folder
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.report.toy import ToyMap, draw_plane, draw_toy
 from lit_sphere.theory.toy import equilibrium_elrs, equilibrium_loss, settled_losses, threshold_elr, toy_curves
@@ -69,8 +69,7 @@ def run_toy(args: list[str]) -> None:
     config = parser.parse_args(args)
     _check_no_unused_options(config, parser.get_defaults())
     (_check_sphere if config.weight_decay is None else _check_plane)(config)
-    folder = free_folder(config.run, "toy", "toy.csv")
-    make_folder(folder)  # before the work
+    folder = results_folder(config.run, "toy", "toy.csv")
     table, figure, rows = (_sphere if config.weight_decay is None else _plane)(config)
     figure.savefig(folder / "toy.png", dpi=130)
     with (folder / "toy.csv").open("w", newline="") as file:
