@@ -1,6 +1,7 @@
 """Checkpoints are whole files, in their places no earlier than what was logged before them."""
 
 import os
+import resource
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,18 @@ def test_no_other_folder_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert os.listdir(tmp_path / "ours") == ["last.ckpt"]
     with pytest.raises(OSError, match="nowhere"):
         TorchCheckpointIO().save_checkpoint({}, tmp_path / "theirs.ckpt")
+
+
+def test_a_full_disk_names_the_checkpoint(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="too large") as raised:
+            fit(Foreign(), RunCheckpoint(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.filename == str(tmp_path / "last.ckpt")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")

@@ -55,6 +55,9 @@ class PendingCheckpoint:
         path: Its place.
         weights_only: As for ``Trainer.save_checkpoint``.
 
+    Raises:
+        OSError: Of the system, with ``path`` as its file name.
+
     Attributes:
         path: Its place.
         epoch: At which it was saved.
@@ -63,7 +66,11 @@ class PendingCheckpoint:
     def __init__(self, trainer: Trainer, path: str | Path, weights_only: bool = False) -> None:
         self.path, self.epoch = Path(path), trainer.current_epoch
         self._pending = self.path.with_name(f".{self.path.name}.pending")
-        trainer.save_checkpoint(self._pending, weights_only)
+        try:
+            trainer.save_checkpoint(self._pending, weights_only)
+        except OSError as error:
+            error.filename = str(self.path)  # the name that means something to a user
+            raise
 
     def put_in_place(self) -> None:
         """Replace the file that was there; on the first rank only."""
