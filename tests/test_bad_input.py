@@ -278,6 +278,7 @@ def test_a_late_failure_keeps_its_message_beside_wandb(empty_folder: Path, lit_s
     assert Path("r/curves.png").exists()
 
 
+@pytest.mark.slow
 def test_full_disk_while_training_keeps_what_there_was(empty_folder: Path) -> None:
     """A limit on the size of a file stands for a full disk: metrics.csv grows until it is reached."""
     limit = 150_000
