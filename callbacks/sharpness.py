@@ -19,6 +19,8 @@ from lit_sphere.observe.stopping import PassStopped, can_stop
 from lit_sphere.observe.train_loss import TrainLoss
 from lit_sphere.report.sharpness import draw_sharpness
 
+_MOST_VECTORS = 10_000  # a trace to one per cent of its standard deviation
+
 
 class SharpnessMonitor(Callback):
     """Monitor: logs how sharp the loss is along the scale-invariant parameters of any module.
@@ -64,7 +66,7 @@ class SharpnessMonitor(Callback):
         curvature_every: Measure curvature every n epochs; null for never.
         curvature_at_end: Measure curvature when training ends.
         curvature_batches: Use only the first n batches of the train set for it; null for all.
-        curvature_vectors: Random vectors for each trace, at least 2.
+        curvature_vectors: Random vectors for each trace, at least 2, at most 10 000.
         seed: Seed of the random vectors, the same at each measurement.
 
     Raises:
@@ -107,6 +109,11 @@ class SharpnessMonitor(Callback):
         for name, (count, least) in counts.items():
             if count is not None and count < least:
                 raise ValueError(f"SharpnessMonitor: {name} must be at least {least}, got {count}")
+        if curvature_vectors > _MOST_VECTORS:
+            raise ValueError(
+                f"SharpnessMonitor: curvature_vectors must be at most {_MOST_VECTORS}, each takes passes over the "
+                f"train set, got {curvature_vectors}"
+            )
         self.train_pass_every, self.weighting = train_pass_every, weighting
         self.curvature_every, self.curvature_at_end = curvature_every, curvature_at_end
         self.curvature_batches, self.curvature_vectors, self.seed = curvature_batches, curvature_vectors, seed

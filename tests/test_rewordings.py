@@ -6,7 +6,7 @@ import pytest
 from conftest import LitSphere
 
 from lit_sphere.cli import errors
-from lit_sphere.cli.errors import REWORDINGS, Example, Rewording, in_one_line
+from lit_sphere.cli.rewordings import REWORDINGS, Example, Rewording, in_one_line
 
 _EXAMPLES = list(dict.fromkeys(rewording.example for rewording in REWORDINGS))
 

@@ -21,6 +21,7 @@ Statistics = Literal["batch", "reestimated"]
 """What normalisation layers take: each batch's own statistics, or those of the train set, estimated anew."""
 
 _ANTIPODAL = 1e-6  # norm of the sum of two unit vectors below which no path between them is distinguished
+_MOST_POINTS = 10**6
 _SECONDS_BEFORE_BAR = 2.0
 
 
@@ -107,16 +108,18 @@ def path_positions(points: int) -> tuple[float, ...]:
     """Place points evenly from 0 to 1.
 
     Args:
-        points: Their number, at least 3; 21 in the papers.
+        points: Their number, at least 3, at most a million; 21 in the papers.
 
     Returns:
         The positions, both ends among them.
 
     Raises:
-        ValueError: If there are fewer than 3.
+        ValueError: If there are fewer than 3, or more than a million.
     """
     if points < 3:
         raise ValueError(f"points must be at least 3, both end points among them, got {points}")
+    if points > _MOST_POINTS:
+        raise ValueError(f"points must be at most {_MOST_POINTS}, each takes passes over the data, got {points}")
     return tuple(i / (points - 1) for i in range(points))
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from lit_sphere import __version__
 from lit_sphere.cli.config_names import shipped_configs
-from lit_sphere.cli.errors import CommandLineError, exit_status
+from lit_sphere.cli.errors import CommandLineError, exit_status, written_to
 from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.suggestions import did_you_mean
 from lit_sphere.files import release_folders
 
 
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if not args[0].startswith("-") and args[0] not in SUBCOMMANDS:
             known = ", ".join(SUBCOMMANDS)
-            raise CommandLineError(f"unknown command {args[0]!r}; there are {known}")
+            raise CommandLineError(
+                f"unknown command {args[0]!r}{did_you_mean(args[0], SUBCOMMANDS)}; there are {known}"
+            )
         if args[0].partition("=")[0] == "--print_shtab":
             from lit_sphere.cli.completion import print_completion
 
@@ -56,12 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         run(args)
     except BaseException as error:
-        status = exit_status(error)
+        status = exit_status(error, args[0])
         if status is None or os.environ.get("LIT_SPHERE_TRACEBACK"):
             raise
         sys.exit(status)
     finally:
         release_folders()
+        written_to.set(None)
 
 
 def _help() -> str:

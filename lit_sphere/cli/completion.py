@@ -1,7 +1,6 @@
 """Shell completion of subcommands and options."""
 
 import argparse
-import inspect
 from collections.abc import Iterable, Mapping
 
 import shtab
@@ -9,9 +8,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lit_sphere.cli import interpolate, toy
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.parser import LINKED
-from lit_sphere.cli.shipped_classes import shipped_classes
-from lit_sphere.cli.sphere_cli import SphereCLI, option_strings
+from lit_sphere.cli.parser import option_strings
+from lit_sphere.cli.shipped_classes import class_options, shipped_classes
+from lit_sphere.cli.sphere_cli import SphereCLI
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -67,7 +66,7 @@ def completion_script(shell: str, options: Mapping[str, Iterable[str]]) -> str:
     commands = parser.add_subparsers()
     for name, strings in options.items():
         command = commands.add_parser(name, add_help=False, help=name)  # without help it is left out
-        for option in sorted({*strings, *(_class_options() if "--model" in strings else ())}):
+        for option in sorted({*strings, *(class_options() if "--model" in strings else ())}):
             names = shipped_classes(option.removesuffix("+"))
             command.add_argument(option, choices=list(names) or None)
         if name == "interpolate":
@@ -75,14 +74,3 @@ def completion_script(shell: str, options: Mapping[str, Iterable[str]]) -> str:
                 command.add_argument(checkpoint).complete = shtab.FILE  # type: ignore[attr-defined]
     script: str = shtab.complete(parser, shell)
     return script
-
-
-def _class_options() -> set[str]:
-    """Options of the shipped models and data, which are no options of the parser but of their classes."""
-    return {
-        f"{option}.{name}"
-        for option in ("--model", "--data")
-        for each in shipped_classes(option).values()
-        for name, parameter in inspect.signature(each).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD and name not in LINKED
-    }

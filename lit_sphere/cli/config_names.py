@@ -5,6 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.suggestions import did_you_mean
+
+_MAPPINGS = ("trainer", "monitor", "checkpoint")
+_CLASSES = ("model", "data")
+_TEXTS = ("ckpt_path", "ckpt_weights", "run", "project", "wandb")
 
 
 def shipped_configs() -> list[str]:
@@ -37,9 +42,9 @@ def find_config(name: str) -> str:
     for shipped in shipped_configs():
         if name in (shipped, shipped.removesuffix(".yaml")):
             return str(_root() / shipped)
-    raise CommandLineError(
-        f"--config {name}: no such file here, and no shipped config of this name; there are {_listed()}"
-    )
+    nearest = did_you_mean(name, [each.removesuffix(suffix) for each in shipped_configs() for suffix in ("", ".yaml")])
+    listed = " lit-sphere --help lists them" if nearest else f"; there are {_listed()}"
+    raise CommandLineError(f"--config {name}: no such file here, and no shipped config of this name{nearest}{listed}")
 
 
 def read_config(config: str) -> dict[str, Any]:
@@ -52,21 +57,46 @@ def read_config(config: str) -> dict[str, Any]:
         Its sections.
 
     Raises:
-        CommandLineError: If it is not found, or no YAML mapping.
+        CommandLineError: If it is not found, no YAML mapping, or its sections are no options.
     """
     import yaml  # not for `lit-sphere --help`
 
+    from lit_sphere.cli.yaml_text import check_yaml
+
+    where = "--config {…}" if is_text(config) else f"--config {config}"
     try:
-        content = yaml.safe_load(config if is_text(config) else Path(find_config(config)).read_text(encoding="utf-8"))
+        text = config if is_text(config) else Path(find_config(config)).read_text(encoding="utf-8")
+        check_yaml(text, where)
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}: {getattr(error, 'problem', None)}" if mark else ""
-        raise CommandLineError(f"--config {config}: is no YAML{where}; correct it or take another file") from error
+        line = f", line {mark.line + 1}: {getattr(error, 'problem', None)}" if mark else ""
+        raise CommandLineError(f"{where}: is no YAML{line}; correct it or take another file") from error
     if not isinstance(content, dict):
-        raise CommandLineError(
-            f"--config {config}: must hold sections such as model: and trainer:, but is a {_kind(content)}"
-        )
+        raise CommandLineError(f"{where}: must hold sections such as model: and trainer:, but is a {_kind(content)}")
+    _check_sections(content, where)
     return content
+
+
+def _check_sections(content: dict[Any, Any], where: str) -> None:
+    wanted: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
+        (_MAPPINGS, (dict,), "options, e.g. max_epochs: 100"),
+        (_CLASSES, (dict, str), "a class, e.g. class_path: SIConvNet, and its options under init_args:"),
+        (_TEXTS, (str,), "text"),
+    ]
+    for names, types, meant in wanted:
+        for name in names:
+            if content.get(name) is not None and not isinstance(content[name], types):
+                raise CommandLineError(f"{where}: {name}: must be {meant}, but is {_shown(content[name])}")
+    for name in _CLASSES:
+        given = content.get(name)
+        if isinstance(given, dict) and not isinstance(given.get("class_path", ""), str):
+            raise CommandLineError(f"{where}: {name}: class_path: must name a class, but is {given['class_path']}")
+        if isinstance(given, dict) and not isinstance(given.get("init_args") or {}, dict):
+            raise CommandLineError(f"{where}: {name}: init_args: must be options, but is {_shown(given['init_args'])}")
+    keys = [key for key in content if not isinstance(key, str)]
+    if keys:
+        raise CommandLineError(f"{where}: {keys[0]}: must be the name of a section, such as model:")
 
 
 def is_text(config: str) -> bool:
@@ -95,6 +125,10 @@ def _listed() -> str:
 
 def _kind(content: object) -> str:
     return "list" if isinstance(content, list) else "single value" if content is not None else "blank file"
+
+
+def _shown(value: object) -> str:
+    return "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else f"{value}"
 
 
 def _root() -> Path:

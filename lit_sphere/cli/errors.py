@@ -1,26 +1,37 @@
 """What a user sees of an error: one line, and an exit status."""
 
 import errno
+import linecache
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+import tempfile
+import traceback
+from contextvars import ContextVar
+from pathlib import Path
+
+from lit_sphere.cli.rewordings import in_one_line
+
+written_to: ContextVar[Path | None] = ContextVar("written_to", default=None)
+"""Where this command writes; once it is made, the traceback of an error that nobody foresaw goes there."""
+
+_LONGEST_LINE = 480
+_LONGEST = 200  # of a message that nobody wrote for a user
 
 
 class CommandLineError(Exception):
     """The command line asks for something that is not there; the message is one line with the remedy."""
 
 
-def exit_status(error: BaseException) -> int | None:
-    """Print one line for a foreseen error.
+def exit_status(error: BaseException, command: str = "fit") -> int | None:
+    """Print one line for an error; a cause that nobody foresaw leaves its traceback in a file.
 
     Args:
         error: What a command raised.
+        command: The subcommand.
 
     Returns:
-        Exit status; None for errors that are nobody's foreseen mistake, whose traceback is wanted.
+        Exit status; None for ``SystemExit``, which has its own.
     """
     if isinstance(error, SystemExit):
         return None
@@ -29,8 +40,23 @@ def exit_status(error: BaseException) -> int | None:
     if isinstance(error, CommandLineError):
         return _print_line(str(error), 2)
     if isinstance(error, OSError):
-        return _print_line(_os_error(error), 1)
-    # The types below are at hand only once their libraries are imported.
+        return _print_line(_os_error(error, command), 1)
+    status = _status_by_library(error)
+    if status is not None:
+        return status
+    if isinstance(error, RuntimeError) and str(error).startswith("Found more than one stateful callback"):
+        return _print_line(_twice(str(error)), 2)
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
+        return _print_line(_never_logged(str(error)), 1)
+    if isinstance(error, ValueError) and _is_raised(error):
+        # jsonargparse passes on what a constructor raised within its account of the types.
+        refused = "Does not validate against any" in str(error)
+        return _print_line(in_one_line(str(error)), 2) if refused else _print_line(str(error), 1)
+    return _print_line(_unforeseen(error), 1)
+
+
+def _status_by_library(error: BaseException) -> int | None:
+    """Of the types that are at hand only once their libraries are imported."""
     modules = sys.modules
     if "jsonargparse" in modules and isinstance(error, modules["jsonargparse"].ArgumentError):
         return _print_line(in_one_line(str(error)), 2)
@@ -45,36 +71,85 @@ def exit_status(error: BaseException) -> int | None:
     lightning_errors = modules.get("lightning.fabric.utilities.exceptions")
     if lightning_errors and isinstance(error, lightning_errors.MisconfigurationException):
         return _print_line(str(error), 1)
-    if isinstance(error, RuntimeError) and str(error).startswith("Found more than one stateful callback"):
-        return _print_line(_twice(str(error)), 2)
-    if isinstance(error, ValueError):
-        # jsonargparse passes on what a constructor raised within its account of the types.
-        refused = "Does not validate against any" in str(error)
-        return _print_line(in_one_line(str(error)), 2) if refused else _print_line(str(error), 1)
     return None
+
+
+def _is_raised(error: ValueError) -> bool:
+    """Whether a line of code refused a value in words; a failed conversion or unpacking is nobody's refusal."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip() if frames else ""
+    return not line or line.startswith("raise")
+
+
+def _unforeseen(error: BaseException) -> str:
+    message = " ".join(str(error).split())
+    said = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…"
+    if os.environ.get("LIT_SPHERE_TRACEBACK"):
+        return f"unforeseen {type(error).__name__}: {said}"
+    try:
+        where = f"the full traceback is in {_write_traceback(error)}"
+    except OSError as failed:
+        where = f"the full traceback could not be written ({failed.strerror})"
+    return f"unforeseen {type(error).__name__}: {said}; {where}, and is printed with LIT_SPHERE_TRACEBACK=1"
+
+
+def _write_traceback(error: BaseException) -> str:
+    """Write into the run's folder, or else the system's temporary one."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    folder = written_to.get()
+    try:
+        if folder is not None and folder.is_dir():
+            return _write_new(text, "traceback-", folder)
+    except OSError:
+        folder = None  # full, or not ours: the temporary one may be another device
+    return _write_new(text, "lit-sphere-traceback-", None)
+
+
+def _write_new(text: str, prefix: str, folder: Path | None) -> str:
+    handle, path = tempfile.mkstemp(".txt", prefix, folder)
+    with open(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    return path
 
 
 def _print_line(message: str, status: int) -> int:
     line = " ".join(message.split())
+    line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…"
     if line.startswith("No supported gpu backend"):
         line = "no GPU found: use --trainer.accelerator cpu or auto"
+    allocation = re.search(r"tried to allocate (\S+ \S+?)[.;]", line)
+    if allocation:
+        line = f"{allocation[1]} of memory are not there: make the network (--model) or its batches (--data) smaller"
     if "made after the example input" in line:
         line += "; does --model.input_shape fit the data?"
     print(f"lit-sphere: {line}", file=sys.stderr)
     return status
 
 
-def _os_error(error: OSError) -> str:
+def _os_error(error: OSError, command: str) -> str:
     if not error.strerror:
         return str(error)
-    remedy = {
-        errno.ENOSPC: "free some space and resume from the last checkpoint",
-        errno.EFBIG: "beyond a size limit; resume from the last checkpoint in another folder",
-        errno.EROFS: "choose a folder that can be written, --run DIR",
-        errno.EACCES: "choose a folder that can be written, --run DIR",
-    }.get(error.errno or 0)
-    where = f": {error.filename}" if error.filename else ""
-    return f"{error.strerror}{where}" + (f"; {remedy}" if remedy else "")
+    again = "resume from the last checkpoint" if command == "fit" else "run the command again"
+    other = "choose a folder that can be written, --run DIR"
+    remedies = {
+        errno.ENOSPC: f"free some space and {again}",
+        errno.EFBIG: f"beyond a size limit; {again} in another folder",
+        errno.EROFS: other,
+        errno.EACCES: other,
+        errno.ELOOP: "links that lead to themselves; correct them or give another path",
+    }
+    remedy = remedies.get(error.errno or 0)
+    path = error.filename
+    if error.errno == errno.EACCES and isinstance(path, str) and Path(path).exists() and not os.access(path, os.R_OK):
+        remedy = "allow to read it (chmod u+rX), or give another path"
+    return f"{error.strerror}{f': {path}' if path else ''}{f'; {remedy}' if remedy else ''}"
+
+
+def _never_logged(message: str) -> str:
+    """What EarlyStopping waits for in vain; Lightning lists all that is logged."""
+    named = re.match(r".*?`([^`]+)`.*?following: (.*)", message, re.DOTALL)
+    key, logged = (named[1], named[2].replace("`", "")) if named else ("", message)
+    return f"--trainer.callbacks: EarlyStopping: monitor {key!r} is logged by nobody; there are {logged}"
 
 
 def _twice(message: str) -> str:
@@ -84,223 +159,3 @@ def _twice(message: str) -> str:
     built_in = {"EffectiveLearningRateMonitor": "--monitor", "RunCheckpoint": "--checkpoint"}.get(name)
     remedy = f"it is there already, its options are {built_in}.…" if built_in else "leave one out, or change an option"
     return f"--trainer.callbacks: {name} twice with the same options; {remedy}"
-
-
-def _help_of(option: str) -> str:
-    if option.startswith("--trainer.callbacks"):
-        return "--trainer.callbacks.help CLASS lists them"
-    return "--model.help CLASS and --data.help CLASS list them"
-
-
-def _classes(option: str) -> str:
-    """Short names of the classes that an option takes."""
-    from lit_sphere.cli.shipped_classes import shipped_classes  # not for `lit-sphere --help`
-
-    option = "--trainer.callbacks" if option.startswith("--trainer.callbacks") else option
-    names = ", ".join(shipped_classes(option))
-    if option == "--trainer.callbacks":
-        names += ", and those of lightning.pytorch.callbacks"
-    return names or "those of import paths such as torch.optim.SGD"
-
-
-class Example(NamedTuple):
-    """A mistake, jsonargparse's account of all that it tried, and what the user sees.
-
-    Args:
-        typed: A command line.
-        message: What jsonargparse prints for it.
-        line: What is left of that, after ``lit-sphere:``.
-    """
-
-    typed: str
-    message: str
-    line: str
-
-
-class Rewording(NamedTuple):
-    """One phrase of jsonargparse's, and ours.
-
-    Args:
-        pattern: A regular expression.
-        replacement: A template, or a function of the option that was meant and of the match.
-        example: Where it is needed.
-    """
-
-    pattern: str
-    replacement: str | Callable[[str, re.Match[str]], str]
-    example: Example
-
-
-_NO_INT = Example(
-    "fit --trainer.max_epochs x",
-    'Parser key "trainer.max_epochs": Does not validate against any of the Union subtypes Subtypes: '
-    "[<class 'int'>, <class 'NoneType'>] Errors: - Expected a <class 'int'> - Expected a <class 'NoneType'> "
-    "Given value type: <class 'str'> Given value: x",
-    "--trainer.max_epochs: expected int, got x",
-)
-_NO_FLOAT = Example(
-    "fit --model.elr fast",
-    'Parser key "model": Problem with given class_path \'lit_sphere.modules.SIConvNet\': Parser key "elr": Expected a '
-    "<class 'float'>. Got value: fast",
-    "--model.elr: expected float, got fast",
-)
-_NO_OPTION = Example(
-    "fit --data.bogus 3",
-    'Parser key "data": Does not validate against any of the Union subtypes Subtypes: '
-    "[<class 'lit_sphere.data.resident.ResidentDataModule'>, <class 'NoneType'>] Errors: - Problem with given "
-    "class_path 'lit_sphere.data.Digits': Option 'bogus' is not accepted - Expected a <class 'NoneType'> "
-    "Given value type: <class 'jsonargparse._util.NestedArg'> Given value: NestedArg(key='bogus', val='3')",
-    "--data: Digits has no option 'bogus'; --model.help CLASS and --data.help CLASS list them",
-)
-_NO_OPTION_OF_A_CALLBACK = Example(
-    "fit --trainer.callbacks+=RegimeMonitor --trainer.callbacks.bogus 3",
-    'Parser key "trainer.callbacks": Does not validate against any of the Union subtypes Subtypes: '
-    "[list[lightning.pytorch.callbacks.callback.Callback], <class 'lightning.pytorch.callbacks.callback.Callback'>, "
-    "<class 'NoneType'>] Errors: - Problem with given class_path 'lit_sphere.callbacks.RegimeMonitor': Option 'bogus' "
-    "is not accepted - Problem with given class_path 'lightning.Callback': Option 'bogus' is not accepted - Expected "
-    "a <class 'NoneType'> Given value type: <class 'jsonargparse._util.NestedArg'> Given value: "
-    "NestedArg(key='bogus', val='3')",
-    "--trainer.callbacks: RegimeMonitor has no option 'bogus'; --trainer.callbacks.help CLASS lists them",
-)
-_NO_NETWORK = Example(
-    "fit --model SphereModule --model.network cli_networks.Nope",
-    'Parser key "model": Does not validate against any of the Union subtypes Subtypes: '
-    "[<class 'lit_sphere.modules.sphere_module.SphereModule'>, <class 'NoneType'>] Errors: - Problem with given "
-    "class_path 'lit_sphere.modules.SphereModule': Parser key \"network\": - Expected a path but cli_networks.Nope "
-    "either not accessible or invalid - Problem with given class_path 'cli_networks.Nope': module 'cli_networks' has "
-    "no attribute 'Nope' - Expected a <class 'NoneType'> Given value type: <class 'jsonargparse._util.NestedArg'> "
-    "Given value: NestedArg(key='network', val='cli_networks.Nope')",
-    "--model.network: there is no class 'cli_networks.Nope': module 'cli_networks' has no attribute 'Nope'",
-)
-_NO_OPTION_OF_AN_OPTIMIZER = Example(
-    "fit --model.elr null --model.optimizer SGD --model.optimizer.bogus 3",
-    'Parser key "model": Problem with given class_path \'lit_sphere.modules.SIConvNet\': Parser key "optimizer": '
-    "- Type "
-    "collections.abc.Callable[[collections.abc.Iterable[typing.Any]], torch.optim.optimizer.Optimizer] expects a "
-    "function or a callable class: Option 'bogus' is not accepted. Got value: Namespace(class_path='torch.optim.SGD', "
-    "init_args=Namespace(bogus='3')) - Expected a <class 'NoneType'>",
-    "--model.optimizer: SGD has no option 'bogus'; --model.help CLASS and --data.help CLASS list them",
-)
-_OUT_OF_RANGE = Example(
-    "fit --trainer.callbacks CheckpointSimilarity --trainer.callbacks.keep 1",
-    "CheckpointSimilarity: keep must be at least 2, got 1 - Not a valid subclass of Callback Subclass types "
-    "expect one of: - a class path (str) - a dict with class_path entry - a dict without class_path but with "
-    "init_args entry (class path given previously) - a dict with parameters accepted by the base class (implicit "
-    "class_path) - Expected a <class 'NoneType'>",
-    "CheckpointSimilarity: keep must be at least 2, got 1",
-)
-_NO_WORD = Example(
-    "fit --monitor.per x",
-    "Parser key \"monitor.per\": Expected a typing.Literal['epoch', 'step']. Got value: x",
-    "--monitor.per: expected one of 'epoch', 'step', got x",
-)
-
-REWORDINGS = (
-    Rewording(
-        "argument -c/--config: expected one argument",
-        "--config needs the name of a config, e.g. elr.yaml; lit-sphere --help lists them",
-        Example(
-            "fit --config",
-            "argument -c/--config: expected one argument",
-            "--config needs the name of a config, e.g. elr.yaml; lit-sphere --help lists them",
-        ),
-    ),
-    Rewording(
-        r"Option '[^']+' is not accepted before subcommand '(\w+)'",
-        r"\1 comes first: lit-sphere \1 --config …",
-        Example(
-            "--config elr.yaml fit",
-            "Option 'model.init_args.width' is not accepted before subcommand 'fit'",
-            "fit comes first: lit-sphere fit --config …",
-        ),
-    ),
-    Rewording(
-        r"Subcommand '(\w+)' does not accept option '([^']+)'",
-        r"\1 has no option '\2'; lit-sphere \1 --help lists them",
-        Example(
-            'fit --config {"modle":8}',
-            "Subcommand 'fit' does not accept option 'modle'",
-            "fit has no option 'modle'; lit-sphere fit --help lists them",
-        ),
-    ),
-    Rewording(
-        ".*Expected a dot import path string: (.+?)(?: - .*|$)",
-        lambda option, match: f"there is no class {match[1]!r}; there are {_classes(option)}",
-        Example(
-            "fit --trainer.logger.help Nope",
-            "--trainer.logger.help: Expected a dot import path string: Nope",
-            "--trainer.logger: there is no class 'Nope'; there are those of import paths such as torch.optim.SGD",
-        ),
-    ),
-    # What was tried in vain, beside what the user meant.
-    Rewording("(- )?Expected a path but .*? either not accessible or invalid", "", _NO_NETWORK),
-    Rewording("Does not validate against any of the Union subtypes Subtypes: .*? Errors:", "", _NO_INT),
-    Rewording("- Expected an? <class 'NoneType'>", "", _NO_INT),
-    Rewording(
-        r"- Not a valid subclass of \w+ Subclass types expect one of: .*?\(implicit class_path\)", "", _OUT_OF_RANGE
-    ),
-    Rewording(
-        "- Problem with given class_path 'lightning.Callback': Option '[^']+' is not accepted",
-        "",
-        _NO_OPTION_OF_A_CALLBACK,
-    ),
-    # What the user meant.
-    Rewording(
-        r"Type [^<]*? expects a function or a callable class: Option '([^']+)' is not accepted\. "
-        r"Got value: Namespace\(class_path='[\w.]*?(\w+)'.*?\)\)",
-        r"\2 has no option '\1'; --model.help CLASS and --data.help CLASS list them",
-        _NO_OPTION_OF_AN_OPTIMIZER,
-    ),
-    Rewording(r"Problem with given class_path '[\w.]*?(\w+)':(?= Option)", r"\1", _NO_OPTION),
-    Rewording(
-        r"Problem with given class_path ('[\w.]+'):(?= (module|No module) )", r"there is no class \1:", _NO_NETWORK
-    ),
-    Rewording(r"Problem with given class_path '[\w.]+':", "", _NO_FLOAT),
-    Rewording(
-        "Option '([^']+)' is not accepted",
-        lambda option, match: f"has no option {match[1]!r}; {_help_of(option)}",
-        _NO_OPTION,
-    ),
-    Rewording(r'Parser key "[^"]+"( element \d+)?:', "", _NO_INT),
-    Rewording(r"Expected (?:a )?<class '(?:\w+\.)*(\w+)'>", r"expected \1", _NO_INT),
-    Rewording(r"Expected (?:a )?typing\.Literal\[(.*?)\]", r"expected one of \1", _NO_WORD),
-    # What was given, if it can be read.
-    Rewording(
-        r"Given value type: <class '[^']+'> Given value: \[?(Namespace|NestedArg)\(.*?(?= Given value| - |$)",
-        "",
-        _NO_OPTION,
-    ),
-    Rewording(
-        r"\s*Given value type: <class '[^']+'> Given value: (.*?)(?=\s+Given value|\s+- |\s*$)", r", got \1", _NO_INT
-    ),
-    Rewording(r"\. Got value: ", ", got ", _NO_WORD),
-    Rewording(
-        r"expected float, got ([ .+-]*(?i:nan|inf))\b",
-        r"expected a finite number, got \1",
-        Example(
-            "toy --lr nan",
-            "Parser key \"lr\": Expected a <class 'float'>. Got value: nan",
-            "--lr: expected a finite number, got nan",
-        ),
-    ),
-)
-
-
-def in_one_line(message: str, rewordings: Sequence[Rewording] = REWORDINGS) -> str:
-    """Shorten jsonargparse's account of all types that it tried to the option, what it wants and what it got.
-
-    Args:
-        message: An error of jsonargparse.
-        rewordings: Applied in this order.
-
-    Returns:
-        One line.
-    """
-    text = " ".join(message.split())
-    keys, wants_help = re.findall(r'Parser key "([^"]+)"', text), re.match(r"(--[\w.]+)\.help: ", text)
-    option = "--" + ".".join(keys) if keys else wants_help[1] if wants_help else ""
-    for pattern, replacement, _ in rewordings:
-        text = re.sub(pattern, partial(replacement, option) if callable(replacement) else replacement, text)
-    reasons = [part.strip(" :") for part in re.split(r"(?:^|\s)- ", text)]
-    reason = " or ".join(dict.fromkeys(part for part in reasons if part))
-    return f"{option}: {reason}" if option else reason

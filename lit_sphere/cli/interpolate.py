@@ -24,9 +24,12 @@ from lit_sphere.analysis.interpolation import Statistics
 from lit_sphere.cli.base_config import base_config, look_ahead
 from lit_sphere.cli.config_names import read_config
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.parser import LINKED, ConfigFile, Parser
+from lit_sphere.cli.parser import ConfigFile, Parser, option_strings
 from lit_sphere.cli.results_folder import results_folder
+from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before_files
 from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.suggestions import suggesting
+from lit_sphere.cli.values_given import check_linked, check_no_null, check_values
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.groups import find_groups
 from lit_sphere.modules import SphereModule
@@ -103,10 +106,14 @@ def run_interpolate(args: list[str]) -> None:
     paths = args[:2]
     if len(paths) < 2 or any(path.startswith("-") for path in paths):
         raise CommandLineError(f"interpolate needs two checkpoints, first of all: {_USAGE}")
+    check_values(args[2:])
     states = [_read(path) for path in paths]
     _compare(states[1], states[0], f"{paths[1]}: of another architecture than {paths[0]}", "there")
     base = base_config(paths[0], bool(typed.configs))
-    config = parser.parse_args([*paths, *(["--config", base] if base else []), *args[2:]])
+    with suggesting(lambda: [*option_strings(parser), *class_options()]):
+        config = parser.parse_args([*paths, *(["--config", base] if base else []), *classes_before_files(args[2:])])
+    check_no_null(config)
+    check_linked(args[2:], config)
     try:
         positions = path_positions(config.points)
     except ValueError as error:

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.files import FolderInUse, claim_folder
 
 
@@ -41,10 +41,12 @@ def hold_folder(folder: Path, is_default: bool) -> Path:
         CommandLineError: If it cannot be made, or another process holds it.
     """
     try:
-        return claim_folder(folder, among=is_default)
+        folder = claim_folder(folder, among=is_default)
     except FolderInUse as error:
         raise CommandLineError(f"--run {error}; choose another --run, or wait until that has ended") from error
     except OSError as error:
         raise CommandLineError(
             f"cannot make the run folder {folder}, or write to it: {error.strerror}; choose another --run"
         ) from error
+    written_to.set(folder)
+    return folder

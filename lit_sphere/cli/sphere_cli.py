@@ -2,14 +2,16 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning import __version__ as lightning_version
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_sphere.callbacks import (
@@ -31,7 +33,7 @@ from lit_sphere.cli.checkpoints import (
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.metrics_file import read_history
 from lit_sphere.cli.old_names import drop_old_names, rename_arguments
-from lit_sphere.cli.parser import LINKED, ConfigFile, Parser
+from lit_sphere.cli.parser import ConfigFile, Parser, option_strings
 from lit_sphere.cli.run_folder import (
     RecordRun,
     WandbMode,
@@ -40,7 +42,11 @@ from lit_sphere.cli.run_folder import (
     make_loggers,
     run_folder,
 )
+from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before_files
 from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.suggestions import suggesting
+from lit_sphere.cli.trainer_options import begin_wandb, check_monitored, check_trainer_options, not_installed
+from lit_sphere.cli.values_given import check_linked, check_no_null, check_values
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.switching.resume import stays_switched
@@ -60,6 +66,7 @@ class SphereCLI(LightningCLI):
     """``fit``, ``validate`` and ``test`` with lit-sphere's models, data and run folder."""
 
     weights: dict[str, Any] | None = None
+    _make_loggers: Callable[[], list[Logger]] = staticmethod(list)
 
     def __init__(self, args: list[str]) -> None:
         quiet: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
@@ -148,9 +155,15 @@ class SphereCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; without Lightning's warning that arguments were given from Python."""
         assert isinstance(args, list)
-        args = [args[0], *rename_arguments(args[1:])]
+        check_values(args[1:])
+        args = [args[0], *classes_before_files(rename_arguments(args[1:]))]
         below = arguments_below(args[0], args[1:]) if args[0] in DESCRIPTIONS else []
-        self.config: Namespace = parser.parse_args([args[0], *below, *args[1:]])
+        with suggesting(lambda: [*option_strings(self._parser(args[0])), *class_options()]):
+            self.config: Namespace = parser.parse_args([args[0], *below, *args[1:]])
+        config = self.config[args[0]]
+        check_trainer_options(config)
+        check_no_null(config)
+        check_linked(args[1:], config)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyperparameters over what the user typed; here they lie
@@ -186,9 +199,13 @@ class SphereCLI(LightningCLI):
 
         Returns:
             The trainer.
-        """
+
+        Raises:
+            CommandLineError: If an option needs a package that is not installed, or nothing can be trained.
+        """  # noqa: DOC501, DOC502
+        config = self.config[str(self.subcommand)]
         if self.checkpoint is not None:
-            check_architecture(self.checkpoint, self.model, self.config[str(self.subcommand)].ckpt_path)
+            check_architecture(self.checkpoint, self.model, config.ckpt_path)
         trainer = self.config_init[str(self.subcommand)].trainer
         callbacks: list[Callback] = [RunProgressBar()] if trainer.enable_progress_bar is not False else []
         if self.subcommand == "fit":
@@ -204,7 +221,25 @@ class SphereCLI(LightningCLI):
             # States of callbacks that watch a fit: an evaluation needs none of them.
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
-        return super().instantiate_trainer(**kwargs)
+        try:
+            made = super().instantiate_trainer(**kwargs)
+        except ImportError as error:
+            raise not_installed(error, config) from error
+        if self.subcommand == "fit":
+            self._check_before_folder(made)
+            made.loggers = self._make_loggers() or made.loggers
+        return made
+
+    def _check_before_folder(self, trainer: Trainer) -> None:
+        """What Lightning would find out once the run's folder is made, and its loggers have begun."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and _is_first_rank():
+                begin_wandb(logger)
+        check_monitored(trainer.callbacks, self.model)  # type: ignore[attr-defined]
+        data = self.datamodule
+        if isinstance(data, ResidentDataModule) and not getattr(data, "download", False):
+            data.setup("fit")  # once: what is read is kept
+        self.model.check_trainable(data)
 
     def _begin_at(self) -> list[Callback]:
         if self.weights is None:
@@ -223,7 +258,9 @@ class SphereCLI(LightningCLI):
         text = self._parser(self.subcommand).dump(config, skip_none=False)
         requested = config.trainer.logger
         if requested in (None, True):
-            kwargs["logger"] = make_loggers(self.folder, config.wandb, config.project, yaml.safe_load(text))
+            kwargs["logger"] = False  # until the trainer is found sound: they make the folder
+            given = (config.wandb, config.project, yaml.safe_load(text))
+            self._make_loggers = lambda: make_loggers(self.folder, *given)
         history, steps = None, 0 if self.checkpoint is None else self.checkpoint["global_step"]
         if self._is_in_place() and _is_first_rank():
             history = read_history(self.folder / "metrics.csv", steps)
@@ -232,11 +269,6 @@ class SphereCLI(LightningCLI):
     def _is_in_place(self) -> bool:
         ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")
         return goes_on_in(self.folder, ckpt_path)
-
-
-def option_strings(parser: ArgumentParser) -> list[str]:
-    """List the options of a parser, such as ``--trainer.max_epochs``."""
-    return [option for action in parser._actions for option in action.option_strings if option[:2] == "--"]
 
 
 def _is_first_rank() -> bool:

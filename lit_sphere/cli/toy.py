@@ -12,15 +12,17 @@ from lit_sphere.analysis.regimes import SHORTEST_RUN, Regime, name_regime
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.results_folder import results_folder
 from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.suggestions import suggesting
 from lit_sphere.report.toy import ToyMap, draw_plane, draw_toy
 from lit_sphere.theory.toy import equilibrium_elrs, equilibrium_loss, settled_losses, threshold_elr, toy_curves
 from lit_sphere.theory.toy_plane import PlaneCurves, mean_period, plane_curves
 
-_MOST = 2**32
 _MOST_RUNS = 10**7  # of the map: a gigabyte
+_MOST_STEPS = 10**6  # that are kept, each in tensors of its own: gigabytes
+_MOST_NUMBERS = 10**8  # in these tensors, or in the table
 _LARGE = 1e6  # beyond, and below its inverse, float64 ends before the runs do
-_OF_THE_SPHERE = {"steps": 2, "grid": 2, "seeds": 1, "seed": 0}  # and the least that makes sense
-_OF_THE_PLANE = {"lr": 0, "plane_steps": 1}
+_OF_THE_SPHERE = {"steps": (2, _MOST_STEPS), "grid": (2, _MOST_RUNS), "seeds": (1, _MOST_RUNS), "seed": (0, 2**32 - 1)}
+_OF_THE_PLANE = ("lr", "plane_steps")
 
 
 def make_parser() -> ArgumentParser:
@@ -66,7 +68,8 @@ def run_toy(args: list[str]) -> None:
         CommandLineError: If an option is out of its range, or has no effect beside the others.
     """  # noqa: DOC502
     parser = make_parser()
-    config = parser.parse_args(args)
+    with suggesting(lambda: [option for action in parser._actions for option in action.option_strings]):
+        config = parser.parse_args(args)
     _check_no_unused_options(config, parser.get_defaults())
     (_check_sphere if config.weight_decay is None else _check_plane)(config)
     folder = results_folder(config.run, "toy", "toy.csv")
@@ -89,9 +92,14 @@ def _check_no_unused_options(config: Namespace, defaults: Namespace) -> None:
 
 
 def _check_sphere(config: Namespace) -> None:
-    for name, least in _OF_THE_SPHERE.items():
-        if not least <= config[name] < _MOST:
-            raise CommandLineError(f"--{name} must be at least {least}, and below {_MOST}, got {config[name]}")
+    for name, (least, most) in _OF_THE_SPHERE.items():
+        _check_range(name, config[name], least, most)
+    numbers = config.steps * len(config.elrs) * (3 + 2 * len(config.alphas))
+    if numbers > _MOST_NUMBERS:
+        raise CommandLineError(
+            f"--steps {config.steps}: the curves of {len(config.elrs)} ELRs and {len(config.alphas)} terms are "
+            f"{numbers} numbers, more than {_MOST_NUMBERS}: lower the steps"
+        )
     if config.grid * config.seeds > _MOST_RUNS:
         raise CommandLineError(
             f"--grid {config.grid} times --seeds {config.seeds} is more than {_MOST_RUNS} runs: lower one of them"
@@ -102,11 +110,15 @@ def _check_sphere(config: Namespace) -> None:
             raise CommandLineError(f"--{name} must be positive, from {1 / _LARGE:g} to {_LARGE:g}, got {got}")
 
 
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise CommandLineError(f"--{name} must be at least {least}, and at most {most}, got {value}")
+
+
 def _check_plane(config: Namespace) -> None:
     if not 1 / _LARGE <= config.lr <= _LARGE:
         raise CommandLineError(f"--lr must be positive, from {1 / _LARGE:g} to {_LARGE:g}, got {config.lr:g}")
-    if not 1 <= config.plane_steps < _MOST:
-        raise CommandLineError(f"--plane-steps must be at least 1, and below {_MOST}, got {config.plane_steps}")
+    _check_range("plane-steps", config.plane_steps, 1, _MOST_STEPS)
     if not all(decay >= 0 and config.lr * decay < 1 for decay in config.weight_decay):
         got, most = _listed(config.weight_decay), 1 / config.lr
         raise CommandLineError(f"--weight-decay must be at least 0, and below 1/lr = {most:g}, got {got}")
@@ -114,10 +126,11 @@ def _check_plane(config: Namespace) -> None:
 
 def _sphere(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
     alphas, elrs, half = config.alphas, config.elrs, config.steps // 2
-    curves = toy_curves(alphas, elrs, epochs=2 * half, steps_per_epoch=1, seeds=[config.seed])
+    curves = toy_curves(alphas, elrs, epochs=2 * half, steps_per_epoch=1, seeds=[config.seed], progress="curves")
     threshold = threshold_elr(alphas).item()
     grid = threshold * torch.logspace(-1, 1, config.grid, dtype=torch.float64)
-    settled = settled_losses(alphas, grid, config.steps, range(config.seed, config.seed + config.seeds))
+    seeds = range(config.seed, config.seed + config.seeds)
+    settled = settled_losses(alphas, grid, config.steps, seeds, progress="map")
     table = [
         f"F = Σ α x²/(x² + y²) on the sphere, α = {_listed(alphas)}: converges below ELR 1/Σα = {threshold:.4g}",
         f"  {'ELR':<8}{'predicted loss':<16}{'seen':<10}ELRs of the groups, predicted (median seen)",
@@ -152,7 +165,7 @@ def _regimes(alphas: Sequence[float], elrs: Tensor, steps: int, seed: int) -> li
 
 def _plane(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
     # Of more steps than are drawn: a mean of few periods is rough.
-    long = plane_curves(config.weight_decay, config.lr, steps=max(1000, config.plane_steps))
+    long = plane_curves(config.weight_decay, config.lr, steps=max(1000, config.plane_steps), progress="curves")
     curves = PlaneCurves(*(curve[:, : config.plane_steps] for curve in long))
     periods = [mean_period(losses) for losses in long.losses]
     table = ["SGD with weight decay on x²/(x² + y²), from (0.01, 1)", f"  {'λ':<8}period [steps]"]

@@ -68,6 +68,8 @@ class CIFAR10(ResidentDataModule):
         download: bool = False,
     ) -> None:
         super().__init__(batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed)
+        if not isinstance(root, str):
+            raise ValueError(f"root (--data.root) must be a folder, got {root}")
         if normalisation not in ("dataset", "papers"):
             raise ValueError(f'normalisation must be "dataset" or "papers", got {normalisation!r}')
         self.root = root
@@ -134,9 +136,16 @@ class CIFAR10(ResidentDataModule):
 
     def _check_folder(self) -> None:
         folder = self._folder()
-        if folder.is_dir():
+        try:
+            is_there = folder.is_dir()
+            resolved = Path(self.root).expanduser().resolve()
+        except (OSError, RuntimeError) as error:  # Python 3.10 to 3.12 raise RuntimeError for a circle of links
+            raise ValueError(
+                f"--data.root '{self.root}' leads nowhere ({error}): give --data.root DIR that holds {folder.name}"
+            ) from error
+        if is_there:
             return
-        inside = Path(self.root).expanduser().resolve().name == folder.name
+        inside = resolved.name == folder.name
         hint = f" (it is that folder itself: give '{folder.parent.resolve().parent}')" if inside else ""
         raise FileNotFoundError(
             f"no {self.title} under '{self.root}'{hint}: give --data.root DIR that holds {folder.name}, "

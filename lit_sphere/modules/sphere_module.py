@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_sphere.metrics import MeanLossAndError
 from lit_sphere.modules.options import (
@@ -23,6 +23,7 @@ from lit_sphere.modules.options import (
     check_training_options,
     optimizer_options,
     scale_schedule,
+    try_optimizer,
     unsaved,
 )
 from lit_sphere.modules.spheres import find_spheres
@@ -94,6 +95,7 @@ class SphereModule(LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._scheduled = self._scheduled_before = 0  # epochs that the schedule was stepped for; in the checkpoint
         self._compile = compile
+        self._checked = False
         self._sphere_names: list[list[str]] = []  # parameters of each sphere
         self._changed: dict[str, tuple[Any, Any]] = {}
         self._metrics_epoch = -1  # Lightning does not always end an epoch whose last batch was saved
@@ -115,16 +117,31 @@ class SphereModule(LightningModule):
         Raises:
             ValueError: If neither ``elr`` nor ``optimizer`` is given, if trainable parameters are not
                 scale-invariant and ``lr`` is not given, if ``granularity`` is ``filter`` and filters are not
-                scale-invariant, or if the strategy shards parameters.
+                scale-invariant, if the strategy shards parameters, if ``optimizer`` cannot be stepped by hand, or if
+                ``scheduler`` waits for a metric or cannot be stepped.
         """
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if self._uses_shape_of_data and hasattr(data, "in_channels") and hasattr(data, "image_size"):
-            self.example_input_array = torch.zeros(2, data.in_channels, data.image_size, data.image_size)
         if stage != "fit":
+            self._take_shape(getattr(self.trainer, "datamodule", None))
             return
+        if self.elr is not None and isinstance(self.trainer.strategy, FSDPStrategy):
+            raise ValueError("FSDP1 would normalise each shard by itself; use --trainer.strategy ddp")
+        if not self._checked:
+            self.check_trainable(getattr(self.trainer, "datamodule", None))
+        self._checked = False  # another fit may train another network
+        if self._compile:
+            self.network.compile()
+
+    def check_trainable(self, data: Any = None) -> None:
+        """Find what is scale-invariant, and refuse what no fit can train; the next ``setup`` does not do it again.
+
+        Args:
+            data: Data module, whose images' shape is taken.
+
+        Raises:
+            ValueError: As ``setup``, and for an optimizer or a scheduler that fails at its first step.
+        """
+        self._take_shape(data)
         if self.elr is not None:
-            if isinstance(self.trainer.strategy, FSDPStrategy):
-                raise ValueError("FSDP1 would normalise each shard by itself; use --trainer.strategy ddp")
             assert isinstance(self.example_input_array, Tensor)
             self._sphere_names = find_spheres(self.network, self.example_input_array, self.granularity, self.lr)
         elif self._optimizer is None:
@@ -132,8 +149,16 @@ class SphereModule(LightningModule):
                 "neither elr nor optimizer is given: --model.elr trains on the sphere, --model.optimizer SGD "
                 "--model.optimizer.lr … in the whole space"
             )
-        if self._compile:
-            self.network.compile()
+        else:
+            unused = {"granularity": self.granularity != "joint", "lr": self.lr is not None}
+            for name in (name for name, is_given in unused.items() if is_given):
+                rank_zero_warn(f"{name} (--model.{name}) is of training on the sphere: without elr it changes nothing")
+            try_optimizer(self._optimizer, self._scheduler, self.network)
+        self._checked = True
+
+    def _take_shape(self, data: Any) -> None:
+        if self._uses_shape_of_data and hasattr(data, "in_channels") and hasattr(data, "image_size"):
+            self.example_input_array = torch.zeros(2, data.in_channels, data.image_size, data.image_size)
 
     def configure_optimizers(self) -> Any:
         """Make one optimizer: a sphere and, with ``lr``, plain SGD for the rest; or the one given.
@@ -143,7 +168,6 @@ class SphereModule(LightningModule):
 
         Raises:
             RuntimeError: If ``setup("fit")`` has not been called.
-            ValueError: If the scheduler needs a metric.
         """
         trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         if self.elr is None:
@@ -151,13 +175,8 @@ class SphereModule(LightningModule):
             optimizer = self._optimizer(trainable.values())
             if self._scheduler is None:
                 return optimizer
-            self._scheduled, scheduler = 0, self._scheduler(optimizer)
-            if isinstance(scheduler, ReduceLROnPlateau):
-                raise ValueError(
-                    "scheduler (--model.scheduler) ReduceLROnPlateau waits for a metric, which a schedule by epochs "
-                    "does not have; take FineTuneSwitch with loss_below"
-                )
-            return [optimizer], [scheduler]
+            self._scheduled = 0
+            return [optimizer], [self._scheduler(optimizer)]
         if not self._sphere_names:
             raise RuntimeError("configure_optimizers was called before setup('fit'), which finds the sphere")
         granularity = "filter" if self.granularity == "filter" else "joint"

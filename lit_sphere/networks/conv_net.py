@@ -27,7 +27,7 @@ class ConvNet(nn.Module):
             are exact in float64 with 1e-30.
 
     Raises:
-        ValueError: If ``width`` is less than 1, or ``head_norm`` not positive.
+        ValueError: If ``width`` is less than 1, or ``eps`` or ``head_norm`` not positive.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class ConvNet(nn.Module):
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
+        if not eps > 0:
+            raise ValueError(f"eps must be positive, got {eps}")
         channels = [in_channels, width, 2 * width, 4 * width, 8 * width]
         self.convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, 3, padding=1, bias=False) for c_in, c_out in pairwise(channels)

@@ -49,7 +49,7 @@ class ResNet18(nn.Module):
             are exact in float64 with 1e-30.
 
     Raises:
-        ValueError: If ``width`` is less than 1, or ``head_norm`` not positive.
+        ValueError: If ``width`` is less than 1, or ``eps`` or ``head_norm`` not positive.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class ResNet18(nn.Module):
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
+        if not eps > 0:
+            raise ValueError(f"eps must be positive, got {eps}")
         affine = not scale_invariant
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         stages: list[nn.Module] = []

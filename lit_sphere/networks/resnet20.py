@@ -31,7 +31,7 @@ class ResNet20(nn.Module):
         affine: Whether the batch norms of the practical version have trained weights and biases.
 
     Raises:
-        ValueError: If ``width`` is less than 1, ``normalisation`` unknown, or ``head_norm`` not positive.
+        ValueError: If ``width`` is less than 1, ``normalisation`` unknown, or ``eps`` or ``head_norm`` not positive.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class ResNet20(nn.Module):
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
+        if not eps > 0:
+            raise ValueError(f"eps must be positive, got {eps}")
         if normalisation not in get_args(Normalisation):
             raise ValueError(
                 f"normalisation must be one of {', '.join(get_args(Normalisation))}, got {normalisation!r}"

@@ -4,13 +4,14 @@ F(x, y) = Σ α_i x_i²/(x_i² + y_i²) is scale-invariant in each pair (x_i, y_
 is known of its runs beforehand stands in :mod:`lit_sphere.theory.toy_equilibria`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_sphere.theory._arguments import Numbers, positive
+from lit_sphere.theory._progress import step_bar
 from lit_sphere.theory.toy_equilibria import (
     Orbit,
     equilibrium_elrs,
@@ -94,6 +95,7 @@ def toy_curves(
     epochs: int = 100,
     steps_per_epoch: int = 100,
     seeds: Sequence[int] = (0,),
+    progress: str | None = None,
 ) -> ToyCurves:
     """Train the toy on the unit sphere with fixed effective learning rates, TR eq. (2), all runs at once.
 
@@ -105,6 +107,7 @@ def toy_curves(
         epochs: Number of epochs; an epoch is nothing but the span of one mean.
         steps_per_epoch: Steps over which curves are averaged.
         seeds: Of the starting points.
+        progress: Text of a progress bar on a terminal; None for none.
 
     Returns:
         The curves, float64.
@@ -125,17 +128,25 @@ def toy_curves(
     elr = rates[:, None, None, None]
     point = torch.stack([_random_point(seed, len(alpha)) for seed in seeds]).expand(len(elr), -1, -1, -1)
     kept: list[list[Tensor]] = [[], [], []]
-    for _ in range(epochs):
-        sums: list[Tensor] | None = None
-        for _ in range(steps_per_epoch):
-            point, measured = _step(point, alpha, elr)
-            sums = measured if sums is None else list(torch._foreach_add(sums, measured))
-        for curve, total in zip(kept, sums or [], strict=True):
-            curve.append(total / steps_per_epoch)
+    with step_bar(epochs * steps_per_epoch, progress) as bar:
+        for _ in range(epochs):
+            sums: list[Tensor] | None = None
+            for _ in range(steps_per_epoch):
+                point, measured = _step(point, alpha, elr)
+                sums = measured if sums is None else list(torch._foreach_add(sums, measured))
+            for curve, total in zip(kept, sums or [], strict=True):
+                curve.append(total / steps_per_epoch)
+            bar.update(steps_per_epoch)
     return ToyCurves(*(torch.stack(curve, 2) for curve in kept))
 
 
-def settled_losses(alphas: Numbers, elrs: Numbers, steps: int = 2000, seeds: Sequence[int] = range(100)) -> Tensor:
+def settled_losses(
+    alphas: Numbers,
+    elrs: Numbers,
+    steps: int = 2000,
+    seeds: Sequence[int] = range(100),
+    progress: str | None = None,
+) -> Tensor:
     """Mean loss over the second half of many runs, the same runs as of :func:`toy_curves`.
 
     Made for maps: 1000 ELRs × 100 seeds × 2000 steps take seconds on one core, and no memory to speak of.
@@ -145,6 +156,7 @@ def settled_losses(alphas: Numbers, elrs: Numbers, steps: int = 2000, seeds: Seq
         elrs: Effective learning rates η̃ > 0, dimensionless.
         steps: Steps of each run, at least 2.
         seeds: Of the starting points.
+        progress: Text of a progress bar on a terminal; None for none.
 
     Returns:
         float64 tensor of shape (ELRs, seeds).
@@ -159,12 +171,18 @@ def settled_losses(alphas: Numbers, elrs: Numbers, steps: int = 2000, seeds: Seq
     points = starts.repeat(1, 1, len(elr))
     rates = elr.repeat_interleave(len(seeds))
     # In pieces that stay in a core's cache.
-    pieces = zip(points.split(_PIECE, -1), rates.split(_PIECE), strict=True)
-    losses = [_mean_of_second_half(piece.clone(), 2 * alpha[:, None] * rate, alpha, steps) for piece, rate in pieces]
+    pieces = list(zip(points.split(_PIECE, -1), rates.split(_PIECE), strict=True))
+    with step_bar(steps * len(pieces), progress) as bar:
+        losses = [
+            _mean_of_second_half(piece.clone(), 2 * alpha[:, None] * rate, alpha, steps, bar.update)
+            for piece, rate in pieces
+        ]
     return torch.cat(losses).view(len(elr), len(seeds))
 
 
-def _mean_of_second_half(points: Tensor, turn: Tensor, alpha: Tensor, steps: int) -> Tensor:
+def _mean_of_second_half(
+    points: Tensor, turn: Tensor, alpha: Tensor, steps: int, done: Callable[[int], object]
+) -> Tensor:
     """Settle runs in place; points (2, n, runs) on the unit sphere, turn 2α_i η̃ (n, runs)."""
     x, y = points
     total = torch.zeros_like(turn[0])
@@ -182,6 +200,7 @@ def _mean_of_second_half(points: Tensor, turn: Tensor, alpha: Tensor, steps: int
         scale = r2.addcmul_(r2, k.mul_(k)).sum(0).rsqrt_()
         x *= scale
         y *= scale
+        done(1)
     return total / (steps - steps // 2)
 
 

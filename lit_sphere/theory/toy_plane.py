@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_sphere.theory._arguments import Numbers, not_negative, positive, require
+from lit_sphere.theory._progress import step_bar
 
 
 class PlaneCurves(NamedTuple):
@@ -28,6 +29,7 @@ def plane_curves(
     lr: float = 1.0,
     start: tuple[float, float] = (0.01, 1.0),
     steps: int = 200,
+    progress: str | None = None,
 ) -> PlaneCurves:
     """Train f(x, y) = x²/(x² + y²) by SGD with weight decay, one run for each decay.
 
@@ -39,6 +41,7 @@ def plane_curves(
         lr: η > 0.
         start: First point, finite and not the origin.
         steps: Number of steps, at least 1.
+        progress: Text of a progress bar on a terminal; None for none.
 
     Returns:
         The curves.
@@ -61,11 +64,13 @@ def plane_curves(
     keep = 1 - lr * decays
     x, y = (torch.full_like(keep, value) for value in start)
     curves: list[tuple[Tensor, Tensor]] = []
-    for _ in range(steps):
-        rho2 = x.square() + y.square()
-        curves.append((x.square() / rho2, rho2))
-        turn = 2 * lr * x * y / rho2.square()
-        x, y = keep * x - turn * y, keep * y + turn * x
+    with step_bar(steps, progress) as bar:
+        for _ in range(steps):
+            rho2 = x.square() + y.square()
+            curves.append((x.square() / rho2, rho2))
+            turn = 2 * lr * x * y / rho2.square()
+            x, y = keep * x - turn * y, keep * y + turn * x
+            bar.update()
     losses, rho2 = (torch.stack(curve, 1) for curve in zip(*curves, strict=True))
     return PlaneCurves(losses, rho2.sqrt(), lr / rho2)
 
