@@ -1,10 +1,15 @@
 """Folders for the results of commands that are no runs."""
 
 import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.report import NoPicture, write_picture
 
 
 def free_folder(requested: str | None, command: str, file: str) -> Path:
@@ -42,3 +47,16 @@ def make_folder(folder: Path) -> None:
         raise CommandLineError(f"--run {folder}: cannot be made ({error.strerror}); choose another folder") from error
     if not os.access(folder, os.W_OK):
         raise CommandLineError(f"--run {folder}: cannot be written to; choose another folder")
+
+
+def leave_picture(path: Path, draw: Callable[[], Figure]) -> None:
+    """Write the picture of results that are written and printed already; one that fails costs a line.
+
+    Args:
+        path: The file.
+        draw: Makes the figure.
+    """
+    try:
+        write_picture(path, draw)
+    except NoPicture as error:
+        print(f"lit-sphere: {error}", file=sys.stderr)

@@ -134,9 +134,9 @@ class RecordRun(Callback):
         path = self._folder / "config.yaml"
         if not trainer.is_global_zero:
             return
-        if path.exists() and path.read_text() != self._config:
+        if path.exists() and path.read_text(encoding="utf-8") != self._config:
             _set_aside(path, self._steps)
-        path.write_text(self._config)
+        path.write_text(self._config, encoding="utf-8")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the W&B run: a second fit in this process is another one."""
@@ -193,7 +193,7 @@ def load_history(folder: Path, steps: int) -> list[dict[str, float]]:
     source = path if path.exists() else aside[-1] if aside else None
     if source is None:
         return []
-    with source.open(newline="") as file:
+    with source.open(newline="", encoding="utf-8") as file:
         rows = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
     # CSVLogger starts its file anew; the old one is kept until the run is deleted.
     if source == path:

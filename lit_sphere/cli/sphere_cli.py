@@ -40,6 +40,7 @@ from lit_sphere.cli.run_folder import (
     make_loggers,
     run_folder,
 )
+from lit_sphere.cli.streams import warnings_in_one_line
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
@@ -251,7 +252,8 @@ def run(args: list[str]) -> None:
     """
     _quiet_lightning()
     try:
-        SphereCLI(args)
+        with warnings_in_one_line():
+            SphereCLI(args)
     finally:
         forget_run_folder()
 
