@@ -3,18 +3,15 @@
 import csv
 import os
 import time
-from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from lit_sphere.cli.errors import CommandLineError
-
-WandbMode = Literal["offline", "online", "disabled"]
+from lit_sphere.cli.wandb_run import WandbMode, begin_wandb, end_wandb, make_wandb_logger
 
 # Ranks that Lightning starts run this program again: they must come to the same folder.
 _SHARED_NAME = "LIT_SPHERE_RUN"
@@ -72,12 +69,10 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
         The loggers, CSV first.
 
     Raises:
-        CommandLineError: If ``WANDB_MODE`` is no mode, or the folder cannot be made.
+        CommandLineError: If W&B cannot do what is asked of it, or the folder cannot be made.
     """
     table = CSVLogger(folder.parent, name=folder.name, version="")
-    mode = mode or os.environ.get("WANDB_MODE") or "offline"  # type: ignore[assignment]
-    if mode not in ("offline", "online", "disabled"):
-        raise CommandLineError(f"WANDB_MODE={mode}: must be offline, online or disabled")
+    of_wandb = make_wandb_logger(folder, mode, project, config)
     # Must exist, or W&B falls back to the system's temporary folder; a folder that cannot be made raises now.
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,22 +80,7 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
         raise CommandLineError(
             f"cannot make the run folder {folder}: {error.strerror}; choose another --run"
         ) from error
-    if mode == "disabled":
-        return [table]
-    offline = mode == "offline"
-    settings = wandb.Settings(console="off", silent=offline, show_warnings=not offline)
-    wandb.termsetup(settings, None)  # Lightning sets an option that W&B warns of before it reads `settings`
-    return [
-        table,
-        WandbLogger(
-            name=folder.name,
-            save_dir=str(folder.resolve()),  # W&B's own process may stand in another folder
-            project=project,
-            mode=mode,
-            config=config,
-            settings=settings,
-        ),
-    ]
+    return [table] if of_wandb is None else [table, of_wandb]
 
 
 class RecordRun(Callback):
@@ -123,7 +103,7 @@ class RecordRun(Callback):
         self._folder.mkdir(parents=True, exist_ok=True)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                _plot_by_epoch(logger)
+                begin_wandb(logger)
             elif isinstance(logger, CSVLogger):
                 for row in self._history:
                     logger.log_metrics({**row}, step=int(row["step"]))
@@ -140,34 +120,11 @@ class RecordRun(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the W&B run: a second fit in this process is another one."""
-        _end_wandb(trainer, exit_code=0)
+        end_wandb(trainer, exit_code=0)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the W&B run as a failed one."""
-        _end_wandb(trainer, exit_code=1)
-
-
-def _plot_by_epoch(logger: WandbLogger) -> None:
-    """Make the epoch the x-axis of each key that is logged with one, whoever logs it.
-
-    Keys by their full names, so that it does not matter that Lightning gives the pattern ``*`` the step as its axis.
-    """
-    log, known = logger.log_metrics, {"epoch"}
-    logger.experiment.define_metric("epoch")
-
-    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
-        if "epoch" in metrics and not known.issuperset(metrics):
-            for key in metrics.keys() - known:
-                logger.experiment.define_metric(key, step_metric="epoch")
-            known.update(metrics)
-        log(metrics, step)
-
-    logger.log_metrics = log_metrics  # type: ignore[method-assign]
-
-
-def _end_wandb(trainer: Trainer, exit_code: int) -> None:
-    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-        wandb.finish(exit_code)
+        end_wandb(trainer, exit_code=1)
 
 
 def _set_aside(path: Path, steps: int) -> None:

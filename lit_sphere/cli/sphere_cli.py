@@ -33,7 +33,6 @@ from lit_sphere.cli.old_names import drop_old_names, rename_arguments
 from lit_sphere.cli.parser import LINKED, ConfigFile, Parser
 from lit_sphere.cli.run_folder import (
     RecordRun,
-    WandbMode,
     forget_run_folder,
     goes_on_in,
     load_history,
@@ -42,6 +41,7 @@ from lit_sphere.cli.run_folder import (
 )
 from lit_sphere.cli.streams import warnings_in_one_line
 from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.wandb_run import WandbMode
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.switching.resume import stays_switched

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import logging
 import os
 import re
 import select
@@ -108,14 +109,15 @@ class _Steady(io.FileIO):
     """
 
     def write(self, data: Any) -> int:
-        try:
-            written = super().write(data)
-            while written is None:  # set to non-blocking by another program, and busy
-                select.select([], [self], [])
-                written = super().write(data)
-            return written
-        except OSError:
-            return memoryview(data).nbytes
+        left = memoryview(data).cast("B")
+        size = left.nbytes
+        with suppress(OSError):
+            while left:
+                written = super().write(left)
+                if written is None:  # another program has set it to non-blocking, and the reader is slow
+                    select.select([], [self], [])
+                left = left[written or 0 :]
+        return size
 
 
 def restart_in_utf8() -> None:
@@ -144,10 +146,12 @@ def steady_streams() -> Iterator[None]:
     """
     _fill_descriptors()
     before = sys.stdout, sys.stderr
+    reports, logging.raiseExceptions = logging.raiseExceptions, False  # tracebacks of log files on a full disk
     sys.stdout, sys.stderr = (_steady(stream, fd) for fd, stream in ((1, sys.stdout), (2, sys.stderr)))
     try:
         yield
     finally:
+        logging.raiseExceptions = reports
         for stream in (sys.stdout, sys.stderr):
             with suppress(ValueError):  # closed by somebody
                 stream.flush()
