@@ -60,10 +60,10 @@ class RunSummary(RegimeWatch):
         self._started, self._first_step = time.perf_counter(), trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table and draw the figure."""
+        """Print the table, then draw the figure."""
         folder = trainer.log_dir  # a collective: all ranks must call this
-        self._draw(trainer, pl_module)
         self._print(trainer, pl_module, self.folder or folder)
+        self._draw(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is; the picture of a run that failed never hides why it failed."""
@@ -85,10 +85,14 @@ class RunSummary(RegimeWatch):
         metrics = Path(loggers[0].log_dir) / "metrics.csv"
         if not metrics.exists():
             return
-        series = read_metrics(metrics)
+        try:
+            series = read_metrics(metrics)
+        except (OSError, ValueError) as error:
+            rank_zero_warn(f"RunSummary draws no curves: {error}")
+            return
         if any(key in series for key in ("train/loss", "val/loss", "elr/total", "effective_grad_norm/total")):
-            figure = draw_curves(series, self._name(trainer, pl_module), _validation_name(trainer))
-            save_picture(trainer, Path(self.folder or loggers[0].log_dir), "curves", figure)
+            of_run = (series, self._name(trainer, pl_module), _validation_name(trainer))
+            save_picture(trainer, Path(self.folder or loggers[0].log_dir), "curves", lambda: draw_curves(*of_run))
 
     def _name(self, trainer: Trainer, pl_module: LightningModule) -> str:
         data = getattr(trainer, "datamodule", None)

@@ -25,7 +25,7 @@ from lit_sphere.cli.base_config import base_config, look_ahead
 from lit_sphere.cli.config_names import read_config
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.parser import ConfigFile, Parser, option_strings
-from lit_sphere.cli.results_folder import results_folder
+from lit_sphere.cli.results_folder import leave_picture, results_folder
 from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before_files
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import suggesting
@@ -130,9 +130,11 @@ def run_interpolate(args: list[str]) -> None:
     names = _names(paths)
     statistics = "batch statistics" if config.statistics == "batch" else "statistics re-estimated"
     title = f"{type(model).__name__} on {type(data).__name__}, {statistics}"
-    print(_table(result, title, names, folder))  # first: a folder that cannot be written does not lose it
-    write_interpolation(result, folder / "interpolation.csv")
-    draw_interpolation(result, title, names).savefig(folder / "interpolation.png", dpi=130)
+    try:
+        write_interpolation(result, folder / "interpolation.csv")
+    finally:  # a file that cannot be written does not lose what was measured
+        print(_table(result, title, names, folder))
+    leave_picture(folder / "interpolation.png", lambda: draw_interpolation(result, title, names))
 
 
 def _read(path: str) -> dict[str, Tensor]:

@@ -1,10 +1,15 @@
 """Folders for the results of a command: no two processes write into one."""
 
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.files import FolderInUse, claim_folder
+from lit_sphere.report import NoPicture, write_picture
 
 
 def results_folder(requested: str | None, command: str, file: str) -> Path:
@@ -50,3 +55,16 @@ def hold_folder(folder: Path, is_default: bool) -> Path:
         ) from error
     written_to.set(folder)
     return folder
+
+
+def leave_picture(path: Path, draw: Callable[[], Figure]) -> None:
+    """Write the picture of results that are written and printed already; one that fails costs a line.
+
+    Args:
+        path: The file.
+        draw: Makes the figure.
+    """
+    try:
+        write_picture(path, draw)
+    except NoPicture as error:
+        print(f"lit-sphere: {error}", file=sys.stderr)

@@ -2,20 +2,17 @@
 
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.metrics_file import History, MetricsFile, set_aside
 from lit_sphere.cli.results_folder import hold_folder
+from lit_sphere.cli.wandb_run import WandbMode, begin_wandb, end_wandb, make_wandb_logger
 from lit_sphere.files import write_whole
-
-WandbMode = Literal["offline", "online", "disabled"]
 
 # Ranks that Lightning starts run this program again: they must come to the same folder.
 _SHARED_NAME = "LIT_SPHERE_RUN"
@@ -82,28 +79,10 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
         The loggers, CSV first.
 
     Raises:
-        CommandLineError: If ``WANDB_MODE`` is no mode.
-    """
-    table = MetricsFile(folder)
-    mode = mode or os.environ.get("WANDB_MODE") or "offline"  # type: ignore[assignment]
-    if mode not in ("offline", "online", "disabled"):
-        raise CommandLineError(f"WANDB_MODE={mode}: must be offline, online or disabled")
-    if mode == "disabled":
-        return [table]
-    offline = mode == "offline"
-    settings = wandb.Settings(console="off", silent=offline, show_warnings=not offline)
-    wandb.termsetup(settings, None)  # Lightning sets an option that W&B warns of before it reads `settings`
-    return [
-        table,
-        WandbLogger(
-            name=folder.name,
-            save_dir=str(folder.resolve()),  # W&B's own process may stand in another folder
-            project=project,
-            mode=mode,
-            config=config,
-            settings=settings,
-        ),
-    ]
+        CommandLineError: If W&B cannot do what is asked of it.
+    """  # noqa: DOC502
+    of_wandb = make_wandb_logger(folder, mode, project, config)
+    return [MetricsFile(folder), *([] if of_wandb is None else [of_wandb])]
 
 
 class RecordRun(Callback):
@@ -125,7 +104,7 @@ class RecordRun(Callback):
             return
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                _plot_by_epoch(logger)
+                begin_wandb(logger)
             elif isinstance(logger, MetricsFile) and self._history is not None:
                 set_aside(self._folder / "metrics.csv", self._steps)
                 logger.go_on(self._history)
@@ -142,31 +121,8 @@ class RecordRun(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the W&B run: a second fit in this process is another one."""
-        _end_wandb(trainer, exit_code=0)
+        end_wandb(trainer, exit_code=0)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the W&B run as a failed one."""
-        _end_wandb(trainer, exit_code=1)
-
-
-def _plot_by_epoch(logger: WandbLogger) -> None:
-    """Make the epoch the x-axis of each key that is logged with one, whoever logs it.
-
-    Keys by their full names, so that it does not matter that Lightning gives the pattern ``*`` the step as its axis.
-    """
-    log, known = logger.log_metrics, {"epoch"}
-    logger.experiment.define_metric("epoch")
-
-    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
-        if "epoch" in metrics and not known.issuperset(metrics):
-            for key in metrics.keys() - known:
-                logger.experiment.define_metric(key, step_metric="epoch")
-            known.update(metrics)
-        log(metrics, step)
-
-    logger.log_metrics = log_metrics  # type: ignore[method-assign]
-
-
-def _end_wandb(trainer: Trainer, exit_code: int) -> None:
-    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-        wandb.finish(exit_code)
+        end_wandb(trainer, exit_code=1)

@@ -36,17 +36,18 @@ from lit_sphere.cli.old_names import drop_old_names, rename_arguments
 from lit_sphere.cli.parser import ConfigFile, Parser, option_strings
 from lit_sphere.cli.run_folder import (
     RecordRun,
-    WandbMode,
     forget_run_folder,
     goes_on_in,
     make_loggers,
     run_folder,
 )
 from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before_files
+from lit_sphere.cli.streams import warnings_in_one_line
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import suggesting
-from lit_sphere.cli.trainer_options import begin_wandb, check_monitored, check_trainer_options, not_installed
+from lit_sphere.cli.trainer_options import check_monitored, check_trainer_options, not_installed
 from lit_sphere.cli.values_given import check_linked, check_no_null, check_values
+from lit_sphere.cli.wandb_run import WandbMode, check_given_wandb
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.switching.resume import stays_switched
@@ -234,7 +235,7 @@ class SphereCLI(LightningCLI):
         """What Lightning would find out once the run's folder is made, and its loggers have begun."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and _is_first_rank():
-                begin_wandb(logger)
+                check_given_wandb(logger)
         check_monitored(trainer.callbacks, self.model)  # type: ignore[attr-defined]
         data = self.datamodule
         if isinstance(data, ResidentDataModule) and not getattr(data, "download", False):
@@ -283,7 +284,8 @@ def run(args: list[str]) -> None:
     """
     _quiet_lightning()
     try:
-        SphereCLI(args)
+        with warnings_in_one_line():
+            SphereCLI(args)
     finally:
         forget_run_folder()
 
