@@ -51,7 +51,7 @@ def hold_folder(folder: Path, is_default: bool) -> Path:
         raise CommandLineError(f"--run {error}; choose another --run, or wait until that has ended") from error
     except OSError as error:
         raise CommandLineError(
-            f"cannot make the run folder {folder}, or write to it: {error.strerror}; choose another --run"
+            f"--run {folder}: cannot be made, or not be written to ({error.strerror}); choose another folder"
         ) from error
     written_to.set(folder)
     return folder
