@@ -1,6 +1,7 @@
 """The Lightning CLI of lit-sphere: one run folder, default callbacks, and what is typed wins."""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
     GracefulStop,
+    Interrupted,
     RunCheckpoint,
     RunProgressBar,
     RunSummary,
@@ -31,6 +33,7 @@ from lit_sphere.cli.checkpoints import (
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.old_names import drop_old_names, rename_arguments
 from lit_sphere.cli.parser import LINKED, ConfigFile, Parser
+from lit_sphere.cli.processes import Processes, check_environment, check_processes
 from lit_sphere.cli.run_folder import (
     RecordRun,
     WandbMode,
@@ -61,7 +64,8 @@ class SphereCLI(LightningCLI):
 
     weights: dict[str, Any] | None = None
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], processes: Processes | None = None) -> None:
+        self._processes = processes or Processes()
         quiet: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
         commands = {
             name: {**quiet, "usage": f"lit-sphere {name} [--config NAME] [options]", "description": what}
@@ -160,6 +164,7 @@ class SphereCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Read the checkpoint and choose the folder, before anything is made."""
         config = self.config[str(self.subcommand)]
+        check_environment(config.trainer.devices, config.trainer.num_nodes)
         self.checkpoint = read_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
         if self.checkpoint is None and self.subcommand != "fit":
             raise CommandLineError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt")
@@ -204,7 +209,11 @@ class SphereCLI(LightningCLI):
             # States of callbacks that watch a fit: an evaluation needs none of them.
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        check_processes(made)
+        folder = Path(self.config["fit"].checkpoint.dirpath) if self.subcommand == "fit" else None
+        self._processes.oversee(made, folder)
+        return made
 
     def _begin_at(self) -> list[Callback]:
         if self.weights is None:
@@ -240,7 +249,7 @@ def option_strings(parser: ArgumentParser) -> list[str]:
 
 
 def _is_first_rank() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def run(args: list[str]) -> None:
@@ -250,9 +259,17 @@ def run(args: list[str]) -> None:
         args: Command line, the subcommand first.
     """
     _quiet_lightning()
+    processes, is_success = Processes(), True
     try:
-        SphereCLI(args)
+        SphereCLI(args, processes)
+    except BaseException as error:
+        is_success = isinstance(error, Interrupted)
+        shown = processes.ended_by(error)
+        if shown is error:
+            raise
+        raise shown from error
     finally:
+        processes.end(is_success)
         forget_run_folder()
 
 
@@ -265,10 +282,15 @@ def _quiet_lightning() -> None:
         "💡 Tip",
         "`Trainer.fit` stopped: `max_",
         "Seed set",
+        f"{'-' * 100}\ndistributed_backend=",
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(noise)
     )
+    logging.getLogger("lightning.fabric.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith(noise)
+    )
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     # The folder is ours: config.yaml and checkpoints stand in it before the CSV logger opens.
     logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
