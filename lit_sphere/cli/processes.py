@@ -1,6 +1,7 @@
 """A run of several processes: what it waits for, which of them ended, and that none is left behind."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -51,6 +52,8 @@ class Processes:
         self._trainer: Trainer | None = None
         self._checkpoints: Path | None = None
         self._is_over, self._speaking = threading.Event(), threading.Lock()
+        self._interrupts = _Interrupts()
+        self._threads: list[threading.Thread] = []
 
     def oversee(self, trainer: Trainer, checkpoints: Path | None) -> None:
         """Take the place of Lightning's launcher, which kills the first rank without a word when another dies.
@@ -78,18 +81,25 @@ class Processes:
                 self._children = start_children()
             finally:
                 del os.environ[_STARTED_BY]
-        for task in (self._announce_waiting, self._watch):
-            threading.Thread(target=task, daemon=True).start()
+        self._interrupts.listen()
+        self._threads = [threading.Thread(target=task, daemon=True) for task in (self._announce_waiting, self._watch)]
+        for thread in self._threads:
+            thread.start()
 
     def _announce_waiting(self) -> None:
         trainer = self._trainer
-        if trainer is None or trainer.local_rank != 0:
+        if trainer is None:
             return
-        if trainer.num_nodes == 1 and self._is_over.wait(_REMIND):
-            return
-        while not (dist.is_initialized() or self._is_over.is_set()):
-            print(f"lit-sphere: {self._awaited(trainer)}", file=sys.stderr)
-            self._is_over.wait(_REMIND)
+        due = time.monotonic() + (0 if trainer.num_nodes > 1 else _REMIND)
+        while not (dist.is_initialized() or self._is_over.wait(_POLL)):
+            if self._interrupts.came():
+                if self._parent is None:
+                    print("lit-sphere: interrupted while waiting; nothing to save", file=sys.stderr, flush=True)
+                self._kill_children()
+                os._exit(128 + signal.SIGINT)
+            if trainer.local_rank == 0 and time.monotonic() >= due:
+                print(f"lit-sphere: {self._awaited(trainer)}", file=sys.stderr, flush=True)
+                due = time.monotonic() + _REMIND
 
     def _awaited(self, trainer: Trainer) -> str:
         address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "")
@@ -197,6 +207,9 @@ class Processes:
             is_success: Whether they are about to end by themselves.
         """
         self._is_over.set()
+        for thread in self._threads:
+            thread.join(_GRACE)
+        self._interrupts.stop_listening()
         with self._speaking:
             if is_success:
                 self._wait_until(lambda: all(child.poll() is not None for child in self._children), _END)
@@ -207,6 +220,36 @@ class Processes:
             if child.poll() is None:
                 child.kill()
                 child.wait()
+
+
+class _Interrupts:
+    """Hears Ctrl-C while the main thread waits in torch for other processes, where Python's handlers do not run."""
+
+    def __init__(self) -> None:
+        self._ends: tuple[int, int] | None = None
+        self._before = -1
+
+    def listen(self) -> None:
+        """Begin; only the main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            self._ends = os.pipe()
+            for end in self._ends:
+                os.set_blocking(end, False)
+            self._before = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
+
+    def came(self) -> bool:
+        """Whether SIGINT came since the last call."""
+        if self._ends is None or not select.select([self._ends[0]], [], [], 0)[0]:
+            return False
+        return signal.SIGINT in os.read(self._ends[0], 4096)
+
+    def stop_listening(self) -> None:
+        """Give the signals back as they were."""
+        if self._ends is not None:
+            signal.set_wakeup_fd(self._before)
+            ends, self._ends = self._ends, None
+            for end in ends:
+                os.close(end)
 
 
 class _Launcher(_SubprocessScriptLauncher):
