@@ -1,6 +1,7 @@
 """The Lightning CLI of lit-sphere: one run folder, default callbacks, and what is typed wins."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
     GracefulStop,
+    Interrupted,
     RunCheckpoint,
     RunProgressBar,
     RunSummary,
@@ -34,6 +36,7 @@ from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.metrics_file import read_history
 from lit_sphere.cli.old_names import drop_old_names, rename_arguments
 from lit_sphere.cli.parser import ConfigFile, Parser, option_strings
+from lit_sphere.cli.processes import Processes, check_environment, check_processes
 from lit_sphere.cli.run_folder import (
     RecordRun,
     forget_run_folder,
@@ -69,7 +72,8 @@ class SphereCLI(LightningCLI):
     weights: dict[str, Any] | None = None
     _make_loggers: Callable[[], list[Logger]] = staticmethod(list)
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], processes: Processes | None = None) -> None:
+        self._processes = processes or Processes()
         quiet: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
         commands = {
             name: {**quiet, "usage": f"lit-sphere {name} [--config NAME] [options]", "description": what}
@@ -174,6 +178,7 @@ class SphereCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Read the checkpoint and choose the folder, before anything is made."""
         config = self.config[str(self.subcommand)]
+        check_environment(config.trainer.devices, config.trainer.num_nodes)
         self.checkpoint = read_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
         if self.checkpoint is None and self.subcommand != "fit":
             raise CommandLineError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt")
@@ -226,9 +231,11 @@ class SphereCLI(LightningCLI):
             made = super().instantiate_trainer(**kwargs)
         except ImportError as error:
             raise not_installed(error, config) from error
+        check_processes(made)
         if self.subcommand == "fit":
             self._check_before_folder(made)
             made.loggers = self._make_loggers() or made.loggers
+        self._processes.oversee(made, Path(config.checkpoint.dirpath) if self.subcommand == "fit" else None)
         return made
 
     def _check_before_folder(self, trainer: Trainer) -> None:
@@ -273,7 +280,7 @@ class SphereCLI(LightningCLI):
 
 
 def _is_first_rank() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def run(args: list[str]) -> None:
@@ -283,10 +290,18 @@ def run(args: list[str]) -> None:
         args: Command line, the subcommand first.
     """
     _quiet_lightning()
+    processes, is_success = Processes(), True
     try:
         with warnings_in_one_line():
-            SphereCLI(args)
+            SphereCLI(args, processes)
+    except BaseException as error:
+        is_success = isinstance(error, Interrupted)
+        shown = processes.ended_by(error)
+        if shown is error:
+            raise
+        raise shown from error
     finally:
+        processes.end(is_success)
         forget_run_folder()
 
 
@@ -299,10 +314,15 @@ def _quiet_lightning() -> None:
         "💡 Tip",
         "`Trainer.fit` stopped: `max_",
         "Seed set",
+        f"{'-' * 100}\ndistributed_backend=",
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(noise)
     )
+    logging.getLogger("lightning.fabric.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith(noise)
+    )
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     # The folder is ours: config.yaml and checkpoints stand in it before the CSV logger opens.
     logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
