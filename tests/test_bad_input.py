@@ -3,17 +3,22 @@
 import os
 import pickle
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
-from conftest import LitSphere, Result
+import wandb
+from bad_files import FILES
+from conftest import REPOSITORY, LitSphere, Result
 
+from lit_sphere.cli import main
 from lit_sphere.cli.config_names import shipped_configs
+from lit_sphere.cli.errors import exit_status
 from lit_sphere.cli.shipped_classes import shipped_classes
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 
@@ -38,130 +43,100 @@ def refused(result: Result, *words: str, status: int | None = None) -> None:
 
 _SPHERE = "--model SphereModule --model.input_shape [1,8,8] --model.elr 1e-3 --model.network"
 
-_BAD = {
-    "unknown command": ("train", ["train", *SUBCOMMANDS]),
-    "unknown config": ("fit --config nope.yaml", ["nope.yaml", *(Path(name).stem for name in shipped_configs())]),
-    "config is a folder": ("fit --config folder", ["folder", "is a folder", "YAML"]),
-    "config without a name": ("fit --config", ["--config", "elr.yaml"]),
-    "unknown option": ("fit --bogus 3", ["--bogus"]),
-    "a callback that is there already": (
-        "fit --trainer.callbacks+=EffectiveLearningRateMonitor",
-        ["EffectiveLearningRateMonitor twice", "--monitor"],
-    ),
-    "a callback twice": (
-        "fit --trainer.callbacks+=RegimeMonitor --trainer.callbacks+=RegimeMonitor",
-        ["RegimeMonitor twice", "leave one out"],
-    ),
-    "a switch to an ELR below 0": (
-        "fit --trainer.callbacks+=FineTuneSwitch --trainer.callbacks.switches [{'epoch':1,'elr':-1}]",
-        ["switch", "elr must be positive"],
-    ),
-    "a callback's argument out of range": (
-        "fit --trainer.callbacks+=CheckpointSimilarity --trainer.callbacks.keep 1",
-        ["CheckpointSimilarity", "keep"],
-    ),
-    "unknown model option": ("fit --model.widht 3", ["widht", "SIConvNet", "--model.help"]),
-    "unknown data option": ("fit --data.bogus 3", ["bogus", "Digits", "--data.help"]),
-    "unknown trainer option": ("fit --trainer.bogus 3", ["--trainer.bogus"]),
-    "abbreviated option": ("fit --trainer.max_epoch 3", ["--trainer.max_epoch"]),
-    "unknown model": ("fit --model Nope", ["Nope", *shipped_classes("--model")]),
-    "unknown data": ("fit --data Nope", ["Nope", *shipped_classes("--data")]),
-    "unknown callback": ("fit --trainer.callbacks+=Nope", ["Nope", *shipped_classes("--trainer.callbacks")]),
-    "unknown network by short name": (f"fit {_SPHERE} Nope", ["Nope", *shipped_classes("--model.network")]),
-    "trained batch norms on the sphere": (
-        "fit --model SIResNet20 --model.affine true",
-        ["--model.affine", "not scale-invariant", "--model SphereModule"],
-    ),
-    "trained batch norms and head on the sphere": (
-        f"fit {_SPHERE} ResNet20 --model.network.width 2 --model.network.in_channels 1",
-        ["not scale-invariant", "--model.lr", "freeze"],
-    ),
-    "unknown optimizer": ("fit --model.elr null --model.optimizer SGDD", ["SGDD", "torch.optim.SGD"]),
-    "unknown network": (f"fit {_SPHERE} cli_networks.Nope", ["--model.network", "cli_networks.Nope"]),
-    "missing network": ("fit --model SphereModule --model.elr 1", ["--model", "required: network"]),
-    "no epochs": ("fit --trainer.max_epochs 0", ["--trainer.max_epochs 0", "nothing to train", "at least 1", "-1"]),
-    "no steps": ("fit --trainer.max_steps 0", ["--trainer.max_steps 0", "nothing to train", "at least 1", "-1"]),
-    "no batches": ("fit --trainer.limit_train_batches 0", ["--trainer.limit_train_batches 0", "nothing to train"]),
-    "no part of the batches": (
-        "fit --trainer.limit_train_batches 0.0",
-        ["limit_train_batches 0", "lit-sphere validate"],
-    ),
-    "epochs no number": ("fit --trainer.max_epochs x", ["--trainer.max_epochs", "expected int", "x"]),
-    "elr no number": ("fit --model.elr fast", ["--model.elr", "expected float", "fast"]),
-    "elr 0": ("fit --model.elr 0", ["--model.elr", "positive", "0"]),
-    "elr -1": ("fit --model.elr -1", ["--model.elr", "positive", "-1"]),
-    "elr nan": ("fit --model.elr nan", ["--model.elr", "finite", "nan"]),
-    "elr .nan": ("fit --model.elr .nan", ["--model.elr", "finite", "nan"]),
-    "elr inf": ("fit --model.elr inf", ["--model.elr", "finite", "inf"]),
-    "elr .inf": ("fit --model.elr .inf", ["--model.elr", "finite", "inf"]),
-    "elr and optimizer": (
-        "fit --model.optimizer SGD --model.optimizer.lr 0.1",
-        ["both elr and optimizer", "--model.elr null"],
-    ),
-    "neither elr nor optimizer": ("fit --model.elr null", ["--model.elr", "--model.optimizer"]),
-    "unknown loss": ("fit --model.loss l1", ["--model.loss", "cross_entropy", "mse", "l1"]),
-    "unknown granularity": ("fit --model.granularity x", ["--model.granularity", "joint", "filter"]),
-    "unknown precision": ("fit --trainer.precision 17", ["--trainer.precision", "bf16-mixed", "17"]),
-    "no gpu": ("fit --trainer.accelerator gpu", ["no GPU", "--trainer.accelerator cpu"]),
-    "unknown W&B mode": ("fit --wandb x", ["--wandb", "offline", "disabled"]),
-    "train set too large": ("fit --data.train_size 10000", ["10000", "1797", "lower"]),
-    "batch size 0": ("fit --data.batch_size 0", ["batch_size", "at least 1"]),
-    "no data": ("fit --data CIFAR10 --data.root nowhere", ["nowhere", "--data.root", "--data.download"]),
-    "corrupt data": ("fit --data CIFAR10 --data.root corrupt", ["data_batch_1", "missing", "fetch it anew"]),
-    "damaged data": ("fit --data CIFAR10 --data.root damaged", ["data_batch_1", "damaged", "fetch it anew"]),
-    "no parameters": (f"fit {_SPHERE} torch.nn.Flatten", ["Flatten", "no trainable parameter"]),
-    "nothing invariant": (f"fit {_SPHERE} cli_networks.ReLUNet", ["ReLUNet", "scale-invariant"]),
-    "input of a wrong shape": (
-        f"fit {_SPHERE} cli_networks.ReLUNet --model.network.pixels 9",
-        ["ReLUNet", "--model.input_shape"],
-    ),
-    "missing checkpoint": ("fit --ckpt_path nope.ckpt", ["--ckpt_path nope.ckpt", "no such file"]),
-    "checkpoint without a name": ("fit --ckpt_path", ["--ckpt_path", "expected one argument"]),
-    "test without a checkpoint": ("test", ["test needs a checkpoint", "--ckpt_path"]),
-    "empty checkpoint": ("fit --ckpt_path empty.ckpt", ["empty.ckpt", "truncated", "another"]),
-    "text as checkpoint": ("fit --ckpt_path text.ckpt", ["text.ckpt", "no checkpoint at all"]),
-    "list as checkpoint": ("fit --ckpt_path list.ckpt", ["list.ckpt", "no checkpoint of Lightning"]),
-    "run folder is a file": ("fit --run file", ["--run file: cannot be made"]),
-    "run folder below a file": ("fit --run file/r", ["--run file/r: cannot be made"]),
-    "run folder in /proc": ("fit --run /proc/nowhere/r", ["--run /proc/nowhere/r: cannot be made"]),
-    "bad yaml": ("fit --config bad.yaml", ["bad.yaml", "line 2"]),
-    "yaml list": ("fit --config list.yaml", ["list.yaml", "list", "model:"]),
-    "yaml of another key": ("fit --config key.yaml", ["modle"]),
-    "binary config": ("fit --config binary.yaml", ["binary.yaml", "no YAML"]),
-    "nan in yaml": ("fit --config nan.yaml", ["--model.elr", "finite"]),
-}
+
+def _table() -> tuple[list[tuple[str, list[str]]], ...]:
+    """The two parts of bad_commands.txt: command lines, and the words that their answers must hold."""
+    parts: list[list[tuple[str, list[str]]]] = []
+    for line in (REPOSITORY / "tests" / "bad_commands.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            parts.append([])
+        elif line.startswith(" "):
+            parts[-1][-1][1].extend(line.strip().split(" | "))
+        elif line:
+            parts[-1].append((line, []))
+    return tuple(part for part in parts if part)
+
+
+_EACH_KIND, _MORE = _table()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch, for all rows that need one."""
+    folder = tmp_path_factory.mktemp("finished") / "done"
+    command = ("--trainer.max_epochs", "1", "--data.train_size", "256", "--wandb", "disabled", "--run", str(folder))
+    main(["fit", *command, "--trainer.enable_progress_bar", "false"])
+    return folder
 
 
 @pytest.fixture
-def bad_files(empty_folder: Path) -> None:
-    for folder in ("folder", "corrupt/cifar-10-batches-py", "damaged/cifar-10-batches-py"):
-        Path(folder).mkdir(parents=True)
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
-        Path("damaged/cifar-10-batches-py", name).write_bytes(b"damaged")
-    Path("file").write_text("")
-    Path("empty.ckpt").write_bytes(b"")
-    Path("text.ckpt").write_text("no checkpoint at all\n" * 20)
+def bad_files(empty_folder: Path, finished_run: Path) -> None:
+    for name, content in FILES.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
     torch.save([1, 2], "list.ckpt")
-    Path("bad.yaml").write_text("model: [1, 2\n  x: : :\n")
-    Path("list.yaml").write_text("- 1\n- 2\n")
-    Path("key.yaml").write_text("modle:\n  class_path: SIConvNet\n")
-    Path("binary.yaml").write_bytes(bytes(range(256)))
-    Path("nan.yaml").write_text("model: {class_path: SIConvNet, init_args: {elr: .nan}}\n")
+    Path("loop").symlink_to("loop")
+    Path("done").symlink_to(finished_run)
+
+
+def _answered_in_one_line(command: str, words: list[str], lit_sphere: LitSphere) -> None:
+    before = set(Path().iterdir())
+    result = lit_sphere(*shlex.split(command.replace("DONE", "done/checkpoints/last.ckpt")))
+    assert result.status in (1, 2)
+    assert set(Path().iterdir()) == before
+    refused(result, *words)
+    assert "unforeseen" not in result.err
 
 
 @pytest.mark.usefixtures("bad_files")
-@pytest.mark.parametrize("name", _BAD)
-def test_one_line_names_mistake_and_remedy(name: str, lit_sphere: LitSphere) -> None:
-    line, words = _BAD[name]
-    command, *rest = line.split()
-    run: tuple[str, ...] = RUN if command == "fit" and rest[-1:] not in (["--config"], ["--ckpt_path"]) else ()
-    if "--run" in rest:
-        run = run[2:]
-    if "--data.train_size" in rest:
-        run = (*run[:4], *run[6:])
-    if "CIFAR10" in line or "batch_size" in line:
-        run = (*run[:4], *run[6:])
-    refused(lit_sphere(command, *run, *rest), *words)
+@pytest.mark.parametrize(("command", "words"), _EACH_KIND, ids=[row[0] for row in _EACH_KIND])
+def test_one_line_names_mistake_and_remedy(command: str, words: list[str], lit_sphere: LitSphere) -> None:
+    _answered_in_one_line(command, words, lit_sphere)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bad_files")
+@pytest.mark.parametrize(("command", "words"), _MORE, ids=[row[0] for row in _MORE])
+def test_more_of_the_same(command: str, words: list[str], lit_sphere: LitSphere) -> None:
+    _answered_in_one_line(command, words, lit_sphere)
+
+
+def test_the_table_is_large_and_has_each_subcommand() -> None:
+    commands = [command for command, _ in (*_EACH_KIND, *_MORE)]
+    assert len(set(commands)) == len(commands) >= 300
+    assert {command.split()[0] for command in commands} >= set(SUBCOMMANDS)
+    assert all(words for _, words in (*_EACH_KIND, *_MORE))
+
+
+def test_a_list_of_what_there_is(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    """What is added later is in these lines by itself."""
+    lists = {
+        "train": SUBCOMMANDS,
+        "fit --config nope.yaml": [Path(name).stem for name in shipped_configs()],
+        **{f"fit {option} Nope": shipped_classes(option) for option in ("--model", "--data")},
+        "fit --trainer.callbacks+=Nope": shipped_classes("--trainer.callbacks"),
+        f"fit {_SPHERE} Nope": shipped_classes("--model.network"),
+    }
+    for command, names in lists.items():
+        refused(lit_sphere(*command.split()), *names)
+
+
+def test_a_wandb_logger_that_cannot_begin(
+    empty_folder: Path, lit_sphere: LitSphere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> NoReturn:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    result = lit_sphere("fit", "--trainer.logger", "WandbLogger")
+    refused(result, "--trainer.logger WandbLogger", "No API key", "leave it out", "--wandb online", status=2)
+    assert not any(empty_folder.iterdir())
+
+
+def test_memory_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    status = exit_status(RuntimeError("DefaultCPUAllocator: you tried to allocate 36000000000 bytes. Error code 12"))
+    assert status == 1
+    assert "36000000000 bytes of memory are not there" in capsys.readouterr().err
 
 
 @pytest.fixture

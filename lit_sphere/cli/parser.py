@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sphere.cli.config_names import find_config, is_text, read_config
 from lit_sphere.cli.old_names import rename_in_text
+from lit_sphere.cli.shipped_classes import classes_in_text
 
 
 class Parser(LightningArgumentParser):
@@ -42,7 +43,7 @@ class Parser(LightningArgumentParser):
         Returns:
             What is parsed.
         """
-        return super().parse_string(rename_in_text(content), *args, **kwargs)
+        return super().parse_string(classes_in_text(rename_in_text(content)), *args, **kwargs)
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Give the help without those classes."""

@@ -1,6 +1,7 @@
 """The classes that go by their short names on the command line: what the packages export."""
 
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -104,6 +105,25 @@ def classes_before_files(args: list[str]) -> list[str]:
         elif path is not None:
             found[i + 1] = path
     return found
+
+
+def classes_in_text(text: str) -> str:
+    """Do the same in the text of a config.
+
+    Args:
+        text: YAML.
+
+    Returns:
+        The same, renamed where needed.
+    """
+
+    def renamed(match: re.Match[str]) -> str:
+        path = _import_path(f"--{match[2]}", match[3]) if Path(match[3]).is_file() else None
+        return match[1] + (path or match[3])
+
+    return re.sub(
+        r"(?m)((?:^|[{,])[ \t\"']*(model|data)[\"']?:[ \t\"']*)(\w+)(?=[\"']?[ \t]*(?:$|[,}]))", renamed, text
+    )
 
 
 def _import_path(option: str, name: str) -> str | None:

@@ -163,12 +163,17 @@ class SphereCLI(LightningCLI):
         check_values(args[1:])
         args = [args[0], *classes_before_files(rename_arguments(args[1:]))]
         below = arguments_below(args[0], args[1:]) if args[0] in DESCRIPTIONS else []
-        with suggesting(lambda: [*option_strings(self._parser(args[0])), *class_options()]):
+        with suggesting(lambda: self._known_options(args[0])):
             self.config: Namespace = parser.parse_args([args[0], *below, *args[1:]])
         config = self.config[args[0]]
         check_trainer_options(config)
         check_no_null(config)
         check_linked(args[1:], config)
+
+    def _known_options(self, subcommand: str) -> list[str]:
+        if subcommand not in DESCRIPTIONS:
+            return []
+        return [*option_strings(self._parser(subcommand)), *class_options()]
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyperparameters over what the user typed; here they lie
