@@ -8,8 +8,11 @@ import matplotlib as mpl
 import matplotlib.image
 import pytest
 from conftest import LitSphere
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 
+from lit_sphere.observe.publishing import save_picture
 from lit_sphere.report import NoPicture, write_picture
 
 FIT = ("fit", "--trainer.max_epochs", "2", "--data.train_size", "256", "--wandb", "disabled", "--run", "r")
@@ -103,7 +106,19 @@ def test_curves_of_a_foreign_table_cost_a_warning(
         raise ValueError(f"{path} is no metrics.csv: it has no column 'step'")
 
     monkeypatch.setattr("lit_sphere.callbacks.run_summary.read_metrics", fails)
-    with pytest.warns(UserWarning, match="RunSummary draws no curves: r/metrics.csv is no metrics"):
+    with pytest.warns(UserWarning, match="RunSummary draws no curves: ValueError: r/metrics.csv is no metrics"):
         result = lit_sphere(*FIT)
     assert result.status == 0
     assert "run folder" in result.out
+
+
+class _Refuses(WandbLogger):
+    def log_image(self, *_: Any, **__: Any) -> None:
+        raise ConnectionResetError("Connection lost")
+
+
+def test_a_picture_that_wandb_does_not_take_is_in_the_folder(tmp_path: Path) -> None:
+    trainer = Trainer(logger=_Refuses(save_dir=tmp_path, offline=True), accelerator="cpu", default_root_dir=tmp_path)
+    with pytest.warns(UserWarning, match=r"W&B did not take .*a\.png: ConnectionResetError: Connection lost"):
+        save_picture(trainer, tmp_path, "a", figure)
+    assert (tmp_path / "a.png").is_file()

@@ -91,7 +91,6 @@ def test_online_needs_a_key(
     if asked.startswith("--"):
         result = lit_sphere(*FIT, *asked.split())
     else:
-        monkeypatch.setattr(pytest.MonkeyPatch, "delenv", lambda *_, **__: None)
         monkeypatch.setenv("WANDB_MODE", "online")
         result = lit_sphere(*FIT)
     one_line(result, asked, "there is no API key", "wandb login", "WANDB_API_KEY", "--wandb offline")
