@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
 from lit_sphere.optim import SphereSGD, joint_norm
-from lit_sphere.report import draw_curves, read_metrics
+from lit_sphere.report import draw_curves, in_short, read_metrics
 
 
 class RunSummary(RegimeWatch):
@@ -71,7 +72,8 @@ class RunSummary(RegimeWatch):
         if self._started:
             try:
                 for logger in trainer.loggers:
-                    logger.save()
+                    with suppress(OSError):  # which may have ended the run, and is said there
+                        logger.save()
                 self._draw(trainer, pl_module)
             except Exception as error:
                 rank_zero_warn(f"RunSummary could not draw the curves: {error}")
@@ -87,8 +89,8 @@ class RunSummary(RegimeWatch):
             return
         try:
             series = read_metrics(metrics)
-        except (OSError, ValueError) as error:
-            rank_zero_warn(f"RunSummary draws no curves: {error}")
+        except Exception as error:  # a row may be cut
+            rank_zero_warn(f"RunSummary draws no curves: {in_short(error)}")
             return
         if any(key in series for key in ("train/loss", "val/loss", "elr/total", "effective_grad_norm/total")):
             of_run = (series, self._name(trainer, pl_module), _validation_name(trainer))

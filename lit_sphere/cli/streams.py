@@ -80,7 +80,9 @@ def _plain_letter(char: str) -> str:
         return _IN_ASCII[char]
     parts = unicodedata.normalize("NFKD", char)
     if parts != char:
-        return "".join(_plain_letter(part) for part in parts if not unicodedata.combining(part))
+        return "".join(_plain_letter(part) for part in parts)
+    if unicodedata.combining(char):
+        return ""
     name = unicodedata.name(char, "")
     if name.startswith("GREEK ") and " LETTER " in name:
         letter = name.rpartition(" ")[2]

@@ -1,5 +1,6 @@
 """The W&B run beside a fit: what it needs is asked for before training, and its failures never end a training."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -144,7 +145,7 @@ class _RunLogger(WandbLogger):
             self._wandb_init["mode"] = "offline"
             _announce_offline(Path(self.save_dir or "."))
             run = super().experiment
-        if getattr(run, "url", None) and not run.offline:
+        if not run.offline:
             rank_zero_info(f"W&B shows this run at {run.url}")
 
 
@@ -217,6 +218,12 @@ def _give_up(logger: WandbLogger, error: Exception) -> None:
 
 def _forget(error: Exception) -> None:
     """Leave a broken run; the next fit of this process begins another."""
+    log = logging.getLogger("wandb")
+    for handler in list(log.handlers):  # their file may be on the disk that is full
+        log.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+    log.addHandler(logging.NullHandler())  # without any, Python prints
     if isinstance(error, ConnectionError):  # W&B's own process has died: it must not be waited for at exit
         with suppress(Exception):
             wandb.teardown(exit_code=1)
