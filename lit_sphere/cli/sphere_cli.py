@@ -22,13 +22,17 @@ from lit_sphere.callbacks import (
     RunSummary,
     StopOnNonFinite,
 )
-from lit_sphere.cli.base_config import arguments_below
+from lit_sphere.cli.base_config import arguments_below, look_ahead, parse_over_base
 from lit_sphere.cli.checkpoints import (
     CKPT_WEIGHTS,
     BeginAtWeights,
-    check_architecture,
+    check_loadable,
+    check_resumable,
     check_something_to_train,
+    check_states,
+    check_weights,
     read_checkpoint,
+    unrestorable,
 )
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.old_names import drop_old_names, rename_arguments
@@ -46,6 +50,7 @@ from lit_sphere.cli.run_folder import (
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
+from lit_sphere.modules.lightning_options import check_trainer, told_by_early_stopping
 from lit_sphere.switching.resume import stays_switched
 
 _TRAINER_DEFAULTS = {
@@ -154,7 +159,10 @@ class SphereCLI(LightningCLI):
         assert isinstance(args, list)
         args = [args[0], *rename_arguments(args[1:])]
         below = arguments_below(args[0], args[1:]) if args[0] in DESCRIPTIONS else []
-        self.config: Namespace = parser.parse_args([args[0], *below, *args[1:]])
+        typed = look_ahead(args[1:])
+        self.config: Namespace = parse_over_base(
+            parser.parse_args, args[:1], below, args[1:], typed.ckpt_path or typed.ckpt_weights
+        )
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyperparameters over what the user typed; here they lie
@@ -168,6 +176,8 @@ class SphereCLI(LightningCLI):
         self.checkpoint = read_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
         if self.checkpoint is None and self.subcommand != "fit":
             raise CommandLineError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt")
+        if self.checkpoint is not None:
+            (check_resumable if self.subcommand == "fit" else check_loadable)(self.checkpoint, config.ckpt_path)
         if self.subcommand == "fit":
             check_something_to_train(self.checkpoint, config)
             if config.ckpt_weights is not None:
@@ -176,6 +186,7 @@ class SphereCLI(LightningCLI):
                 )  # also where config.yaml is used elsewhere
                 if self.checkpoint is None:
                     self.weights = read_checkpoint(config.ckpt_weights, CKPT_WEIGHTS)
+                    check_states(self.weights, config.ckpt_weights, CKPT_WEIGHTS)
             files = [file for file in config.get("config") or [] if file is not None]  # not the text of a config
             path = Path(str(files[-1])) if files else Path("run")
             name = path.stem if path.stem != "config" else path.resolve().parent.name  # of the run that goes on
@@ -192,9 +203,17 @@ class SphereCLI(LightningCLI):
         Returns:
             The trainer.
         """
+        config = self.config[str(self.subcommand)]
         if self.checkpoint is not None:
-            check_architecture(self.checkpoint, self.model, self.config[str(self.subcommand)].ckpt_path)
+            check_weights(self.checkpoint, self.model, config.ckpt_path)
+        if self.weights is not None:
+            check_weights(self.weights, self.model, config.ckpt_weights, CKPT_WEIGHTS)
         trainer = self.config_init[str(self.subcommand)].trainer
+        given = trainer.callbacks or []
+        given = given if isinstance(given, list) else [given]
+        if self.subcommand == "fit":
+            on_sphere = self.model.elr is not None
+            check_trainer(given, trainer.gradient_clip_val, trainer.accumulate_grad_batches, on_sphere)
         callbacks: list[Callback] = [RunProgressBar()] if trainer.enable_progress_bar is not False else []
         if self.subcommand == "fit":
             record = self._record(kwargs)
@@ -202,8 +221,7 @@ class SphereCLI(LightningCLI):
             callbacks += [StopOnNonFinite(), RunSummary(self.folder), *record]
             callbacks += [GracefulStop(self.folder / "checkpoints"), *self._begin_at()]
             if self.checkpoint is not None:
-                given = trainer.callbacks or []
-                callbacks += stays_switched(self.checkpoint, given if isinstance(given, list) else [given])
+                callbacks += stays_switched(self.checkpoint, given)
         else:
             kwargs["logger"] = False
             # States of callbacks that watch a fit: an evaluation needs none of them.
@@ -215,11 +233,22 @@ class SphereCLI(LightningCLI):
         self._processes.oversee(made, folder)
         return made
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; errors that Lightning wraps in many words are told in few."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            path = self.config[subcommand].get("ckpt_path")
+            told: Exception | None = unrestorable(error, path, subcommand == "fit") if path else None
+            told = told or told_by_early_stopping(error)
+            if told is None:
+                raise
+            raise told from error
+
     def _begin_at(self) -> list[Callback]:
         if self.weights is None:
             return []
         path = self.config["fit"].ckpt_weights
-        check_architecture(self.weights, self.model, path, CKPT_WEIGHTS)
         self.model.load_state_dict(self.weights["state_dict"])
         return [BeginAtWeights(path, self.weights)]
 
@@ -282,6 +311,7 @@ def _quiet_lightning() -> None:
         "💡 Tip",
         "`Trainer.fit` stopped: `max_",
         "Seed set",
+        "Restoring states from the checkpoint",  # it says so again when they are restored
         f"{'-' * 100}\ndistributed_backend=",
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -49,6 +49,12 @@ def unsaved(*names: str) -> list[str]:
     return list(names) if _given_hyperparameters.get() is None else []
 
 
+def class_name(option: Any) -> str | None:
+    """Short name of the class that an option names, as the command line saves it; None if it names none."""
+    path = option.get("class_path") if isinstance(option, Mapping) else None
+    return path.rpartition(".")[2] if isinstance(path, str) else None
+
+
 def optimizer_options(hparams: dict[str, Any]) -> dict[str, Any]:
     """Options of the optimizer among the hyperparameters, under their names in its parameter groups."""
     options = {key: hparams[key] for key in ("elr", "lr") if hparams.get(key) is not None}

@@ -7,12 +7,14 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_sphere.metrics import MeanLossAndError
+from lit_sphere.modules.optimizers import check_optimizer, check_same_optimizer
 from lit_sphere.modules.options import (
     Loss,
     OptimizerCallable,
@@ -21,6 +23,7 @@ from lit_sphere.modules.options import (
     check_same_scheduler,
     check_sphere_kept,
     check_training_options,
+    class_name,
     optimizer_options,
     scale_schedule,
     unsaved,
@@ -115,7 +118,8 @@ class SphereModule(LightningModule):
         Raises:
             ValueError: If neither ``elr`` nor ``optimizer`` is given, if trainable parameters are not
                 scale-invariant and ``lr`` is not given, if ``granularity`` is ``filter`` and filters are not
-                scale-invariant, or if the strategy shards parameters.
+                scale-invariant, if the strategy shards parameters, or if optimizer or scheduler fail when they are
+                tried.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         if self._uses_shape_of_data and hasattr(data, "in_channels") and hasattr(data, "image_size"):
@@ -132,6 +136,10 @@ class SphereModule(LightningModule):
                 "neither elr nor optimizer is given: --model.elr trains on the sphere, --model.optimizer SGD "
                 "--model.optimizer.lr … in the whole space"
             )
+        else:
+            epochs = self.trainer.max_epochs
+            epochs = 100 if epochs is None or epochs < 0 else epochs
+            check_optimizer(self._optimizer, self._scheduler, epochs, class_name(self.hparams.get("scheduler")) or "")
         if self._compile:
             self.network.compile()
 
@@ -143,7 +151,6 @@ class SphereModule(LightningModule):
 
         Raises:
             RuntimeError: If ``setup("fit")`` has not been called.
-            ValueError: If the scheduler needs a metric.
         """
         trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         if self.elr is None:
@@ -152,11 +159,6 @@ class SphereModule(LightningModule):
             if self._scheduler is None:
                 return optimizer
             self._scheduled, scheduler = 0, self._scheduler(optimizer)
-            if isinstance(scheduler, ReduceLROnPlateau):
-                raise ValueError(
-                    "scheduler (--model.scheduler) ReduceLROnPlateau waits for a metric, which a schedule by epochs "
-                    "does not have; take FineTuneSwitch with loss_below"
-                )
             return [optimizer], [scheduler]
         if not self._sphere_names:
             raise RuntimeError("configure_optimizers was called before setup('fit'), which finds the sphere")
@@ -274,12 +276,20 @@ class SphereModule(LightningModule):
             self.train_metrics.load_state(checkpoint["train_metrics"])
             self._metrics_epoch = checkpoint["train_metrics"]["epoch"]
         self._scheduled_before = checkpoint.get("scheduled_epochs", 0) if checkpoint.get("lr_schedulers") else 0
-        check_same_scheduler(checkpoint.get("hyper_parameters", {}), dict(self.hparams))
-        saved = optimizer_options(checkpoint.get("hyper_parameters", {}))
+        hparams = checkpoint.get("hyper_parameters", {})
+        check_same_scheduler(hparams, dict(self.hparams))
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._check_same_optimizer(checkpoint.get("optimizer_states", []), hparams)
+        saved = optimizer_options(hparams)
         given = optimizer_options(dict(self.hparams))
         self._changed = {
             key: (saved[key], value) for key, value in given.items() if key in saved and saved[key] != value
         }
+
+    def _check_same_optimizer(self, states: list[Any], hparams: dict[str, Any]) -> None:
+        made = self.configure_optimizers()
+        saved = "SphereSGD" if hparams.get("elr") is not None else class_name(hparams.get("optimizer"))
+        check_same_optimizer(made[0][0] if isinstance(made, tuple) else made, states, saved)
 
     def on_train_start(self) -> None:
         """Apply the options that differ from a resumed checkpoint's: its optimizer state has brought back the old."""
