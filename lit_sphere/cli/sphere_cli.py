@@ -24,13 +24,17 @@ from lit_sphere.callbacks import (
     RunSummary,
     StopOnNonFinite,
 )
-from lit_sphere.cli.base_config import arguments_below
+from lit_sphere.cli.base_config import arguments_below, look_ahead, parse_over_base
 from lit_sphere.cli.checkpoints import (
     CKPT_WEIGHTS,
     BeginAtWeights,
-    check_architecture,
+    check_loadable,
+    check_resumable,
     check_something_to_train,
+    check_states,
+    check_weights,
     read_checkpoint,
+    unrestorable,
 )
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.metrics_file import read_history
@@ -53,6 +57,7 @@ from lit_sphere.cli.values_given import check_linked, check_no_null, check_value
 from lit_sphere.cli.wandb_run import WandbMode, check_given_wandb
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
+from lit_sphere.modules.lightning_options import check_trainer, told_by_early_stopping
 from lit_sphere.switching.resume import stays_switched
 
 _TRAINER_DEFAULTS = {
@@ -163,8 +168,11 @@ class SphereCLI(LightningCLI):
         check_values(args[1:])
         args = [args[0], *classes_before_files(rename_arguments(args[1:]))]
         below = arguments_below(args[0], args[1:]) if args[0] in DESCRIPTIONS else []
+        typed = look_ahead(args[1:])
         with suggesting(lambda: self._known_options(args[0])):
-            self.config: Namespace = parser.parse_args([args[0], *below, *args[1:]])
+            self.config: Namespace = parse_over_base(
+                parser.parse_args, args[:1], below, args[1:], typed.ckpt_path or typed.ckpt_weights
+            )
         config = self.config[args[0]]
         check_trainer_options(config)
         check_no_null(config)
@@ -187,6 +195,8 @@ class SphereCLI(LightningCLI):
         self.checkpoint = read_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
         if self.checkpoint is None and self.subcommand != "fit":
             raise CommandLineError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt")
+        if self.checkpoint is not None:
+            (check_resumable if self.subcommand == "fit" else check_loadable)(self.checkpoint, config.ckpt_path)
         if self.subcommand == "fit":
             check_something_to_train(self.checkpoint, config)
             if config.ckpt_weights is not None:
@@ -195,6 +205,7 @@ class SphereCLI(LightningCLI):
                 )  # also where config.yaml is used elsewhere
                 if self.checkpoint is None:
                     self.weights = read_checkpoint(config.ckpt_weights, CKPT_WEIGHTS)
+                    check_states(self.weights, config.ckpt_weights, CKPT_WEIGHTS)
             files = [file for file in config.get("config") or [] if file is not None]  # not the text of a config
             path = Path(str(files[-1])) if files else Path("run")
             name = path.stem if path.stem != "config" else path.resolve().parent.name  # of the run that goes on
@@ -216,8 +227,15 @@ class SphereCLI(LightningCLI):
         """  # noqa: DOC501, DOC502
         config = self.config[str(self.subcommand)]
         if self.checkpoint is not None:
-            check_architecture(self.checkpoint, self.model, config.ckpt_path)
+            check_weights(self.checkpoint, self.model, config.ckpt_path)
+        if self.weights is not None:
+            check_weights(self.weights, self.model, config.ckpt_weights, CKPT_WEIGHTS)
         trainer = self.config_init[str(self.subcommand)].trainer
+        given = trainer.callbacks or []
+        given = given if isinstance(given, list) else [given]
+        if self.subcommand == "fit":
+            on_sphere = self.model.elr is not None
+            check_trainer(given, trainer.gradient_clip_val, trainer.accumulate_grad_batches, on_sphere)
         callbacks: list[Callback] = [RunProgressBar()] if trainer.enable_progress_bar is not False else []
         if self.subcommand == "fit":
             record = self._record(kwargs)
@@ -225,8 +243,7 @@ class SphereCLI(LightningCLI):
             callbacks += [StopOnNonFinite(), RunSummary(self.folder), *record]
             callbacks += [GracefulStop(self.folder / "checkpoints"), *self._begin_at()]
             if self.checkpoint is not None:
-                given = trainer.callbacks or []
-                callbacks += stays_switched(self.checkpoint, given if isinstance(given, list) else [given])
+                callbacks += stays_switched(self.checkpoint, given)
         else:
             kwargs["logger"] = False
             # States of callbacks that watch a fit: an evaluation needs none of them.
@@ -252,13 +269,24 @@ class SphereCLI(LightningCLI):
         data = self.datamodule
         if isinstance(data, ResidentDataModule) and not getattr(data, "download", False):
             data.setup("fit")  # once: what is read is kept
-        self.model.check_trainable(data)
+        self.model.check_trainable(data, trainer.max_epochs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; errors that Lightning wraps in many words are told in few."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            path = self.config[subcommand].get("ckpt_path")
+            told: Exception | None = unrestorable(error, path, subcommand == "fit") if path else None
+            told = told or told_by_early_stopping(error)
+            if told is None:
+                raise
+            raise told from error
 
     def _begin_at(self) -> list[Callback]:
         if self.weights is None:
             return []
         path = self.config["fit"].ckpt_weights
-        check_architecture(self.weights, self.model, path, CKPT_WEIGHTS)
         self.model.load_state_dict(self.weights["state_dict"])
         return [BeginAtWeights(path, self.weights)]
 
@@ -319,6 +347,7 @@ def _quiet_lightning() -> None:
         "💡 Tip",
         "`Trainer.fit` stopped: `max_",
         "Seed set",
+        "Restoring states from the checkpoint",  # it says so again when they are restored
         f"{'-' * 100}\ndistributed_backend=",
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
