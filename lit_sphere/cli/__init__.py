@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With status 0 after help; 2 for a command line that cannot be understood; 1 for a run that
-            failed; 130 or 143 for one that a signal stopped.
+            failed; 129, 130 or 143 for one that a signal stopped.
     """  # noqa: DOC501, DOC502
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # A thread that spins while it waits takes the core from the one it waits for: on a busy machine small
         # networks then train ten times slower. OpenMP reads this when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        _check_ranks()
         # Lightning takes seconds to import: not before it is needed.
         if args[0] == "toy":
             from lit_sphere.cli.toy import run_toy
@@ -59,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if status is None or os.environ.get("LIT_SPHERE_TRACEBACK"):
             raise
         sys.exit(status)
+
+
+def _check_ranks() -> None:
+    """Refuse ranks that are no numbers: Lightning reads them while it is imported."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        rank = os.environ.get(name, "0")
+        if not rank.strip().isdecimal():
+            raise CommandLineError(f"{name}={rank} in the environment is no number; take it out (unset {name})")
 
 
 def _help() -> str:
