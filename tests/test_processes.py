@@ -137,6 +137,7 @@ def test_waiting_ends(interrupted: bool, empty_folder: Path) -> None:
         ({"RANK": "1"}, "", ["RANK=1", "unset RANK"]),
         ({"NODE_RANK": "1"}, "", ["NODE_RANK=1", "unset NODE_RANK"]),
         ({"NODE_RANK": "1"}, "--trainer.num_nodes 2", ["NODE_RANK=1", "unset NODE_RANK"]),
+        ({"LOCAL_RANK": "x"}, "", ["LOCAL_RANK=x", "no number", "unset LOCAL_RANK"]),
         ({"NODE_RANK": "two"}, "", ["NODE_RANK=two", "no number", "unset NODE_RANK"]),
         ({"SLURM_NTASKS": "2"}, "", ["SLURM_NTASKS=2", "srun", "--ntasks-per-node", "--ntasks=1"]),
         ({"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, "", ["SLURM_NTASKS=2", "put srun before"]),

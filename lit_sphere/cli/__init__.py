@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With status 0 after help; 2 for a command line that cannot be understood; 1 for a run that
-            failed; 130 or 143 for one that a signal stopped.
+            failed; 129, 130 or 143 for one that a signal stopped.
     """  # noqa: DOC502
     if argv is None:
         restart_in_utf8()
@@ -65,6 +65,7 @@ def _answer(args: list[str]) -> None:
         # A thread that spins while it waits takes the core from the one it waits for: on a busy machine small
         # networks then train ten times slower. OpenMP reads this when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        _check_ranks()
         # Lightning takes seconds to import: not before it is needed.
         if args[0] == "toy":
             from lit_sphere.cli.toy import run_toy
@@ -87,6 +88,14 @@ def _answer(args: list[str]) -> None:
     finally:
         release_folders()
         written_to.set(None)
+
+
+def _check_ranks() -> None:
+    """Refuse ranks that are no numbers: Lightning reads them while it is imported."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        rank = os.environ.get(name, "0")
+        if not rank.strip().isdecimal():
+            raise CommandLineError(f"{name}={rank} in the environment is no number; take it out (unset {name})")
 
 
 def _help() -> str:

@@ -363,6 +363,8 @@ def _quiet_lightning() -> None:
         lambda record: not record.getMessage().startswith("`weights_only` was not set")
     )
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+    # The device among the options of StochasticWeightAveraging.
+    warnings.filterwarnings("ignore", message=r"\s*Unable to serialize instance")
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="You called `self.log.* but have no logger")  # --trainer.logger false
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
