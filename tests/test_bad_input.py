@@ -268,7 +268,8 @@ def test_full_disk_while_training_keeps_what_there_was(empty_folder: Path) -> No
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    ours = [line for line in done.stderr.splitlines() if line.startswith("lit-sphere:")]
+    warned, *ours = [line for line in done.stderr.splitlines() if line.startswith("lit-sphere:")]
+    assert warned.startswith("lit-sphere: warning: no picture ")
     assert len(ours) == 1
     assert "File too large" in ours[0]
     assert "resume from the last checkpoint" in ours[0]

@@ -39,6 +39,8 @@ def read_metrics(path: str | Path) -> dict[str, Series]:
         if not reader.fieldnames or "step" not in reader.fieldnames:
             raise ValueError(f"{path} is no metrics.csv: it has no column 'step'")
         for row in reader:
+            if None in row.values():  # cut by a full disk, or by a kill
+                continue
             step, epoch = float(row["step"]), float(row.get("epoch") or "nan")
             for key, cell in row.items():
                 if key in ("step", "epoch") or not cell:
