@@ -120,7 +120,8 @@ class CheckpointSimilarity(StoppablePasses):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the picture."""
         if self.pairs and self._folder is not None and trainer.is_global_zero:
-            save_picture(trainer, self._folder, "similarity", draw_similarity(self.pairs, "snapshots of the run"))
+            title = "snapshots of the run"
+            save_picture(trainer, self._folder, "similarity", lambda: draw_similarity(self.pairs, title))
 
     def state_dict(self) -> dict[str, Any]:
         """Snapshots and what was measured, as plain values."""

@@ -152,7 +152,7 @@ class CosineRegimeAnalysis(CurveCallback):
             self._folder.mkdir(parents=True, exist_ok=True)
             write_schedule_regimes(epochs, analysis, self._folder / "cosine_regimes.json")
         if len(epochs) > 1:
-            save_picture(trainer, self._folder, "cosine_regimes", draw_schedule_regimes(epochs, analysis))
+            save_picture(trainer, self._folder, "cosine_regimes", lambda: draw_schedule_regimes(epochs, analysis))
 
     def state_dict(self) -> dict[str, Any]:
         """Curves, so that a resumed run continues them."""

@@ -295,5 +295,6 @@ def report_equal_ess(
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=trainer.global_step - 1)
     if folder is not None and trainer.is_global_zero:
-        save_picture(trainer, folder, "equal_ess", draw_equal_ess(elrs, grad_norms, title))
+        folder.mkdir(parents=True, exist_ok=True)
         write_equal_ess(folder / "equal_ess.csv", names, elrs, grad_norms)
+        save_picture(trainer, folder, "equal_ess", lambda: draw_equal_ess(elrs, grad_norms, title))

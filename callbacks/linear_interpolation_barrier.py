@@ -282,8 +282,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
             write_interpolation(result, self._folder / f"{name}.csv")
             statistics = "batch statistics" if self.statistics == "batch" else "statistics re-estimated"
             title = f"interpolation from {_format_end(ends[0])} to {_format_end(ends[1])}, {statistics}"
-            figure = draw_interpolation(result, title, (_format_end(ends[0]), _format_end(ends[1])))
-            save_picture(trainer, self._folder, name, figure)
+            at = (_format_end(ends[0]), _format_end(ends[1]))
+            save_picture(trainer, self._folder, name, lambda: draw_interpolation(result, title, at))
 
     def state_dict(self) -> dict[str, Any]:
         """Snapshots that paths will start from; those of a checkpoint are read again."""

@@ -89,8 +89,8 @@ class RegimeMonitor(RegimeWatch):
                 "RegimeMonitor saw no train loss: return it from training_step, or log it and name its key (loss_key)"
             )
         elif len(rows) > 1:
-            figure = draw_regimes(rows, self.segments, self._curves.group_names, self._converged)
-            save_picture(trainer, self._folder, "regime", figure)
+            given = (rows, self.segments, self._curves.group_names, self._converged)
+            save_picture(trainer, self._folder, "regime", lambda: draw_regimes(*given))
 
     def _judge(self) -> None:
         before = self.announced

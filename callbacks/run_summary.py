@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
 from lit_sphere.optim import SphereSGD, joint_norm
-from lit_sphere.report import draw_curves, read_metrics
+from lit_sphere.report import draw_curves, in_short, read_metrics
 
 
 class RunSummary(RegimeWatch):
@@ -60,10 +61,10 @@ class RunSummary(RegimeWatch):
         self._started, self._first_step = time.perf_counter(), trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table and draw the figure."""
+        """Print the table, then draw the figure."""
         folder = trainer.log_dir  # a collective: all ranks must call this
-        self._draw(trainer, pl_module)
         self._print(trainer, pl_module, self.folder or folder)
+        self._draw(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is; the picture of a run that failed never hides why it failed."""
@@ -71,7 +72,8 @@ class RunSummary(RegimeWatch):
         if self._started:
             try:
                 for logger in trainer.loggers:
-                    logger.save()
+                    with suppress(OSError):  # which may have ended the run, and is said there
+                        logger.save()
                 self._draw(trainer, pl_module)
             except Exception as error:
                 rank_zero_warn(f"RunSummary could not draw the curves: {error}")
@@ -85,10 +87,14 @@ class RunSummary(RegimeWatch):
         metrics = Path(loggers[0].log_dir) / "metrics.csv"
         if not metrics.exists():
             return
-        series = read_metrics(metrics)
+        try:
+            series = read_metrics(metrics)
+        except Exception as error:  # a row may be cut
+            rank_zero_warn(f"RunSummary draws no curves: {in_short(error)}")
+            return
         if any(key in series for key in ("train/loss", "val/loss", "elr/total", "effective_grad_norm/total")):
-            figure = draw_curves(series, self._name(trainer, pl_module), _validation_name(trainer))
-            save_picture(trainer, Path(self.folder or loggers[0].log_dir), "curves", figure)
+            of_run = (series, self._name(trainer, pl_module), _validation_name(trainer))
+            save_picture(trainer, Path(self.folder or loggers[0].log_dir), "curves", lambda: draw_curves(*of_run))
 
     def _name(self, trainer: Trainer, pl_module: LightningModule) -> str:
         data = getattr(trainer, "datamodule", None)

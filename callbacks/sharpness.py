@@ -213,7 +213,7 @@ class SharpnessMonitor(Callback):
             self._log(trainer, row)
         if self._folder is not None and trainer.is_global_zero:
             title = f"{type(pl_module).__name__}, {len(self._watch.parameters)} scale-invariant tensors"
-            save_picture(trainer, self._folder, "sharpness", draw_sharpness(self._rows, title))
+            save_picture(trainer, self._folder, "sharpness", lambda: draw_sharpness(self._rows, title))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizer as it was."""

@@ -32,7 +32,7 @@ LitSphere = Callable[..., Result]
 
 _DEFAULT_SIGNALS = (
     "import os, signal, sys\n"
-    "for signum in (signal.SIGINT, signal.SIGTERM): signal.signal(signum, signal.SIG_DFL)\n"
+    "for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(signum, signal.SIG_DFL)\n"
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
 

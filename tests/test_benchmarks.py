@@ -21,6 +21,7 @@ def run_script(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_quick_run_reports_every_section_and_leaves_nothing_else(tmp_path: Path) -> None:
     done = run_script(tmp_path, "--quick", "--json", "out.json")
     assert done.returncode == 0, done.stderr

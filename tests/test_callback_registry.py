@@ -139,6 +139,18 @@ def test_its_pictures_lie_in_the_runs_folder_and_go_to_wandb(name: str) -> None:
             assert image[..., :3].std() > 0.02, f"{picture} on {case} is blank"
 
 
+@each_entry(lambda entry: entry.pictures)
+def test_pictures_that_fail_cost_a_warning(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fails)
+    entry = REGISTRY[name]
+    surprises = fit(entry.cases[0], [entry.make(tmp_path)], tmp_path).warned
+    for picture in entry.pictures:
+        assert any(f"{picture}: RuntimeError: no font" in each for each in surprises), surprises
+
+
 @each_with_its_modules()
 def test_its_state_is_plain(name: str, case: str, tmp_path: Path) -> None:
     torch.save(fitted(name, case).callback_state, tmp_path / "state.pt")

@@ -301,6 +301,10 @@ def test_summary_without_a_csv_logger_says_so(capsys: pytest.CaptureFixture[str]
             {"every_n_steps": 3, "keep_all": True},
             ["epoch0000-step000003.ckpt", "epoch0001-step000006.ckpt", "last.ckpt"],
         ),
+        (
+            {"every_n_steps": 4, "keep_all": True},
+            ["epoch0000-step000004.ckpt", "epoch0001-step000008.ckpt", "last.ckpt"],
+        ),
     ],
 )
 def test_run_checkpoint_keeps_what_was_asked_for(options: dict[str, Any], files: list[str], tmp_path: Path) -> None:

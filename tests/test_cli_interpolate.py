@@ -1,6 +1,7 @@
 """``lit-sphere interpolate A.ckpt B.ckpt``."""
 
 import csv
+import errno
 import shutil
 from pathlib import Path
 
@@ -159,13 +160,26 @@ def test_one_line_names_mistake_and_remedy(name: str, runs: Path, lit_sphere: Li
     assert "barrier" not in result.out
 
 
-def test_a_folder_that_cannot_be_written_does_not_lose_the_numbers(runs: Path, lit_sphere: LitSphere) -> None:
+def test_a_picture_that_cannot_be_written_does_not_lose_the_numbers(runs: Path, lit_sphere: LitSphere) -> None:
     Path("r/interpolation.png").mkdir(parents=True)
     result = lit_sphere("interpolate", A, B, "--points", "3", "--run", "r")
-    assert result.status == 1
-    assert "r/interpolation.png" in result.err
+    assert result.status == 0
+    assert result.err.splitlines()[-1] == "lit-sphere: no picture r/interpolation.png: Is a directory"
     assert "train loss" in result.out
     assert len(curves(Path("r/interpolation.csv"))["position"]) == 3
+
+
+def test_a_table_that_cannot_be_written_is_printed(
+    runs: Path, lit_sphere: LitSphere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "r/interpolation.csv")
+
+    monkeypatch.setattr("lit_sphere.cli.interpolate.write_interpolation", full)
+    result = lit_sphere("interpolate", A, B, "--points", "3", "--run", "r")
+    assert result.status == 1
+    assert "No space left on device" in result.err
+    assert "train loss" in result.out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

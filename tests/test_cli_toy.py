@@ -55,6 +55,15 @@ def test_the_plane_shows_periods(empty_folder: Path, lit_sphere: LitSphere) -> N
     assert (empty_folder / "plane" / "toy.png").exists()
 
 
+def test_a_picture_that_cannot_be_written_does_not_lose_the_numbers(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    Path("toy/toy.png").mkdir(parents=True)
+    result = lit_sphere("toy", *_SMALL, "--steps", "100")
+    assert result.status == 0
+    assert result.err == "lit-sphere: no picture toy/toy.png: Is a directory\n"
+    assert "predicted loss" in result.out
+    assert len(rows(Path("toy/toy.csv"))) == 12
+
+
 def test_help_names_every_option(lit_sphere: LitSphere) -> None:
     result = lit_sphere("toy", "--help")
     assert result.status == 0

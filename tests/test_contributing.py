@@ -202,6 +202,7 @@ def _passed(tree: Path, files: str, wanted: str) -> str:
     return "\n".join(re.findall(r"^(.*) PASSED", done.stdout, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_the_tests_of_network_data_and_house_pass(tree: Path) -> None:
     files = "test_plain_net test_parity test_si_modules test_house test_packaging"
     passed = _passed(tree, files, "plain or Plain or parity or house or packages_are")

@@ -1,9 +1,11 @@
 """The picture of a run: what is drawn where, and under which name."""
 
+from pathlib import Path
+
 import pytest
 from matplotlib.figure import Figure
 
-from lit_sphere.report import Series, draw_curves
+from lit_sphere.report import Series, draw_curves, read_metrics
 
 
 def by_epoch(values: list[float]) -> Series:
@@ -162,3 +164,9 @@ def test_the_names_of_a_few_groups_stand_once() -> None:
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="no curve to draw"):
         draw_curves({"lr": by_epoch([1.0])})
+
+
+def test_a_row_that_is_cut_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text("epoch,train/loss,step\n0,0.5,2\n1,0.25,4\n2,0.1")
+    assert read_metrics(file)["train/loss"].values == [0.5, 0.25]

@@ -21,7 +21,7 @@ _FLOORS = [
     {"modules"},
     {"effective"},
     {"groups"},
-    {"optim", "networks", "data", "theory", "configs", "metrics"},
+    {"optim", "networks", "data", "theory", "configs", "metrics", "files"},
 ]
 _FLOOR = {name: floor for floor, names in enumerate(_FLOORS) for name in names}
 _LIGHTNING_IN = {

@@ -175,7 +175,7 @@ def test_a_practical_network_in_yaml(empty_folder: Path, lit_sphere: LitSphere) 
     assert _last("r")["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-12)
     args = ("--ckpt_path", "r/checkpoints/last.ckpt", "--trainer.max_epochs", "4", "--wandb", "disabled")
     other = lit_sphere("fit", *args, "--run", "s", "--model.scheduler.T_max", "9")
-    assert other.status == 1
+    assert other.status == 2
     assert "scheduler (--model.scheduler)" in other.err
     assert "--ckpt_weights" in other.err
     assert lit_sphere("fit", *args, "--run", "t").status == 0

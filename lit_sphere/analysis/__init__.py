@@ -29,7 +29,15 @@ from lit_sphere.analysis.sharpness import (
     train_pass,
 )
 from lit_sphere.analysis.similarity import EnsembleErrors, cosine_matrix, ensemble_errors
-from lit_sphere.analysis.weights import difference, put_weights, read_checkpoint, separation, take_weights, tensors_of
+from lit_sphere.analysis.weights import (
+    difference,
+    not_finite,
+    put_weights,
+    read_checkpoint,
+    separation,
+    take_weights,
+    tensors_of,
+)
 
 __all__ = [
     "Curvature",
@@ -59,6 +67,7 @@ __all__ = [
     "loss_and_error",
     "measure_curvature",
     "name_regime",
+    "not_finite",
     "path_positions",
     "put_weights",
     "read_checkpoint",

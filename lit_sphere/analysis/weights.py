@@ -71,11 +71,76 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a readable checkpoint, it may be truncated; take another one") from error
-    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict)) or (
-        "global_step" not in checkpoint
-    ):
-        raise ValueError(f"{path}: no checkpoint of Lightning (no state_dict in it)")
-    return checkpoint
+    reason = _not_of_lightning(checkpoint)
+    if reason is not None:
+        raise ValueError(f"{path}: {reason}")
+    return dict(checkpoint)
+
+
+_PARTS = {
+    "state_dict": dict,
+    "global_step": int,
+    "epoch": int,
+    "pytorch-lightning_version": str,
+    "hyper_parameters": dict,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "train_metrics": dict,
+    "scheduled_epochs": int,
+}
+
+
+def _not_of_lightning(checkpoint: Any) -> str | None:
+    """Say why a file's content is no checkpoint of Lightning; None if it is one."""
+    if not isinstance(checkpoint, dict):
+        return f"no checkpoint of Lightning, but a {type(checkpoint).__name__}; take one that a Trainer has saved"
+    if "state_dict" not in checkpoint:
+        bare = bool(checkpoint) and all(isinstance(value, Tensor) for value in checkpoint.values())
+        what = "bare weights, as of torch.save(model.state_dict())" if bare else "there is no state_dict in it"
+        return f"no checkpoint of Lightning ({what}); take one that a Trainer has saved"
+    for name, kind in _PARTS.items():
+        value = checkpoint.get(name)
+        if name in checkpoint and (not isinstance(value, kind) or isinstance(value, bool)):
+            return f"damaged: its {name} is a {type(value).__name__}, not a {kind.__name__}; take another checkpoint"
+    if "global_step" not in checkpoint:
+        return "no checkpoint of Lightning (a state_dict, but no global_step); take one that a Trainer has saved"
+    for name, value in checkpoint["state_dict"].items():
+        is_dense = (
+            isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+        )
+        if not isinstance(name, str) or not (is_dense or name.endswith("_extra_state")):
+            return f"damaged: {name} in its state_dict is no dense tensor, but {_kind(value)}; take another checkpoint"
+    return None
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+
+
+def _kind(value: Any) -> str:
+    return f"of layout {value.layout}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def not_finite(weights: Weights, own: Weights) -> str | None:
+    """Find the first tensor that is NaN or infinite where a network's own is not (masks of attention may be −∞).
+
+    Args:
+        weights: Of a checkpoint.
+        own: Of the network that is to load them.
+
+    Returns:
+        Its name; None if all is well.
+
+    Example:
+        >>> not_finite({"w": torch.tensor([1.0, torch.nan])}, {"w": torch.zeros(2)})
+        'w'
+    """
+    for name, tensor in tensors_of(weights).items():
+        if not tensor.isfinite().all() and (name not in own or bool(own[name].isfinite().all())):
+            return name
+    return None
 
 
 def difference(weights: Weights, others: Weights) -> tuple[str, str, str] | None:

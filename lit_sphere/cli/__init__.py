@@ -3,13 +3,16 @@
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from lit_sphere import __version__
 from lit_sphere.cli.config_names import shipped_configs
 from lit_sphere.cli.errors import CommandLineError, exit_status, written_to
+from lit_sphere.cli.streams import restart_in_utf8, steady_streams
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import did_you_mean
+from lit_sphere.files import release_folders
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,9 +23,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With status 0 after help; 2 for a command line that cannot be understood; 1 for a run that
-            failed; 130 or 143 for one that a signal stopped.
-    """  # noqa: DOC501, DOC502
-    args = list(sys.argv[1:] if argv is None else argv)
+            failed; 129, 130 or 143 for one that a signal stopped.
+    """  # noqa: DOC502
+    if argv is None:
+        restart_in_utf8()
+    with steady_streams(), _pictures_in_files():
+        _answer(list(sys.argv[1:] if argv is None else argv))
+
+
+@contextmanager
+def _pictures_in_files() -> Iterator[None]:
+    """Have matplotlib draw to files only: a backend that is not there, or needs a display, does not matter."""
+    before = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        yield
+    finally:
+        del os.environ["MPLBACKEND"]
+        if before is not None:
+            os.environ["MPLBACKEND"] = before
+
+
+def _answer(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(_help())
         return
@@ -43,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # A thread that spins while it waits takes the core from the one it waits for: on a busy machine small
         # networks then train ten times slower. OpenMP reads this when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        _check_ranks()
         # Lightning takes seconds to import: not before it is needed.
         if args[0] == "toy":
             from lit_sphere.cli.toy import run_toy
@@ -63,7 +86,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         sys.exit(status)
     finally:
+        release_folders()
         written_to.set(None)
+
+
+def _check_ranks() -> None:
+    """Refuse ranks that are no numbers: Lightning reads them while it is imported."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        rank = os.environ.get(name, "0")
+        if not rank.strip().isdecimal():
+            raise CommandLineError(f"{name}={rank} in the environment is no number; take it out (unset {name})")
 
 
 def _help() -> str:

@@ -3,14 +3,16 @@
 import argparse
 import json
 from collections import ChainMap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+from jsonargparse import ArgumentError, Namespace
 
 from lit_sphere.cli.checkpoints import CKPT_WEIGHTS, read_checkpoint
 from lit_sphere.cli.config_names import default_config, read_config
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.rewordings import in_one_line
 
 
 class Typed(NamedTuple):
@@ -107,13 +109,50 @@ def base_config(ckpt_path: str | None, has_config: bool) -> str | None:
     return json.dumps({"model": model})
 
 
+def parse_over_base(
+    parse: Callable[[list[str]], Namespace], first: list[str], base: list[str], typed: list[str], checkpoint: str | None
+) -> Namespace:
+    """Parse what is typed over what lies below; of a mistake down there, say where it stands.
+
+    Args:
+        parse: Of the parser.
+        first: Arguments that come first.
+        base: A ``--config``, or nothing.
+        typed: What is typed after ``first``.
+        checkpoint: Where the base comes from, if it is a checkpoint's.
+
+    Returns:
+        What is parsed.
+
+    Raises:
+        CommandLineError: If the base does not parse by itself, which a user has not typed.
+        ArgumentError: If what is typed does not.
+    """  # noqa: DOC502
+    try:
+        return parse([*first, *base, *typed])
+    except ArgumentError:
+        if base and checkpoint is not None:
+            _check_base(parse, [*first, *base], checkpoint)
+        raise
+
+
+def _check_base(parse: Callable[[list[str]], Namespace], args: list[str], checkpoint: str) -> None:
+    try:
+        parse(args)
+    except ArgumentError as error:
+        beside = Path(checkpoint).parent.parent / "config.yaml"
+        where = beside if beside.is_file() else f"{checkpoint}, in its hyper_parameters"
+        reason = in_one_line(str(error)).partition(", got {")[0][:250]
+        raise CommandLineError(f"{where}: {reason}; correct it, or give another --config") from error
+
+
 def _config_of_weights(path: str, has_config: bool) -> str | None:
     """Model and data of the checkpoint's run, or all of its options where the user typed no ``--config``."""
     read_checkpoint(path, CKPT_WEIGHTS)
     beside = Path(path).parent.parent / "config.yaml"
     if not beside.is_file():
         return base_config(path, has_config)
-    config = yaml.safe_load(beside.read_text(encoding="utf-8"))
+    config = read_config(str(beside))
     kept = ("model", "data") if has_config else tuple(config.keys() - {"ckpt_path", "ckpt_weights", "run"})
     return json.dumps({name: config[name] for name in kept if name in config})
 

@@ -1,6 +1,9 @@
 """Checkpoints on the command line: read, held against the model and what is left to train, begun at."""
 
 import math
+import re
+import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from lit_sphere.analysis import difference
+from lit_sphere.analysis import difference, not_finite, tensors_of
 from lit_sphere.analysis import read_checkpoint as plain_checkpoint
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.optim import SphereSGD
@@ -38,8 +41,8 @@ def read_checkpoint(path: str, option: str = "--ckpt_path") -> dict[str, Any]:
         raise CommandLineError(f"{option} {error}") from error
 
 
-def check_architecture(checkpoint: dict[str, Any], model: nn.Module, path: str, option: str = "--ckpt_path") -> None:
-    """Refuse a checkpoint of another network, naming the first tensor that differs.
+def check_weights(checkpoint: dict[str, Any], model: nn.Module, path: str, option: str = "--ckpt_path") -> None:
+    """Refuse a checkpoint of another network, and weights that are not finite, naming the first tensor.
 
     Args:
         checkpoint: As read by :func:`read_checkpoint`.
@@ -48,15 +51,140 @@ def check_architecture(checkpoint: dict[str, Any], model: nn.Module, path: str, 
         option: Where it was given, for the message.
 
     Raises:
-        CommandLineError: If names or shapes differ.
+        CommandLineError: If names, shapes or kinds of numbers differ, or a weight is NaN or infinite.
     """
-    differs = difference(checkpoint["state_dict"], model.state_dict())
+    state, own = checkpoint["state_dict"], model.state_dict()
+    differs = difference(state, own)
     if differs is not None:
         name, has, needs = differs
         raise CommandLineError(
             f"{option} {path}: of another architecture: {name} is {has} there and {needs} in "
             f"{type(model).__name__}; give the --model and its options that it was trained with"
         )
+    for name, tensor in tensors_of(state).items():
+        if tensor.is_complex() != own[name].is_complex():
+            raise CommandLineError(f"{option} {path}: damaged: {name} is of {tensor.dtype}; take another checkpoint")
+    bad = not_finite(state, own)
+    if bad is not None:
+        raise CommandLineError(f"{option} {path}: {bad} is NaN or infinite in it; take an earlier checkpoint")
+
+
+def check_loadable(checkpoint: dict[str, Any], path: str) -> None:
+    """Refuse what Lightning cannot load for an evaluation: it asks for the version that has saved it.
+
+    Args:
+        checkpoint: As read by :func:`read_checkpoint`.
+        path: The file, for the message.
+
+    Raises:
+        CommandLineError: If the version is missing, or is none.
+    """
+    version = checkpoint.get("pytorch-lightning_version")
+    if version is None or not re.match(r"\d+\.\d+", version):
+        raise CommandLineError(
+            f"--ckpt_path {path}: does not say which Lightning has saved it (pytorch-lightning_version {version}); "
+            "take a checkpoint that a Trainer has saved"
+        )
+
+
+def check_resumable(checkpoint: dict[str, Any], path: str) -> None:
+    """Refuse a checkpoint from which a run cannot go on.
+
+    Args:
+        checkpoint: As read by :func:`read_checkpoint`.
+        path: The file, for the message.
+
+    Raises:
+        CommandLineError: If it holds weights only, or its states are damaged.
+    """
+    check_loadable(checkpoint, path)
+    missing = [name for name in ("loops", "optimizer_states", "lr_schedulers") if name not in checkpoint]
+    if missing or not checkpoint["optimizer_states"]:
+        what = ", ".join(missing) or "optimizer_states"
+        raise CommandLineError(
+            f"--ckpt_path {path}: holds no {what} (weights only?), without which a run cannot go on; begin a new run "
+            f"at its weights, {CKPT_WEIGHTS} {path}"
+        )
+    check_states(checkpoint, path)
+    if _epochs_done(checkpoint) is None:
+        raise CommandLineError(
+            f"--ckpt_path {path}: damaged: its loops do not say how many epochs are done; take another checkpoint, or "
+            f"begin a new run at its weights by {CKPT_WEIGHTS}"
+        )
+
+
+def check_states(checkpoint: dict[str, Any], path: str, option: str = "--ckpt_path") -> None:
+    """Refuse states of optimizers that are none, or not finite.
+
+    Args:
+        checkpoint: As read by :func:`read_checkpoint`.
+        path: The file, for the message.
+        option: Where it was given, for the message.
+
+    Raises:
+        CommandLineError: Says what is wrong.
+    """
+    for state in checkpoint.get("optimizer_states", []):
+        wrong = _wrong_in(state)
+        if wrong is not None:
+            instead = f", or begin a new run at its weights by {CKPT_WEIGHTS}" if option != CKPT_WEIGHTS else ""
+            raise CommandLineError(
+                f"{option} {path}: damaged: in its optimizer_states {wrong}; take an earlier checkpoint{instead}"
+            )
+
+
+def _wrong_in(state: Any) -> str | None:
+    groups, states = (
+        (state.get(name) for name in ("param_groups", "state")) if isinstance(state, dict) else (None, None)
+    )
+    if not (isinstance(groups, list) and isinstance(states, dict)):
+        return "there are no param_groups and state"
+    for group in groups:
+        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+            return "a parameter group holds no params"
+        for name, value in group.items():
+            is_number = isinstance(value, (int, float, torch.Tensor)) or (value is None and name == "elr")
+            if (name in ("elr", "radius") and not is_number) or (isinstance(value, float) and not math.isfinite(value)):
+                return f"{name} is {value}"
+    for number, values in states.items():
+        if not isinstance(values, dict):
+            return f"that of parameter {number} is a {type(values).__name__}"
+        for name, tensor in tensors_of(values).items():
+            if not tensor.isfinite().all():
+                return f"{name} of parameter {number} is NaN or infinite"
+    return None
+
+
+def _epochs_done(checkpoint: dict[str, Any]) -> int | None:
+    """Epochs that the run has made; None if the checkpoint does not say."""
+    found: Any = checkpoint.get("loops")
+    for name in ("fit_loop", "epoch_progress", "current", "processed"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, int) and found >= 0 else None
+
+
+def unrestorable(error: BaseException, path: str, has_fit: bool) -> CommandLineError | None:
+    """Say of an error that Lightning, a callback or an optimizer could not restore their part of a checkpoint.
+
+    Args:
+        error: What ended the command.
+        path: The checkpoint.
+        has_fit: Whether a run was to go on from it.
+
+    Returns:
+        What the user is to see; None if the error came from elsewhere.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not any(Path(each.filename).name == "checkpoint_connector.py" and "re" in each.name[:3] for each in frames):
+        return None
+    if isinstance(error, ValueError):
+        return CommandLineError(f"--ckpt_path {path}: {error}")
+    reason = " ".join(str(error).split())[:150]
+    instead = f", or begin a new run at its weights by {CKPT_WEIGHTS}" if has_fit else ""
+    return CommandLineError(
+        f"--ckpt_path {path}: damaged, it cannot be restored ({type(error).__name__}: {reason}); take another "
+        f"checkpoint{instead}"
+    )
 
 
 def check_something_to_train(checkpoint: dict[str, Any] | None, config: Namespace) -> None:
@@ -90,7 +218,7 @@ def check_something_to_train(checkpoint: dict[str, Any] | None, config: Namespac
         )
     if checkpoint is None:
         return
-    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] if "loops" in checkpoint else 0
+    done = _epochs_done(checkpoint) or 0
     for name, count, of in (("max_epochs", done, "epochs"), ("max_steps", checkpoint["global_step"], "steps")):
         if count >= (math.inf if trainer[name] in (None, -1) else trainer[name]):
             raise CommandLineError(
@@ -121,8 +249,8 @@ class BeginAtWeights(Callback):
             if len(states) == 1:
                 _restore_radii(optimizer, states[0])
         radii = [group["radius"] for each in spheres for group in each.param_groups if group.get("radius")]
-        loops = self._checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
-        epoch = loops.get("current", {}).get("processed", self._checkpoint.get("epoch", 0))
+        done = _epochs_done(self._checkpoint)
+        epoch = self._checkpoint.get("epoch", 0) if done is None else done
         rho = f", ρ = {math.hypot(*radii):.5g}" if radii else ""
         rank_zero_info(f"begins at the weights of {self._path} (epoch {epoch}){rho}")
 

@@ -15,17 +15,18 @@ from lit_sphere.analysis import (
     WeightPath,
     difference,
     interpolate,
+    not_finite,
     path_positions,
     put_weights,
     read_checkpoint,
     tensors_of,
 )
 from lit_sphere.analysis.interpolation import Statistics
-from lit_sphere.cli.base_config import base_config, look_ahead
+from lit_sphere.cli.base_config import base_config, look_ahead, parse_over_base
 from lit_sphere.cli.config_names import read_config
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.parser import ConfigFile, Parser, option_strings
-from lit_sphere.cli.results_folder import free_folder, make_folder
+from lit_sphere.cli.results_folder import leave_picture, results_folder
 from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before_files
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import suggesting
@@ -111,7 +112,8 @@ def run_interpolate(args: list[str]) -> None:
     _compare(states[1], states[0], f"{paths[1]}: of another architecture than {paths[0]}", "there")
     base = base_config(paths[0], bool(typed.configs))
     with suggesting(lambda: [*option_strings(parser), *class_options()]):
-        config = parser.parse_args([*paths, *(["--config", base] if base else []), *classes_before_files(args[2:])])
+        below = ["--config", base] if base else []
+        config = parse_over_base(parser.parse_args, paths, below, classes_before_files(args[2:]), paths[0])
     check_no_null(config)
     check_linked(args[2:], config)
     try:
@@ -123,28 +125,29 @@ def run_interpolate(args: list[str]) -> None:
     model, data = made.model, made.data
     of_model = f"{paths[0]}: of another architecture than --model {type(model).__name__}"
     _compare(states[0], model.state_dict(), of_model, "in the model; give the --model that it was trained with")
+    for path, state in zip(paths, states, strict=True):
+        bad = not_finite(state, model.state_dict())
+        if bad is not None:
+            raise CommandLineError(f"{path}: {bad} is NaN or infinite in it; take an earlier checkpoint")
     data.prepare_data()
     data.setup()
-    folder = free_folder(config.run, "interpolate", "interpolation.csv")
-    make_folder(folder)
+    folder = results_folder(config.run, "interpolate", "interpolation.csv")
     result = _measure(model, data, states, config, positions, device)
     names = _names(paths)
     statistics = "batch statistics" if config.statistics == "batch" else "statistics re-estimated"
     title = f"{type(model).__name__} on {type(data).__name__}, {statistics}"
-    print(_table(result, title, names, folder))  # first: a folder that cannot be written does not lose it
-    write_interpolation(result, folder / "interpolation.csv")
-    draw_interpolation(result, title, names).savefig(folder / "interpolation.png", dpi=130)
+    try:
+        write_interpolation(result, folder / "interpolation.csv")
+    finally:  # a file that cannot be written does not lose what was measured
+        print(_table(result, title, names, folder))
+    leave_picture(folder / "interpolation.png", lambda: draw_interpolation(result, title, names))
 
 
 def _read(path: str) -> dict[str, Tensor]:
     try:
-        weights = tensors_of(read_checkpoint(path)["state_dict"])
+        return tensors_of(read_checkpoint(path)["state_dict"])
     except ValueError as error:
         raise CommandLineError(str(error)) from error
-    bad = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
-    if bad is not None:
-        raise CommandLineError(f"{path}: {bad} is NaN or infinite in it; take an earlier checkpoint")
-    return weights
 
 
 def _compare(state: dict[str, Tensor], other: dict[str, Tensor], message: str, where: str) -> None:

@@ -1,14 +1,19 @@
-"""Folders for the results of commands that are no runs."""
+"""Folders for the results of a command: no two processes write into one."""
 
-import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from lit_sphere.cli.errors import CommandLineError, written_to
+from lit_sphere.files import FolderInUse, claim_folder
+from lit_sphere.report import NoPicture, write_picture
 
 
-def free_folder(requested: str | None, command: str, file: str) -> Path:
-    """Choose a folder, before the work; not made yet.
+def results_folder(requested: str | None, command: str, file: str) -> Path:
+    """Make a folder, before the work; no other process writes there until this one has ended.
 
     Args:
         requested: The user's choice; None for ``runs/COMMAND-DATE-TIME``.
@@ -19,27 +24,47 @@ def free_folder(requested: str | None, command: str, file: str) -> Path:
         The folder.
 
     Raises:
-        CommandLineError: If it holds another result.
+        CommandLineError: If it holds another result or cannot be made, or another process holds it.
     """
     folder = Path(requested or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
     if (folder / file).exists():
         raise CommandLineError(f"{folder / file} exists already: choose another --run")
+    return hold_folder(folder, requested is None)
+
+
+def hold_folder(folder: Path, is_default: bool) -> Path:
+    """Make a folder for results, and hold it: no other process writes there.
+
+    Args:
+        folder: The folder.
+        is_default: Whether nobody asked for just this one, so that a number may follow its name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CommandLineError: If it cannot be made, or another process holds it.
+    """
+    try:
+        folder = claim_folder(folder, among=is_default)
+    except FolderInUse as error:
+        raise CommandLineError(f"--run {error}; choose another --run, or wait until that has ended") from error
+    except OSError as error:
+        raise CommandLineError(
+            f"--run {folder}: cannot be made, or not be written to ({error.strerror}); choose another folder"
+        ) from error
+    written_to.set(folder)
     return folder
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
+def leave_picture(path: Path, draw: Callable[[], Figure]) -> None:
+    """Write the picture of results that are written and printed already; one that fails costs a line.
 
     Args:
-        folder: The folder; may exist.
-
-    Raises:
-        CommandLineError: If it cannot be made, or be written to.
+        path: The file.
+        draw: Makes the figure.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandLineError(f"--run {folder}: cannot be made ({error.strerror}); choose another folder") from error
-    if not os.access(folder, os.W_OK):
-        raise CommandLineError(f"--run {folder}: cannot be written to; choose another folder")
-    written_to.set(folder)
+        write_picture(path, draw)
+    except NoPicture as error:
+        print(f"lit-sphere: {error}", file=sys.stderr)

@@ -1,20 +1,18 @@
 """One folder for each run: config.yaml, metrics.csv, checkpoints, curves.png and the W&B run."""
 
-import csv
 import os
 import time
-from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from lit_sphere.cli.errors import CommandLineError
-
-WandbMode = Literal["offline", "online", "disabled"]
+from lit_sphere.cli.metrics_file import History, MetricsFile, set_aside
+from lit_sphere.cli.results_folder import hold_folder
+from lit_sphere.cli.wandb_run import WandbMode, begin_wandb, end_wandb, make_wandb_logger
+from lit_sphere.files import write_whole
 
 # Ranks that Lightning starts run this program again: they must come to the same folder.
 _SHARED_NAME = "LIT_SPHERE_RUN"
@@ -30,23 +28,32 @@ def run_folder(requested: str | None, name: str, ckpt_path: str | None, is_first
         is_first_rank: Whether this process chooses, or follows.
 
     Returns:
-        The folder; not made yet.
+        The folder, which the first rank has made and holds to the command's end.
 
     Raises:
-        CommandLineError: If it holds another run's results.
-    """
+        CommandLineError: If it cannot be made, another process trains there, or it holds another run's results.
+    """  # noqa: DOC502
     if requested is None and not is_first_rank and _SHARED_NAME in os.environ:
         return Path(os.environ[_SHARED_NAME])
     job = os.environ.get("SLURM_JOB_ID") or time.strftime("%Y%m%d-%H%M%S")
     folder = Path(requested or Path("runs") / f"{name}-{job}")
     if is_first_rank:
+        folder = hold_folder(folder, requested is None)
         os.environ[_SHARED_NAME] = str(folder)
-        if not goes_on_in(folder, ckpt_path) and (folder / "metrics.csv").exists() | (folder / "checkpoints").exists():
-            raise CommandLineError(
-                f"the run folder {folder} exists already: choose another --run, or go on with that run by "
-                f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'} --run {folder}"
-            )
+        if not goes_on_in(folder, ckpt_path):
+            _check_free(folder)
     return folder
+
+
+def _check_free(folder: Path) -> None:
+    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    table = folder / "metrics.csv"
+    if not checkpoints and not (table.exists() and table.stat().st_size):
+        return
+    last = folder / "checkpoints" / "last.ckpt"
+    last = last if last.exists() or not checkpoints else checkpoints[-1]
+    go_on = f"go on with that run by --ckpt_path {last} --run {folder}" if checkpoints else "delete it"
+    raise CommandLineError(f"the run folder {folder} exists already: choose another --run, or {go_on}")
 
 
 def goes_on_in(folder: Path, ckpt_path: str | None) -> bool:
@@ -72,35 +79,10 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
         The loggers, CSV first.
 
     Raises:
-        CommandLineError: If ``WANDB_MODE`` is no mode, or the folder cannot be made.
-    """
-    table = CSVLogger(folder.parent, name=folder.name, version="")
-    mode = mode or os.environ.get("WANDB_MODE") or "offline"  # type: ignore[assignment]
-    if mode not in ("offline", "online", "disabled"):
-        raise CommandLineError(f"WANDB_MODE={mode}: must be offline, online or disabled")
-    # Must exist, or W&B falls back to the system's temporary folder; a folder that cannot be made raises now.
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandLineError(
-            f"cannot make the run folder {folder}: {error.strerror}; choose another --run"
-        ) from error
-    if mode == "disabled":
-        return [table]
-    offline = mode == "offline"
-    settings = wandb.Settings(console="off", silent=offline, show_warnings=not offline)
-    wandb.termsetup(settings, None)  # Lightning sets an option that W&B warns of before it reads `settings`
-    return [
-        table,
-        WandbLogger(
-            name=folder.name,
-            save_dir=str(folder.resolve()),  # W&B's own process may stand in another folder
-            project=project,
-            mode=mode,
-            config=config,
-            settings=settings,
-        ),
-    ]
+        CommandLineError: If W&B cannot do what is asked of it.
+    """  # noqa: DOC502
+    of_wandb = make_wandb_logger(folder, mode, project, config)
+    return [MetricsFile(folder), *([] if of_wandb is None else [of_wandb])]
 
 
 class RecordRun(Callback):
@@ -109,93 +91,38 @@ class RecordRun(Callback):
     Args:
         folder: The run's folder.
         config: Text of config.yaml.
-        history: Rows of the metrics.csv of the run that goes on here; logged again.
+        history: Of the run that goes on here, if one does.
         steps: Optimizer steps in the checkpoint that it goes on from.
     """
 
-    def __init__(self, folder: Path, config: str, history: list[dict[str, float]], steps: int = 0) -> None:
+    def __init__(self, folder: Path, config: str, history: History | None, steps: int = 0) -> None:
         self._folder, self._config, self._history, self._steps = folder, config, history, steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Record what is known before training."""
         if not trainer.is_global_zero:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                _plot_by_epoch(logger)
-            elif isinstance(logger, CSVLogger):
-                for row in self._history:
-                    logger.log_metrics({**row}, step=int(row["step"]))
-                logger.save()
+                begin_wandb(logger)
+            elif isinstance(logger, MetricsFile) and self._history is not None:
+                set_aside(self._folder / "metrics.csv", self._steps)
+                logger.go_on(self._history)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config.yaml, not before model and data were found sound; that of a run that goes on is kept."""
         path = self._folder / "config.yaml"
         if not trainer.is_global_zero:
             return
-        if path.exists() and path.read_text() != self._config:
-            _set_aside(path, self._steps)
-        path.write_text(self._config)
+        text = self._config.encode()
+        if path.exists() and path.read_bytes() != text:
+            set_aside(path, self._steps)
+        write_whole(path, lambda file: file.write(text))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the W&B run: a second fit in this process is another one."""
-        _end_wandb(trainer, exit_code=0)
+        end_wandb(trainer, exit_code=0)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the W&B run as a failed one."""
-        _end_wandb(trainer, exit_code=1)
-
-
-def _plot_by_epoch(logger: WandbLogger) -> None:
-    """Make the epoch the x-axis of each key that is logged with one, whoever logs it.
-
-    Keys by their full names, so that it does not matter that Lightning gives the pattern ``*`` the step as its axis.
-    """
-    log, known = logger.log_metrics, {"epoch"}
-    logger.experiment.define_metric("epoch")
-
-    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
-        if "epoch" in metrics and not known.issuperset(metrics):
-            for key in metrics.keys() - known:
-                logger.experiment.define_metric(key, step_metric="epoch")
-            known.update(metrics)
-        log(metrics, step)
-
-    logger.log_metrics = log_metrics  # type: ignore[method-assign]
-
-
-def _end_wandb(trainer: Trainer, exit_code: int) -> None:
-    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-        wandb.finish(exit_code)
-
-
-def _set_aside(path: Path, steps: int) -> None:
-    """Rename a file to ``…-before-step-N``; what was set aside before stays."""
-    name = f"{path.stem}-before-step-{steps}"
-    free = (path.with_stem(name if n == 1 else f"{name}-{n}") for n in count(1))
-    path.rename(next(each for each in free if not each.exists()))
-
-
-def load_history(folder: Path, steps: int) -> list[dict[str, float]]:
-    """Set the metrics.csv of a run that goes on in its folder aside, and give the rows to log again.
-
-    Args:
-        folder: The run's folder.
-        steps: Optimizer steps in the checkpoint; later rows will be logged anew.
-
-    Returns:
-        Rows up to there, without empty cells; none if there is no metrics.csv.
-    """
-    path = folder / "metrics.csv"
-    # A resume that failed early has set the file aside already.
-    aside = sorted(folder.glob("metrics-before-step-*.csv"), key=lambda file: file.stat().st_mtime)
-    source = path if path.exists() else aside[-1] if aside else None
-    if source is None:
-        return []
-    with source.open(newline="") as file:
-        rows = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
-    # CSVLogger starts its file anew; the old one is kept until the run is deleted.
-    if source == path:
-        _set_aside(path, steps)
-    return [row for row in rows if row["step"] < steps]
+        end_wandb(trainer, exit_code=1)

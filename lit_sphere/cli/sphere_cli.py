@@ -1,6 +1,7 @@
 """The Lightning CLI of lit-sphere: one run folder, default callbacks, and what is typed wins."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,38 +18,46 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
     GracefulStop,
+    Interrupted,
     RunCheckpoint,
     RunProgressBar,
     RunSummary,
     StopOnNonFinite,
 )
-from lit_sphere.cli.base_config import arguments_below
+from lit_sphere.cli.base_config import arguments_below, look_ahead, parse_over_base
 from lit_sphere.cli.checkpoints import (
     CKPT_WEIGHTS,
     BeginAtWeights,
-    check_architecture,
+    check_loadable,
+    check_resumable,
     check_something_to_train,
+    check_states,
+    check_weights,
     read_checkpoint,
+    unrestorable,
 )
-from lit_sphere.cli.errors import CommandLineError, written_to
+from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.metrics_file import read_history
 from lit_sphere.cli.old_names import drop_old_names, rename_arguments
 from lit_sphere.cli.parser import ConfigFile, Parser, option_strings
+from lit_sphere.cli.processes import Processes, check_environment, check_processes
 from lit_sphere.cli.run_folder import (
     RecordRun,
-    WandbMode,
     forget_run_folder,
     goes_on_in,
-    load_history,
     make_loggers,
     run_folder,
 )
 from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before_files
+from lit_sphere.cli.streams import warnings_in_one_line
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import suggesting
-from lit_sphere.cli.trainer_options import begin_wandb, check_monitored, check_trainer_options, not_installed
+from lit_sphere.cli.trainer_options import check_monitored, check_trainer_options, not_installed
 from lit_sphere.cli.values_given import check_linked, check_no_null, check_values
+from lit_sphere.cli.wandb_run import WandbMode, check_given_wandb
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
+from lit_sphere.modules.lightning_options import check_trainer, told_by_early_stopping
 from lit_sphere.switching.resume import stays_switched
 
 _TRAINER_DEFAULTS = {
@@ -68,7 +77,8 @@ class SphereCLI(LightningCLI):
     weights: dict[str, Any] | None = None
     _make_loggers: Callable[[], list[Logger]] = staticmethod(list)
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], processes: Processes | None = None) -> None:
+        self._processes = processes or Processes()
         quiet: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
         commands = {
             name: {**quiet, "usage": f"lit-sphere {name} [--config NAME] [options]", "description": what}
@@ -158,8 +168,11 @@ class SphereCLI(LightningCLI):
         check_values(args[1:])
         args = [args[0], *classes_before_files(rename_arguments(args[1:]))]
         below = arguments_below(args[0], args[1:]) if args[0] in DESCRIPTIONS else []
+        typed = look_ahead(args[1:])
         with suggesting(lambda: self._known_options(args[0])):
-            self.config: Namespace = parser.parse_args([args[0], *below, *args[1:]])
+            self.config: Namespace = parse_over_base(
+                parser.parse_args, args[:1], below, args[1:], typed.ckpt_path or typed.ckpt_weights
+            )
         config = self.config[args[0]]
         check_trainer_options(config)
         check_no_null(config)
@@ -178,9 +191,12 @@ class SphereCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Read the checkpoint and choose the folder, before anything is made."""
         config = self.config[str(self.subcommand)]
+        check_environment(config.trainer.devices, config.trainer.num_nodes)
         self.checkpoint = read_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
         if self.checkpoint is None and self.subcommand != "fit":
             raise CommandLineError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt")
+        if self.checkpoint is not None:
+            (check_resumable if self.subcommand == "fit" else check_loadable)(self.checkpoint, config.ckpt_path)
         if self.subcommand == "fit":
             check_something_to_train(self.checkpoint, config)
             if config.ckpt_weights is not None:
@@ -189,11 +205,11 @@ class SphereCLI(LightningCLI):
                 )  # also where config.yaml is used elsewhere
                 if self.checkpoint is None:
                     self.weights = read_checkpoint(config.ckpt_weights, CKPT_WEIGHTS)
+                    check_states(self.weights, config.ckpt_weights, CKPT_WEIGHTS)
             files = [file for file in config.get("config") or [] if file is not None]  # not the text of a config
             path = Path(str(files[-1])) if files else Path("run")
             name = path.stem if path.stem != "config" else path.resolve().parent.name  # of the run that goes on
             self.folder = run_folder(config.run, name, config.ckpt_path, _is_first_rank())
-            written_to.set(self.folder)
             if config.checkpoint.dirpath is None:
                 config.checkpoint.dirpath = str(self.folder / "checkpoints")
 
@@ -211,8 +227,15 @@ class SphereCLI(LightningCLI):
         """  # noqa: DOC501, DOC502
         config = self.config[str(self.subcommand)]
         if self.checkpoint is not None:
-            check_architecture(self.checkpoint, self.model, config.ckpt_path)
+            check_weights(self.checkpoint, self.model, config.ckpt_path)
+        if self.weights is not None:
+            check_weights(self.weights, self.model, config.ckpt_weights, CKPT_WEIGHTS)
         trainer = self.config_init[str(self.subcommand)].trainer
+        given = trainer.callbacks or []
+        given = given if isinstance(given, list) else [given]
+        if self.subcommand == "fit":
+            on_sphere = self.model.elr is not None
+            check_trainer(given, trainer.gradient_clip_val, trainer.accumulate_grad_batches, on_sphere)
         callbacks: list[Callback] = [RunProgressBar()] if trainer.enable_progress_bar is not False else []
         if self.subcommand == "fit":
             record = self._record(kwargs)
@@ -220,8 +243,7 @@ class SphereCLI(LightningCLI):
             callbacks += [StopOnNonFinite(), RunSummary(self.folder), *record]
             callbacks += [GracefulStop(self.folder / "checkpoints"), *self._begin_at()]
             if self.checkpoint is not None:
-                given = trainer.callbacks or []
-                callbacks += stays_switched(self.checkpoint, given if isinstance(given, list) else [given])
+                callbacks += stays_switched(self.checkpoint, given)
         else:
             kwargs["logger"] = False
             # States of callbacks that watch a fit: an evaluation needs none of them.
@@ -231,27 +253,40 @@ class SphereCLI(LightningCLI):
             made = super().instantiate_trainer(**kwargs)
         except ImportError as error:
             raise not_installed(error, config) from error
+        check_processes(made)
         if self.subcommand == "fit":
             self._check_before_folder(made)
             made.loggers = self._make_loggers() or made.loggers
+        self._processes.oversee(made, Path(config.checkpoint.dirpath) if self.subcommand == "fit" else None)
         return made
 
     def _check_before_folder(self, trainer: Trainer) -> None:
         """What Lightning would find out once the run's folder is made, and its loggers have begun."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and _is_first_rank():
-                begin_wandb(logger)
+                check_given_wandb(logger)
         check_monitored(trainer.callbacks, self.model)  # type: ignore[attr-defined]
         data = self.datamodule
         if isinstance(data, ResidentDataModule) and not getattr(data, "download", False):
             data.setup("fit")  # once: what is read is kept
-        self.model.check_trainable(data)
+        self.model.check_trainable(data, trainer.max_epochs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; errors that Lightning wraps in many words are told in few."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            path = self.config[subcommand].get("ckpt_path")
+            told: Exception | None = unrestorable(error, path, subcommand == "fit") if path else None
+            told = told or told_by_early_stopping(error)
+            if told is None:
+                raise
+            raise told from error
 
     def _begin_at(self) -> list[Callback]:
         if self.weights is None:
             return []
         path = self.config["fit"].ckpt_weights
-        check_architecture(self.weights, self.model, path, CKPT_WEIGHTS)
         self.model.load_state_dict(self.weights["state_dict"])
         return [BeginAtWeights(path, self.weights)]
 
@@ -267,9 +302,9 @@ class SphereCLI(LightningCLI):
             kwargs["logger"] = False  # until the trainer is found sound: they make the folder
             given = (config.wandb, config.project, yaml.safe_load(text))
             self._make_loggers = lambda: make_loggers(self.folder, *given)
-        history, steps = [], 0 if self.checkpoint is None else self.checkpoint["global_step"]
-        if self.checkpoint is not None and _is_first_rank():
-            history = load_history(self.folder, steps)
+        history, steps = None, 0 if self.checkpoint is None else self.checkpoint["global_step"]
+        if self._is_in_place() and _is_first_rank():
+            history = read_history(self.folder / "metrics.csv", steps)
         return [RecordRun(self.folder, text, history, steps)] if requested is not False else []
 
     def _is_in_place(self) -> bool:
@@ -278,7 +313,7 @@ class SphereCLI(LightningCLI):
 
 
 def _is_first_rank() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def run(args: list[str]) -> None:
@@ -288,9 +323,18 @@ def run(args: list[str]) -> None:
         args: Command line, the subcommand first.
     """
     _quiet_lightning()
+    processes, is_success = Processes(), True
     try:
-        SphereCLI(args)
+        with warnings_in_one_line():
+            SphereCLI(args, processes)
+    except BaseException as error:
+        is_success = isinstance(error, Interrupted)
+        shown = processes.ended_by(error)
+        if shown is error:
+            raise
+        raise shown from error
     finally:
+        processes.end(is_success)
         forget_run_folder()
 
 
@@ -303,16 +347,24 @@ def _quiet_lightning() -> None:
         "💡 Tip",
         "`Trainer.fit` stopped: `max_",
         "Seed set",
+        "Restoring states from the checkpoint",  # it says so again when they are restored
+        f"{'-' * 100}\ndistributed_backend=",
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(noise)
     )
+    logging.getLogger("lightning.fabric.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith(noise)
+    )
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     # The folder is ours: config.yaml and checkpoints stand in it before the CSV logger opens.
     logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
         lambda record: not record.getMessage().startswith("`weights_only` was not set")
     )
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+    # The device among the options of StochasticWeightAveraging.
+    warnings.filterwarnings("ignore", message=r"\s*Unable to serialize instance")
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="You called `self.log.* but have no logger")  # --trainer.logger false
     warnings.filterwarnings("ignore", message="The dirpath has changed from")

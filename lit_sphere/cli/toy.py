@@ -1,7 +1,7 @@
 """``lit-sphere toy``: the theory's toy systems, their pictures and the numbers they predict."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_sphere.analysis.regimes import SHORTEST_RUN, Regime, name_regime
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.results_folder import free_folder, make_folder
+from lit_sphere.cli.results_folder import leave_picture, results_folder
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import suggesting
 from lit_sphere.report.toy import ToyMap, draw_plane, draw_toy
@@ -72,13 +72,14 @@ def run_toy(args: list[str]) -> None:
         config = parser.parse_args(args)
     _check_no_unused_options(config, parser.get_defaults())
     (_check_sphere if config.weight_decay is None else _check_plane)(config)
-    folder = free_folder(config.run, "toy", "toy.csv")
-    make_folder(folder)  # before the work
-    table, figure, rows = (_sphere if config.weight_decay is None else _plane)(config)
-    figure.savefig(folder / "toy.png", dpi=130)
-    with (folder / "toy.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    print("\n".join([*table, f"  folder  {folder}"]))
+    folder = results_folder(config.run, "toy", "toy.csv")
+    table, draw, rows = (_sphere if config.weight_decay is None else _plane)(config)
+    try:
+        with (folder / "toy.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+    finally:  # a file that cannot be written does not lose what is known
+        print("\n".join([*table, f"  folder  {folder}"]))
+    leave_picture(folder / "toy.png", draw)
 
 
 def _check_no_unused_options(config: Namespace, defaults: Namespace) -> None:
@@ -125,7 +126,7 @@ def _check_plane(config: Namespace) -> None:
         raise CommandLineError(f"--weight-decay must be at least 0, and below 1/lr = {most:g}, got {got}")
 
 
-def _sphere(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
+def _sphere(config: Namespace) -> tuple[list[str], Callable[[], Figure], list[list[object]]]:
     alphas, elrs, half = config.alphas, config.elrs, config.steps // 2
     curves = toy_curves(alphas, elrs, epochs=2 * half, steps_per_epoch=1, seeds=[config.seed], progress="curves")
     threshold = threshold_elr(alphas).item()
@@ -147,7 +148,7 @@ def _sphere(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
     columns = torch.stack([grid, equilibrium_loss(alphas, grid), settled.mean(1), *quantiles], 1)
     regimes = _regimes(alphas, grid, config.steps, config.seed)
     rows += [[*row, regime] for row, regime in zip(columns.tolist(), regimes, strict=True)]
-    return table, draw_toy(curves, alphas, elrs, ToyMap(grid, settled, regimes)), rows
+    return table, lambda: draw_toy(curves, alphas, elrs, ToyMap(grid, settled, regimes)), rows
 
 
 def _regimes(alphas: Sequence[float], elrs: Tensor, steps: int, seed: int) -> list[Regime]:
@@ -164,7 +165,7 @@ def _regimes(alphas: Sequence[float], elrs: Tensor, steps: int, seed: int) -> li
     ]
 
 
-def _plane(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
+def _plane(config: Namespace) -> tuple[list[str], Callable[[], Figure], list[list[object]]]:
     # Of more steps than are drawn: a mean of few periods is rough.
     long = plane_curves(config.weight_decay, config.lr, steps=max(1000, config.plane_steps), progress="curves")
     curves = PlaneCurves(*(curve[:, : config.plane_steps] for curve in long))
@@ -177,7 +178,7 @@ def _plane(config: Namespace) -> tuple[list[str], Figure, list[list[object]]]:
     for i, decay in enumerate(config.weight_decay):
         columns = zip(*(curve[i].tolist() for curve in curves), strict=True)
         rows += [[decay, step, *values] for step, values in enumerate(columns)]
-    return table, draw_plane(curves, config.weight_decay, periods), rows
+    return table, lambda: draw_plane(curves, config.weight_decay, periods), rows
 
 
 def _listed(numbers: Sequence[float]) -> str:

@@ -4,12 +4,10 @@ import re
 from typing import Any, NoReturn
 
 import torch
-import wandb
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
 
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.suggestions import did_you_mean
@@ -109,24 +107,6 @@ def not_installed(error: ImportError, config: Namespace) -> CommandLineError:
     option = _NEEDED_BY.get(package.replace("-", "_"))
     typed = f"--trainer.{option} {config.trainer.get(option)}" if option else "an option of --trainer"
     return CommandLineError(f"{typed}: needs the package {package}, which is not installed; choose another")
-
-
-def begin_wandb(logger: WandbLogger) -> None:
-    """Begin the W&B run of a logger that the user gives, before anything else is begun.
-
-    Args:
-        logger: Not ours.
-
-    Raises:
-        CommandLineError: If W&B refuses it.
-    """
-    wandb.termsetup(wandb.Settings(show_warnings=False), None)  # Lightning sets an option that W&B warns of
-    try:
-        _ = logger.experiment
-    except wandb.Error as error:
-        raise CommandLineError(
-            f"--trainer.logger WandbLogger: {error}; leave it out: each run has a W&B logger, offline or --wandb online"
-        ) from error
 
 
 def check_monitored(callbacks: list[Callback], model: LightningModule) -> None:

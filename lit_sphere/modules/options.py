@@ -1,14 +1,12 @@
 """Options of the LightningModules: their types, what is refused, and what a checkpoint says of them."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from torch import nn
-from torch.optim import LBFGS, Optimizer, SparseAdam
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, ReduceLROnPlateau
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_sphere.optim.granularity import Granularity, present_value
 from lit_sphere.optim.norm_keeper import KEPT_NORM, NormKeeper
@@ -17,7 +15,6 @@ Loss = Literal["cross_entropy", "mse"]
 Spheres = Literal["joint", "group", "filter"]  # of the old name
 LARGEST = torch.finfo(torch.float32).max
 """Beyond it a learning rate is infinite for the weights."""
-_PERIODS = ("T_max", "T_0", "T_mult", "step_size", "total_iters", "total_steps")
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 SchedulerCallable = Callable[[Optimizer], LRScheduler]
 
@@ -50,62 +47,15 @@ def check_training_options(
             raise ValueError(f"{name} (--model.{name}) must be one of {', '.join(known)}, got {choice!r}")
 
 
-def try_optimizer(optimizer: OptimizerCallable, scheduler: SchedulerCallable | None, network: nn.Module) -> None:
-    """Refuse what would fail once the training has begun: make both, and step the schedule once.
-
-    Args:
-        optimizer: Makes the optimizer.
-        scheduler: Makes its schedule, if any.
-        network: Its trainable parameters are given to the optimizer, and left as they are.
-
-    Raises:
-        ValueError: If one of them cannot be made, waits for what a step by hand does not give it, or fails.
-    """
-    try:
-        made = optimizer([p for p in network.parameters() if p.requires_grad])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"optimizer (--model.optimizer): {error}") from error
-    name = type(made).__name__
-    if isinstance(made, (LBFGS, SparseAdam)):
-        needs = "a closure" if isinstance(made, LBFGS) else "sparse gradients"
-        raise ValueError(f"optimizer (--model.optimizer) {name} needs {needs}, which training here has not; take SGD")
-    for group in made.param_groups:
-        for option, value in group.items():
-            if isinstance(value, float) and not abs(value) <= LARGEST:
-                raise ValueError(f"optimizer (--model.optimizer): {option} must be below {LARGEST:.1e}, got {value:g}")
-    if scheduler is not None:
-        _try_scheduler(scheduler, made)
-
-
-def _try_scheduler(scheduler: SchedulerCallable, optimizer: Optimizer) -> None:
-    where = "scheduler (--model.scheduler)"
-    try:
-        made = scheduler(optimizer)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{where}: {error}") from error
-    name = type(made).__name__
-    if isinstance(made, ReduceLROnPlateau):
-        raise ValueError(
-            f"{where} {name} waits for a metric, which a schedule by epochs does not have; take FineTuneSwitch with "
-            "loss_below"
-        )
-    for period in _PERIODS:
-        value = getattr(made, period, 1)
-        if isinstance(value, (int, float)) and value < 1:
-            raise ValueError(f"{where} {name}: {period} must be at least 1 epoch, got {value}")
-    if isinstance(made, MultiStepLR) and not any(epoch >= 1 for epoch in made.milestones):
-        raise ValueError(f"{where} {name}: none of the milestones is an epoch after the first, so it changes nothing")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        try:
-            made.step()
-        except (ValueError, TypeError, ZeroDivisionError) as error:
-            raise ValueError(f"{where} {name}: {error}") from error
-
-
 def unsaved(*names: str) -> list[str]:
     """Which of these arguments a checkpoint cannot hold as plain data: all, but for the command line's."""
     return list(names) if _given_hyperparameters.get() is None else []
+
+
+def class_name(option: Any) -> str | None:
+    """Short name of the class that an option names, as the command line saves it; None if it names none."""
+    path = option.get("class_path") if isinstance(option, Mapping) else None
+    return path.rpartition(".")[2] if isinstance(path, str) else None
 
 
 def optimizer_options(hparams: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,14 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_sphere.metrics import MeanLossAndError
+from lit_sphere.modules.optimizers import check_optimizer, check_same_optimizer
 from lit_sphere.modules.options import (
     Loss,
     OptimizerCallable,
@@ -21,9 +23,9 @@ from lit_sphere.modules.options import (
     check_same_scheduler,
     check_sphere_kept,
     check_training_options,
+    class_name,
     optimizer_options,
     scale_schedule,
-    try_optimizer,
     unsaved,
 )
 from lit_sphere.modules.spheres import find_spheres
@@ -126,16 +128,17 @@ class SphereModule(LightningModule):
         if self.elr is not None and isinstance(self.trainer.strategy, FSDPStrategy):
             raise ValueError("FSDP1 would normalise each shard by itself; use --trainer.strategy ddp")
         if not self._checked:
-            self.check_trainable(getattr(self.trainer, "datamodule", None))
+            self.check_trainable(getattr(self.trainer, "datamodule", None), self.trainer.max_epochs)
         self._checked = False  # another fit may train another network
         if self._compile:
             self.network.compile()
 
-    def check_trainable(self, data: Any = None) -> None:
+    def check_trainable(self, data: Any = None, epochs: int | None = None) -> None:
         """Find what is scale-invariant, and refuse what no fit can train; the next ``setup`` does not do it again.
 
         Args:
             data: Data module, whose images' shape is taken.
+            epochs: For which a schedule is tried; None or below 0 tries 100.
 
         Raises:
             ValueError: As ``setup``, and for an optimizer or a scheduler that fails at its first step.
@@ -153,7 +156,8 @@ class SphereModule(LightningModule):
             unused = {"granularity": self.granularity != "joint", "lr": self.lr is not None}
             for name in (name for name, is_given in unused.items() if is_given):
                 rank_zero_warn(f"{name} (--model.{name}) is of training on the sphere: without elr it changes nothing")
-            try_optimizer(self._optimizer, self._scheduler, self.network)
+            epochs = 100 if epochs is None or epochs < 0 else epochs
+            check_optimizer(self._optimizer, self._scheduler, epochs, class_name(self.hparams.get("scheduler")) or "")
         self._checked = True
 
     def _take_shape(self, data: Any) -> None:
@@ -175,8 +179,8 @@ class SphereModule(LightningModule):
             optimizer = self._optimizer(trainable.values())
             if self._scheduler is None:
                 return optimizer
-            self._scheduled = 0
-            return [optimizer], [self._scheduler(optimizer)]
+            self._scheduled, scheduler = 0, self._scheduler(optimizer)
+            return [optimizer], [scheduler]
         if not self._sphere_names:
             raise RuntimeError("configure_optimizers was called before setup('fit'), which finds the sphere")
         granularity = "filter" if self.granularity == "filter" else "joint"
@@ -293,12 +297,20 @@ class SphereModule(LightningModule):
             self.train_metrics.load_state(checkpoint["train_metrics"])
             self._metrics_epoch = checkpoint["train_metrics"]["epoch"]
         self._scheduled_before = checkpoint.get("scheduled_epochs", 0) if checkpoint.get("lr_schedulers") else 0
-        check_same_scheduler(checkpoint.get("hyper_parameters", {}), dict(self.hparams))
-        saved = optimizer_options(checkpoint.get("hyper_parameters", {}))
+        hparams = checkpoint.get("hyper_parameters", {})
+        check_same_scheduler(hparams, dict(self.hparams))
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._check_same_optimizer(checkpoint.get("optimizer_states", []), hparams)
+        saved = optimizer_options(hparams)
         given = optimizer_options(dict(self.hparams))
         self._changed = {
             key: (saved[key], value) for key, value in given.items() if key in saved and saved[key] != value
         }
+
+    def _check_same_optimizer(self, states: list[Any], hparams: dict[str, Any]) -> None:
+        made = self.configure_optimizers()
+        saved = "SphereSGD" if hparams.get("elr") is not None else class_name(hparams.get("optimizer"))
+        check_same_optimizer(made[0][0] if isinstance(made, tuple) else made, states, saved)
 
     def on_train_start(self) -> None:
         """Apply the options that differ from a resumed checkpoint's: its optimizer state has brought back the old."""

@@ -1,10 +1,14 @@
 """What a callback leaves: pictures in the run's folder and in W&B, numbers in the loggers."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
+
+from lit_sphere.report import NoPicture, in_short, write_picture
 
 
 def run_folder_of(trainer: Trainer) -> Path | None:
@@ -20,23 +24,29 @@ def run_folder_of(trainer: Trainer) -> Path | None:
     return None if folder is None else Path(folder)
 
 
-def save_picture(trainer: Trainer, folder: Path | None, name: str, figure: Figure) -> None:
-    """Write ``NAME.png`` into the folder, and log it to W&B.
+def save_picture(trainer: Trainer, folder: Path | None, name: str, draw: Callable[[], Figure]) -> None:
+    """Write ``NAME.png`` into the folder, and log it to W&B; what goes wrong costs a warning, never the run.
 
     Args:
         trainer: The trainer; other ranks than the first do nothing.
         folder: From :func:`run_folder_of`; None draws nothing.
         name: Without suffix.
-        figure: What to write.
+        draw: Makes the figure.
     """
     if folder is None or not trainer.is_global_zero:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
-    figure.savefig(path, dpi=130)
+    try:
+        write_picture(path, draw)
+    except NoPicture as error:
+        rank_zero_warn(str(error))
+        return
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(name, [str(path)])
+            try:
+                logger.log_image(name, [str(path)])
+            except Exception as error:
+                rank_zero_warn(f"W&B did not take {path}: {in_short(error)}")
 
 
 def check_single(owner: Callback, kind: type[Callback], trainer: Trainer, writes: str) -> None:

@@ -158,7 +158,9 @@ class SphereSGD(Optimizer):
             radii = _row_norms(params)
             for p, radius in zip(group["params"], radii, strict=True):
                 self.state[p]["radius"] = radius
-        if not all(bool((r.isfinite() & (r > 0)).all()) for r in radii):
+        if not all(bool(r.isfinite().all()) for r in radii):
+            raise ValueError("SphereSGD: the radius must be positive and finite, but weights are NaN or infinite")
+        if not all(bool((r > 0).all()) for r in radii):
             raise ValueError("SphereSGD: the radius must be positive and finite; are these weights initialised?")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -173,7 +175,7 @@ class SphereSGD(Optimizer):
             state_dict: Of a SphereSGD with groups of the same sizes.
 
         Raises:
-            ValueError: If it is another optimizer's, or has other spheres.
+            ValueError: If it is another optimizer's, has other spheres, or an ``elr`` or radius that is none.
         """
         state_dict = {**state_dict, "param_groups": [dict(group) for group in state_dict["param_groups"]]}
         rename_options(state_dict["param_groups"])
@@ -188,6 +190,12 @@ class SphereSGD(Optimizer):
                 f"SphereSGD: the spheres of the state to load are others: {_format(saved)} there, {_format(own)} "
                 "here; a run goes on with the spheres that it began with"
             )
+        for group in state_dict["param_groups"]:
+            for name in ("elr", "radius") if group.get("granularity") == "joint" else ("elr",):
+                value = group.get(name)
+                is_number = isinstance(value, (int, float, Tensor)) and math.isfinite(value) and value > 0
+                if group["elr"] is not None and not is_number:
+                    raise ValueError(f"SphereSGD: {name} in the state to load must be positive and finite, got {value}")
         super().load_state_dict(state_dict)
 
     @overload

@@ -58,7 +58,7 @@ def write_interpolation(path: Interpolation, file: Path) -> None:
         file: The file; its folder is made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(["position", *path.curves])
         table.writerows(zip(path.positions, *path.curves.values(), strict=True))

@@ -65,7 +65,7 @@ def write_equal_ess(path: Path, names: Sequence[str], elrs: Sequence[float], gra
         elrs: Their effective learning rates.
         grad_norms: Their effective gradient norms.
     """
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["group", "elr", "effective_grad_norm", "ess"])
         writer.writerows((name, x, y, x * y) for name, x, y in zip(names, elrs, grad_norms, strict=True))

@@ -34,11 +34,13 @@ def read_metrics(path: str | Path) -> dict[str, Series]:
         ValueError: If the file has no header, or a cell that is no number.
     """
     series: dict[str, Series] = {}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if not reader.fieldnames or "step" not in reader.fieldnames:
             raise ValueError(f"{path} is no metrics.csv: it has no column 'step'")
         for row in reader:
+            if None in row.values():  # cut by a full disk, or by a kill
+                continue
             step, epoch = float(row["step"]), float(row.get("epoch") or "nan")
             for key, cell in row.items():
                 if key in ("step", "epoch") or not cell:

@@ -91,7 +91,7 @@ def write_optimizer_comparison(rows: Sequence[Row], file: Path) -> None:
         file: The file; its folder is made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
         table.writeheader()
         table.writerows(rows)

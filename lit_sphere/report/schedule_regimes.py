@@ -64,7 +64,7 @@ def write_schedule_regimes(epochs: Sequence[Mapping[str, Any]], analysis: Schedu
         path: File to write.
     """
     found = {key: value for key, value in asdict(analysis).items() if key != "regimes"}
-    path.write_text(json.dumps(_finite({**found, "epochs": list(epochs)}), indent=1, allow_nan=False))
+    path.write_text(json.dumps(_finite({**found, "epochs": list(epochs)}), indent=1, allow_nan=False), encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:

@@ -93,7 +93,7 @@ def write_similarity(pairs: Sequence[PairOfSnapshots], file: Path) -> None:
         file: The file; its folder is made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(["epoch", "other_epoch", "cosine", "ensemble_error", "error", "other_error"])
         for pair in pairs:

@@ -1,6 +1,7 @@
 """What OptimizerComparison logs, draws and prints of a run."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,8 +46,10 @@ def leave_results(
         title: Line above the panels.
     """
     if trainer.is_global_zero:
-        save_picture(trainer, folder, "optimizer_comparison", draw_optimizer_comparison(rows, names, run, title))
+        folder.mkdir(parents=True, exist_ok=True)
         write_optimizer_comparison(rows, folder / "optimizer_comparison.csv")
+        picture = partial(draw_optimizer_comparison, rows, names, run, title)
+        save_picture(trainer, folder, "optimizer_comparison", picture)
 
 
 def log_final_distance(owner: str, row: Row, names: Sequence[str]) -> None:

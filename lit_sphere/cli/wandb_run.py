@@ -1,0 +1,249 @@
+"""The W&B run beside a fit: what it needs is asked for before training, and its failures never end a training."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+
+from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.report import in_short
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+_PATIENCE = 10  # seconds for an answer before training; W&B's own, too, when it verifies a key
+_LAST_UPLOADS = 60  # seconds for them after training
+_UNANSWERED = ("did not respond in time", "timed out")  # of the same type as a refusal
+_LONGEST_NAME = 128
+
+
+def make_wandb_logger(
+    folder: Path, given: WandbMode | None, project: str, config: dict[str, Any]
+) -> WandbLogger | None:
+    """Make the W&B logger of a run; where the server does not answer, one that is offline.
+
+    Args:
+        folder: The run's folder; need not exist yet, but must when the logger begins.
+        given: W&B's mode; None for the environment's ``WANDB_MODE``, or else ``offline``.
+        project: W&B project.
+        config: The whole configuration, for W&B's table of runs.
+
+    Returns:
+        The logger; None if W&B is disabled.
+
+    Raises:
+        CommandLineError: If ``WANDB_MODE`` is no mode, W&B takes no such names, or it is to be online and there is no
+            key, or none that the server accepts.
+    """
+    mode = given or os.environ.get("WANDB_MODE") or "offline"
+    if mode not in ("offline", "online", "disabled"):
+        raise CommandLineError(f"WANDB_MODE={mode}: must be offline, online or disabled")
+    if mode == "disabled":
+        return None
+    _check_name("--project", project)
+    if os.environ.get("WANDB_ENTITY"):
+        _check_name("WANDB_ENTITY", os.environ["WANDB_ENTITY"])
+    if mode == "online" and getattr(rank_zero_only, "rank", 0) == 0:
+        mode = _log_in("--wandb online" if given else "WANDB_MODE=online", folder)
+    settings = wandb.Settings(
+        console="off",
+        silent=True,  # errors are raised as well, and said in one line
+        init_timeout=_PATIENCE,
+        finish_timeout=_LAST_UPLOADS,
+        finish_timeout_raises=True,
+    )
+    wandb.termsetup(settings, None)  # some of W&B's lines are printed before it reads `settings`
+    return _RunLogger(
+        name=folder.name.encode(errors="replace").decode()[:_LONGEST_NAME],
+        save_dir=str(folder.resolve()),  # W&B's own process may stand in another folder
+        project=project,
+        mode=mode,
+        config=config,
+        settings=settings,
+    )
+
+
+def _check_name(what: str, name: str) -> None:
+    """Refuse what W&B refuses, the server or the library."""
+    if not name.strip():
+        raise CommandLineError(f"{what} is empty; give it a name, or --wandb disabled")
+    if len(name) > _LONGEST_NAME:
+        raise CommandLineError(f"{what} {name[:20]}… is {len(name)} characters long; W&B takes {_LONGEST_NAME}")
+    refused = sorted(set(name) & set("/\\#?%:"))
+    if refused:
+        raise CommandLineError(f"{what} {name} holds {' '.join(refused)}, which W&B refuses; choose another name")
+
+
+def _log_in(asked: str, folder: Path) -> WandbMode:
+    """Verify the key; give the mode that is left."""
+    try:
+        # The mode and the server of this run, whatever this process asked W&B for before.
+        settings = wandb.Settings(mode="online", console="off", silent=True)
+        wandb.termsetup(settings, None)
+        wandb.setup(settings)
+        has_key = wandb.login(prompt=False, verify=True)
+    except Exception as error:
+        if _is_unanswered(error):
+            _announce_offline(folder)
+            return "offline"
+        raise CommandLineError(
+            f"{asked}: {in_short(error)}; give another key by `wandb login --relogin` or WANDB_API_KEY, or --wandb "
+            "offline"
+        ) from error
+    if not has_key:
+        raise CommandLineError(
+            f"{asked}: there is no API key; give one by `wandb login` or WANDB_API_KEY, or --wandb offline"
+        )
+    return "online"
+
+
+def _is_unanswered(error: Exception) -> bool:
+    return isinstance(error, TimeoutError) or any(words in str(error).lower() for words in _UNANSWERED)
+
+
+def _announce_offline(folder: Path) -> None:
+    rank_zero_warn(
+        f"W&B did not answer within {_PATIENCE} s: the run goes on offline; later, `wandb sync "
+        f"{folder / 'wandb' / 'offline-run-*'}` sends it"
+    )
+
+
+class _RunLogger(WandbLogger):
+    """Goes offline where the server stops to answer, and gives up where W&B fails otherwise.
+
+    Here, because Lightning begins the run before any callback is asked.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            try:
+                self._begin()
+            except CommandLineError:
+                raise
+            except Exception as error:
+                _give_up(self, error)
+        return self._experiment
+
+    def _begin(self) -> None:
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it, even of None
+        try:
+            run = super().experiment
+        except wandb.Error as error:
+            if self._wandb_init["mode"] != "online":
+                raise
+            if not _is_unanswered(error):
+                raise CommandLineError(f"W&B refuses the run: {in_short(error)}; or give --wandb offline") from error
+            self._wandb_init["mode"] = "offline"
+            _announce_offline(Path(self.save_dir or "."))
+            run = super().experiment
+        if not run.offline:
+            rank_zero_info(f"W&B shows this run at {run.url}")
+
+
+def check_given_wandb(logger: WandbLogger) -> None:
+    """Begin the W&B run of a logger that the user gives, before anything else is begun.
+
+    Args:
+        logger: Not ours.
+
+    Raises:
+        CommandLineError: If W&B refuses it.
+    """
+    wandb.termsetup(wandb.Settings(show_warnings=False), None)  # Lightning sets an option that W&B warns of
+    try:
+        _ = logger.experiment
+    except wandb.Error as error:
+        raise CommandLineError(
+            f"--trainer.logger WandbLogger: {error}; leave it out: each run has a W&B logger, offline or --wandb online"
+        ) from error
+
+
+def begin_wandb(logger: WandbLogger) -> None:
+    """Make the epoch the run's x-axis, and let no failure from now on end the training.
+
+    Args:
+        logger: Ours, or the user's own.
+    """
+    try:
+        logger.experiment.define_metric("epoch")
+    except Exception as error:
+        _give_up(logger, error)
+    _plot_by_epoch(logger)
+    for name in ("log_metrics", "log_hyperparams"):
+        setattr(logger, name, _guarded(logger, getattr(logger, name)))
+
+
+def _plot_by_epoch(logger: WandbLogger) -> None:
+    """Make the epoch the x-axis of each key that is logged with one, whoever logs it.
+
+    Keys by their full names, so that it does not matter that Lightning gives the pattern ``*`` the step as its axis.
+    """
+    log, known = logger.log_metrics, {"epoch"}
+
+    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
+        if "epoch" in metrics and not known.issuperset(metrics):
+            for key in metrics.keys() - known:
+                logger.experiment.define_metric(key, step_metric="epoch")
+            known.update(metrics)
+        log(metrics, step)
+
+    logger.log_metrics = log_metrics  # type: ignore[method-assign]
+
+
+def _guarded(logger: WandbLogger, send: Callable[..., None]) -> Callable[..., None]:
+    def send_or_give_up(*args: Any, **kwargs: Any) -> None:
+        try:
+            send(*args, **kwargs)
+        except Exception as error:
+            _give_up(logger, error)
+
+    return send_or_give_up
+
+
+def _give_up(logger: WandbLogger, error: Exception) -> None:
+    """Go on without W&B: what is logged from now on goes nowhere."""
+    rank_zero_warn(f"W&B failed: {in_short(error)}; the run goes on without it, see metrics.csv")
+    _forget(error)
+    logger._experiment = wandb.init(mode="disabled")
+
+
+def _forget(error: Exception) -> None:
+    """Leave a broken run; the next fit of this process begins another."""
+    log = logging.getLogger("wandb")
+    for handler in list(log.handlers):  # their file may be on the disk that is full
+        log.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+    log.addHandler(logging.NullHandler())  # without any, Python prints
+    if isinstance(error, ConnectionError):  # W&B's own process has died: it must not be waited for at exit
+        with suppress(Exception):
+            wandb.teardown(exit_code=1)
+    wandb.run = None
+
+
+def end_wandb(trainer: Trainer, exit_code: int) -> None:
+    """End the W&B run: a second fit in this process is another one.
+
+    Args:
+        trainer: The trainer.
+        exit_code: 0, or 1 for a fit that failed.
+    """
+    if wandb.run is None or not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        return
+    folder = Path(wandb.run.dir).parent
+    try:
+        wandb.finish(exit_code)
+    except Exception as error:
+        late = isinstance(error, TimeoutError)
+        what = f"not all was sent within {_LAST_UPLOADS} s" if late else f"W&B failed: {in_short(error)}"
+        rank_zero_warn(f"{what}; metrics.csv is whole, and `wandb sync {folder}` may send the rest")
+        _forget(error)
