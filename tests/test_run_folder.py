@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import LitSphere
 
 from lit_sphere.files import claim_folder
@@ -104,3 +105,11 @@ def test_a_folder_that_was_made_for_nothing_is_taken_away(empty_folder: Path, li
     result = lit_sphere("fit", *_TINY, "--model.elr", "-1")
     assert result.status
     assert os.listdir() == []
+
+
+def test_enums_of_lightning_are_written_by_their_values(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    result = lit_sphere(*_FIT, "--run", "a", "--trainer.callbacks+=Timer")
+    assert result.status == 0, result.err
+    (timer,) = yaml.safe_load(Path("a/config.yaml").read_text())["trainer"]["callbacks"]
+    assert timer["init_args"]["interval"] == "step"
+    assert lit_sphere("fit", "--config", "a/config.yaml", "--run", "again").status == 0

@@ -100,3 +100,21 @@ def test_the_traceback_is_raised_on_demand(
     with pytest.raises(KeyError, match="xxx"):
         lit_sphere("toy")
     assert not any(temporary.iterdir())
+
+
+def test_a_package_that_is_missing_is_no_surprise(
+    empty_folder: Path, temporary: Path, lit_sphere: LitSphere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning says so in words, once a callback begins; an import that fails otherwise is a fault of ours."""
+    said = iter(
+        ["`Monitor` needs `psutil`, which is not installed. Try `pip install psutil`", "cannot import name 'x'"]
+    )
+
+    def missing() -> None:
+        raise ModuleNotFoundError(next(said))
+
+    monkeypatch.setattr(toy, "make_parser", missing)
+    result = lit_sphere("toy")
+    expected = "lit-sphere: `Monitor` needs `psutil`, which is not installed. Try `pip install psutil`\n"
+    assert (result.status, result.err) == (1, expected)
+    assert "unforeseen ModuleNotFoundError: cannot import name 'x'" in lit_sphere("toy").err

@@ -55,7 +55,7 @@ def _answer(args: list[str]) -> None:
         if not args[0].startswith("-") and args[0] not in SUBCOMMANDS:
             known = ", ".join(SUBCOMMANDS)
             raise CommandLineError(
-                f"unknown command {args[0]!r}{did_you_mean(args[0], SUBCOMMANDS) or ';'} there are {known}"
+                f"unknown command {args[0]!r}{did_you_mean(args[0], SUBCOMMANDS, cutoff=0.6) or ';'} there are {known}"
             )
         if args[0].partition("=")[0] == "--print_shtab":
             from lit_sphere.cli.completion import print_completion

@@ -48,6 +48,8 @@ def exit_status(error: BaseException, command: str = "fit") -> int | None:
         return _print_line(_twice(str(error)), 2)
     if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
         return _print_line(_never_logged(str(error)), 1)
+    if isinstance(error, ImportError) and "install" in str(error):
+        return _print_line(str(error), 1)  # of an option that needs another package
     if isinstance(error, ValueError) and _is_raised(error):
         # jsonargparse passes on what a constructor raised within its account of the types.
         refused = "Does not validate against any" in str(error)

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.modules.lightning_options import check_trainer, told_by_early_stopping
 from lit_sphere.switching.resume import stays_switched
+
+# Defaults of some of Lightning's callbacks, which config.yaml holds by their values.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 _TRAINER_DEFAULTS = {
     "max_epochs": 100,

@@ -10,12 +10,13 @@ _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 _UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'$")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.75) -> str:
     """Suggest the nearest name.
 
     Args:
         name: What was typed.
-        known: What there is.
+        known: What there is, of other classes too.
+        cutoff: How alike the two must be, in [0, 1]; less of short names.
 
     Returns:
         What to append to a message; nothing if no name is near.
@@ -26,12 +27,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     # What two options have in common before their last dot says nothing of their last names.
     section, dot, last = name.rpartition(".")
-    known = list(known)
+    known = [each for each in known if each != name]
     beside = [each.rpartition(".")[2] for each in known if dot and each.rpartition(".")[0] == section]
     nearest = get_close_matches(last, beside, n=1, cutoff=0.7)
     if nearest:
         return f"; did you mean {section}.{nearest[0]}?"
-    nearest = [] if beside else get_close_matches(name, known, n=1, cutoff=0.75)
+    nearest = [] if beside else get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
