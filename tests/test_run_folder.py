@@ -113,3 +113,34 @@ def test_enums_of_lightning_are_written_by_their_values(empty_folder: Path, lit_
     (timer,) = yaml.safe_load(Path("a/config.yaml").read_text())["trainer"]["callbacks"]
     assert timer["init_args"]["interval"] == "step"
     assert lit_sphere("fit", "--config", "a/config.yaml", "--run", "again").status == 0
+
+
+def test_a_folder_of_checkpoints_is_of_one_run(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    there = ("--checkpoint.dirpath", "kept")
+    assert lit_sphere(*_FIT, "--run", "a", *there).status == 0
+    before = Path("kept/last.ckpt").read_bytes()
+    result = lit_sphere(*_FIT, "--run", "b", *there)
+    assert result.status == 2
+    assert result.err == (
+        "lit-sphere: --checkpoint.dirpath kept: holds another run's checkpoints: choose another folder, or go on with "
+        "that run by --ckpt_path kept/last.ckpt\n"
+    )
+    assert Path("kept/last.ckpt").read_bytes() == before
+    assert not Path("b").exists()
+    claim_folder(Path("kept"))
+    result = lit_sphere(*_FIT, "--run", "b", *there)
+    assert "lit-sphere: --checkpoint.dirpath kept is in use: process" in result.err
+    goes_on = ("--ckpt_path", "kept/last.ckpt", "--run", "a2", "--trainer.max_epochs", "2")
+    assert lit_sphere("fit", *goes_on, *there).status == 0
+    assert Path("kept/last.ckpt").read_bytes() != before
+
+
+@pytest.mark.parametrize("left", [None, "", "step\n"])
+def test_a_history_that_is_missing_is_said(left: str | None, empty_folder: Path, lit_sphere: LitSphere) -> None:
+    assert lit_sphere(*_FIT, "--run", "a").status == 0
+    Path("a/metrics.csv").unlink()
+    if left is not None:
+        Path("a/metrics.csv").write_text(left)
+    result = lit_sphere(*_RESUME)
+    assert result.status == 0, result.err
+    assert "a/metrics.csv holds no row of the run so far" in result.err

@@ -144,15 +144,15 @@ def not_finite(weights: Weights, own: Weights) -> str | None:
 
 
 def difference(weights: Weights, others: Weights) -> tuple[str, str, str] | None:
-    """Find the first tensor in which two architectures differ.
+    """Find the first tensor in which two architectures differ: in its shape, or in the kind of its numbers.
 
     Args:
         weights: Of one model; what is no tensor is passed over.
         others: Of another.
 
     Returns:
-        Its name, its shape in the one and in the other ("nothing" where it is missing); None if all names
-        and shapes agree.
+        Its name, its shape in the one and in the other ("nothing" where it is missing, with the type where only
+        that differs: whole, real or complex); None if all agree.
 
     Example:
         >>> difference({"w": torch.zeros(2, 3)}, {"w": torch.zeros(4, 3)})
@@ -162,6 +162,9 @@ def difference(weights: Weights, others: Weights) -> tuple[str, str, str] | None
     for name in [*wanted, *shapes]:
         if shapes.get(name) != wanted.get(name):
             return name, shapes.get(name, "nothing"), wanted.get(name, "nothing")
+        one, other = weights[name], others[name]
+        if (one.is_floating_point(), one.is_complex()) != (other.is_floating_point(), other.is_complex()):
+            return name, f"{shapes[name]} of {one.dtype}", f"{wanted[name]} of {other.dtype}"
     return None
 
 

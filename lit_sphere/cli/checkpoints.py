@@ -61,9 +61,9 @@ def check_weights(checkpoint: dict[str, Any], model: nn.Module, path: str, optio
             f"{option} {path}: of another architecture: {name} is {has} there and {needs} in "
             f"{type(model).__name__}; give the --model and its options that it was trained with"
         )
-    for name, tensor in tensors_of(state).items():
-        if tensor.is_complex() != own[name].is_complex():
-            raise CommandLineError(f"{option} {path}: damaged: {name} is of {tensor.dtype}; take another checkpoint")
+    numbers = [tensor for tensor in tensors_of(state).values() if tensor.is_floating_point()]
+    if numbers and not any(tensor.any() for tensor in numbers):
+        raise CommandLineError(f"{option} {path}: damaged: all its weights are 0; take another checkpoint")
     bad = not_finite(state, own)
     if bad is not None:
         raise CommandLineError(f"{option} {path}: {bad} is NaN or infinite in it; take an earlier checkpoint")
@@ -106,7 +106,7 @@ def check_resumable(checkpoint: dict[str, Any], path: str) -> None:
             f"at its weights, {CKPT_WEIGHTS} {path}"
         )
     check_states(checkpoint, path)
-    if _epochs_done(checkpoint) is None:
+    if epochs_done(checkpoint) is None:
         raise CommandLineError(
             f"--ckpt_path {path}: damaged: its loops do not say how many epochs are done; take another checkpoint, or "
             f"begin a new run at its weights by {CKPT_WEIGHTS}"
@@ -155,8 +155,15 @@ def _wrong_in(state: Any) -> str | None:
     return None
 
 
-def _epochs_done(checkpoint: dict[str, Any]) -> int | None:
-    """Epochs that the run has made; None if the checkpoint does not say."""
+def epochs_done(checkpoint: dict[str, Any]) -> int | None:
+    """Count the epochs that a run has made.
+
+    Args:
+        checkpoint: As read by :func:`read_checkpoint`.
+
+    Returns:
+        Their number; None if the checkpoint does not say.
+    """
     found: Any = checkpoint.get("loops")
     for name in ("fit_loop", "epoch_progress", "current", "processed"):
         found = found.get(name) if isinstance(found, dict) else None
@@ -218,7 +225,7 @@ def check_something_to_train(checkpoint: dict[str, Any] | None, config: Namespac
         )
     if checkpoint is None:
         return
-    done = _epochs_done(checkpoint) or 0
+    done = epochs_done(checkpoint) or 0
     for name, count, of in (("max_epochs", done, "epochs"), ("max_steps", checkpoint["global_step"], "steps")):
         if count >= (math.inf if trainer[name] in (None, -1) else trainer[name]):
             raise CommandLineError(
@@ -249,7 +256,7 @@ class BeginAtWeights(Callback):
             if len(states) == 1:
                 _restore_radii(optimizer, states[0])
         radii = [group["radius"] for each in spheres for group in each.param_groups if group.get("radius")]
-        done = _epochs_done(self._checkpoint)
+        done = epochs_done(self._checkpoint)
         epoch = self._checkpoint.get("epoch", 0) if done is None else done
         rho = f", ρ = {math.hypot(*radii):.5g}" if radii else ""
         rank_zero_info(f"begins at the weights of {self._path} (epoch {epoch}){rho}")

@@ -74,11 +74,20 @@ def read_config(config: str) -> dict[str, Any]:
         raise CommandLineError(f"{where}: is no YAML{line}; correct it or take another file") from error
     if not isinstance(content, dict):
         raise CommandLineError(f"{where}: must hold sections such as model: and trainer:, but is a {_kind(content)}")
-    _check_sections(content, where)
+    check_sections(content, where)
     return content
 
 
-def _check_sections(content: dict[Any, Any], where: str) -> None:
+def check_sections(content: dict[Any, Any], where: str) -> None:
+    """Refuse sections that are no options, and classes that are not named.
+
+    Args:
+        content: Of a config.
+        where: Where it stands, for the message.
+
+    Raises:
+        CommandLineError: Names the section, and what it must be.
+    """
     wanted: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
         (_MAPPINGS, (dict,), "options, e.g. max_epochs: 100"),
         (_CLASSES, (dict, str), "a class, e.g. class_path: SIConvNet, and its options under init_args:"),
@@ -92,7 +101,7 @@ def _check_sections(content: dict[Any, Any], where: str) -> None:
         given = content.get(name)
         if isinstance(given, dict) and not isinstance(given.get("class_path", ""), str):
             raise CommandLineError(f"{where}: {name}: class_path: must name a class, but is {given['class_path']}")
-        if isinstance(given, dict) and not isinstance(given.get("init_args") or {}, dict):
+        if isinstance(given, dict) and not isinstance(given.get("init_args", {}), dict):
             raise CommandLineError(f"{where}: {name}: init_args: must be options, but is {_shown(given['init_args'])}")
     keys = [key for key in content if not isinstance(key, str)]
     if keys:

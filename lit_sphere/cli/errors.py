@@ -36,7 +36,8 @@ def exit_status(error: BaseException, command: str = "fit") -> int | None:
     if isinstance(error, SystemExit):
         return None
     if isinstance(error, KeyboardInterrupt):
-        return _print_line("interrupted before training began; nothing to save", 130)
+        before = "before training began; nothing to save" if command == "fit" else "before there were results"
+        return _print_line(f"interrupted {before}", 130)
     if isinstance(error, CommandLineError):
         return _print_line(str(error), 2)
     if isinstance(error, OSError):

@@ -77,8 +77,9 @@ class _Writer(ExperimentWriter):
             try:
                 while text:
                     text = text[file.write(text) :]
-            except OSError:
+            except OSError as error:
                 file.truncate(size)
+                error.filename = self.metrics_file_path
                 raise
         self.metrics = []
 

@@ -24,6 +24,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from lit_sphere.callbacks import Interrupted
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.files import release_folders
 
 _STARTED_BY = "LIT_SPHERE_STARTED_BY"  # process id of the first rank, for those that it starts
 _GRACE = 5.0  # seconds for a process to fail by itself, with all that its callbacks leave behind, once another is gone
@@ -96,6 +97,7 @@ class Processes:
                 if self._parent is None:
                     print("lit-sphere: interrupted while waiting; nothing to save", file=sys.stderr, flush=True)
                 self._kill_children()
+                release_folders()
                 os._exit(128 + signal.SIGINT)
             if trainer.local_rank == 0 and time.monotonic() >= due:
                 print(f"lit-sphere: {self._awaited(trainer)}", file=sys.stderr, flush=True)
@@ -130,6 +132,7 @@ class Processes:
             if isinstance(error, ProcessLost):
                 print(f"lit-sphere: {error}", file=sys.stderr, flush=True)
             self._kill_children()
+            release_folders()
             os._exit(1)
 
     def _lost(self) -> tuple[int, int] | None:

@@ -32,12 +32,13 @@ def results_folder(requested: str | None, command: str, file: str) -> Path:
     return hold_folder(folder, requested is None)
 
 
-def hold_folder(folder: Path, is_default: bool) -> Path:
+def hold_folder(folder: Path, is_default: bool = False, option: str = "--run") -> Path:
     """Make a folder for results, and hold it: no other process writes there.
 
     Args:
         folder: The folder.
         is_default: Whether nobody asked for just this one, so that a number may follow its name.
+        option: That names it, for the message.
 
     Returns:
         The folder.
@@ -48,12 +49,13 @@ def hold_folder(folder: Path, is_default: bool) -> Path:
     try:
         folder = claim_folder(folder, among=is_default)
     except FolderInUse as error:
-        raise CommandLineError(f"--run {error}; choose another --run, or wait until that has ended") from error
+        raise CommandLineError(f"{option} {error}; choose another {option}, or wait until that has ended") from error
     except OSError as error:
         raise CommandLineError(
-            f"--run {folder}: cannot be made, or not be written to ({error.strerror}); choose another folder"
+            f"{option} {folder}: cannot be made, or not be written to ({error.strerror}); choose another folder"
         ) from error
-    written_to.set(folder)
+    if option == "--run":
+        written_to.set(folder)
     return folder
 
 

@@ -45,6 +45,26 @@ def run_folder(requested: str | None, name: str, ckpt_path: str | None, is_first
     return folder
 
 
+def hold_checkpoint_folder(dirpath: Path, ckpt_path: str | None) -> None:
+    """Make and hold a folder of checkpoints that lies elsewhere than in the run's folder.
+
+    Args:
+        dirpath: The folder.
+        ckpt_path: Checkpoint to resume from; one in this folder may be replaced.
+
+    Raises:
+        CommandLineError: If another process holds it, it cannot be made, or it holds another run's checkpoints.
+    """
+    option = "--checkpoint.dirpath"
+    hold_folder(dirpath, option=option)
+    found = sorted(dirpath.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if found and not goes_on_in(dirpath, ckpt_path):
+        raise CommandLineError(
+            f"{option} {dirpath}: holds another run's checkpoints: choose another folder, or go on with that run by "
+            f"--ckpt_path {found[-1]}"
+        )
+
+
 def _check_free(folder: Path) -> None:
     checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     table = folder / "metrics.csv"

@@ -14,7 +14,7 @@ from lightning import __version__ as lightning_version
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
@@ -34,6 +34,7 @@ from lit_sphere.cli.checkpoints import (
     check_something_to_train,
     check_states,
     check_weights,
+    epochs_done,
     read_checkpoint,
     unrestorable,
 )
@@ -46,6 +47,7 @@ from lit_sphere.cli.run_folder import (
     RecordRun,
     forget_run_folder,
     goes_on_in,
+    hold_checkpoint_folder,
     make_loggers,
     run_folder,
 )
@@ -53,12 +55,17 @@ from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before
 from lit_sphere.cli.streams import warnings_in_one_line
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import suggesting
-from lit_sphere.cli.trainer_options import check_monitored, check_trainer_options, not_installed
+from lit_sphere.cli.trainer_options import (
+    check_monitored,
+    check_something_to_measure,
+    check_trainer_options,
+    not_installed,
+)
 from lit_sphere.cli.values_given import check_linked, check_no_null, check_values
 from lit_sphere.cli.wandb_run import WandbMode, check_given_wandb
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
-from lit_sphere.modules.lightning_options import check_trainer, told_by_early_stopping
+from lit_sphere.modules.lightning_options import check_trainer
 from lit_sphere.switching.resume import stays_switched
 
 # Defaults of some of Lightning's callbacks, which config.yaml holds by their values.
@@ -197,6 +204,8 @@ class SphereCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         check_environment(config.trainer.devices, config.trainer.num_nodes)
         self.checkpoint = read_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
+        if self.subcommand != "fit":
+            check_something_to_measure(config, str(self.subcommand))
         if self.checkpoint is None and self.subcommand != "fit":
             raise CommandLineError(f"{self.subcommand} needs a checkpoint: --ckpt_path runs/NAME/checkpoints/last.ckpt")
         if self.checkpoint is not None:
@@ -216,6 +225,8 @@ class SphereCLI(LightningCLI):
             self.folder = run_folder(config.run, name, config.ckpt_path, _is_first_rank())
             if config.checkpoint.dirpath is None:
                 config.checkpoint.dirpath = str(self.folder / "checkpoints")
+            elif _is_first_rank():
+                hold_checkpoint_folder(Path(config.checkpoint.dirpath), config.ckpt_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run's loggers and callbacks to the user's.
@@ -281,8 +292,7 @@ class SphereCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except Exception as error:
             path = self.config[subcommand].get("ckpt_path")
-            told: Exception | None = unrestorable(error, path, subcommand == "fit") if path else None
-            told = told or told_by_early_stopping(error)
+            told = unrestorable(error, path, subcommand == "fit") if path else None
             if told is None:
                 raise
             raise told from error
@@ -309,6 +319,9 @@ class SphereCLI(LightningCLI):
         history, steps = None, 0 if self.checkpoint is None else self.checkpoint["global_step"]
         if self._is_in_place() and _is_first_rank():
             history = read_history(self.folder / "metrics.csv", steps)
+            if (history is None or not history.rows) and epochs_done(self.checkpoint or {}):
+                table = self.folder / "metrics.csv"
+                rank_zero_info(f"{table} holds no row of the run so far: only new ones will be in it")
         return [RecordRun(self.folder, text, history, steps)] if requested is not False else []
 
     def _is_in_place(self) -> bool:

@@ -57,6 +57,9 @@ def check_trainer_options(config: Namespace) -> None:
         value = trainer.get(name)
         if isinstance(value, (int, float)) and (value < 0 or (isinstance(value, float) and value > 1)):
             _refuse(name, value, "must be a whole number of batches, or a fraction of them between 0.0 and 1.0")
+    for lower, upper in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
+        if (trainer.get(lower) or 0) > (trainer.get(upper) or 0) >= 1:
+            _refuse(lower, trainer[lower], f"is more than --trainer.{upper} {trainer[upper]}")
     interval = trainer.get("val_check_interval")
     if isinstance(interval, (int, float)) and (interval <= 0 or (isinstance(interval, float) and interval > 1)):
         _refuse("val_check_interval", interval, "must be a number of batches, at least 1, or a fraction up to 1.0")
@@ -64,6 +67,21 @@ def check_trainer_options(config: Namespace) -> None:
         _refuse("barebones", True, "leaves a run without callbacks, checkpoints and metrics; leave it out")
     _check_accelerator(trainer.accelerator)
     _check_devices(trainer.devices, trainer.accelerator)
+
+
+def check_something_to_measure(config: Namespace, subcommand: str) -> None:
+    """Refuse an evaluation of no batches; Lightning would say nothing.
+
+    Args:
+        config: The configuration of the subcommand.
+        subcommand: ``validate`` or ``test``.
+
+    Raises:
+        CommandLineError: Names the option.
+    """  # noqa: DOC502
+    name = {"validate": "limit_val_batches", "test": "limit_test_batches"}[subcommand]
+    if config.trainer.get(name) == 0:
+        _refuse(name, config.trainer[name], "there is nothing to measure; leave it out for all batches")
 
 
 def _refuse(name: str, value: object, why: str) -> NoReturn:

@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_sphere.cli.base_config import look_ahead
-from lit_sphere.cli.config_names import read_config
+from lit_sphere.cli.config_names import check_sections, read_config
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.shipped_classes import LINKED
 from lit_sphere.cli.yaml_text import check_yaml
@@ -23,16 +23,21 @@ def check_values(args: list[str]) -> None:
 
     Raises:
         CommandLineError: Names the option.
-    """  # noqa: DOC502
+    """
     for option, value in zip(["", *args], args, strict=False):
         name, equals, rest = value.partition("=")
         name, text = (name, rest) if equals and name.startswith("--") else (option, value)
+        if not text and name.startswith("--"):
+            raise CommandLineError(f"{name}: is followed by an empty text; give a value, or leave it out")
         if not any(sign in text for sign in "[{&\n") or name in ("-c", "--config"):
             continue
         try:
             check_yaml(text, name or "the command line")
+            content = yaml.safe_load(text) if name in ("--model", "--data") else None
         except yaml.YAMLError:
             continue  # text that is no YAML may be a value
+        if isinstance(content, dict):
+            check_sections({name.removeprefix("--"): content}, "the command line")
 
 
 def check_no_null(config: Namespace) -> None:

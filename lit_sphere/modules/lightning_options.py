@@ -1,6 +1,5 @@
 """What of Lightning's Trainer and its callbacks cannot work with a :class:`SphereModule`, and what does instead."""
 
-import re
 from collections.abc import Iterable
 
 from lightning.pytorch.callbacks import (
@@ -58,21 +57,3 @@ def check_trainer(
             reason = _NO_LEARNING_RATE
         if reason is not None:
             raise ValueError(f"--trainer.callbacks: {type(callback).__name__} cannot work here: {reason}")
-
-
-def told_by_early_stopping(error: BaseException) -> ValueError | None:
-    """Say in one line that a metric to stop by is not logged.
-
-    Args:
-        error: What ended the training.
-
-    Returns:
-        The same, with the metrics that there are; None if it is another error.
-    """
-    found = re.match(
-        r"Early stopping conditioned on metric `(.*?)` which is not available.*?: (`.*`)$", str(error), re.S
-    )
-    if found is None:
-        return None
-    there = ", ".join(re.findall("`(.*?)`", found[2]))[:300]
-    return ValueError(f"--trainer.callbacks: EarlyStopping: there is no metric {found[1]}; there are {there}")

@@ -1,7 +1,6 @@
 """Optimizers and schedules of the whole space: tried once before training, and held against a checkpoint's."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,7 +64,7 @@ def _try_schedule(optimizer: Optimizer, make: SchedulerCallable, epochs: int, na
         named = type(scheduler).__name__
         _check_periods(scheduler)
         is_of_epochs = not isinstance(scheduler, ReduceLROnPlateau)
-        for done in range(min(epochs, _MOST_EPOCHS) if is_of_epochs else 0):
+        for done in range(min(epochs, _MOST_EPOCHS) + 1 if is_of_epochs else 0):  # the last epoch steps it, too
             _step(optimizer, scheduler, done)
     except ZeroDivisionError as error:
         raise ValueError(
@@ -98,8 +97,9 @@ def _step(optimizer: Optimizer, scheduler: LRScheduler, epoch: int) -> None:
         if epoch:
             scheduler.step()
     rates = [float(group["lr"]) for group in optimizer.param_groups]
-    if not all(math.isfinite(rate) and rate < LARGEST for rate in rates):
-        raise ArithmeticError(f"the learning rate becomes {max(rates)}, which no weight can take")
+    wrong = next((rate for rate in rates if not 0 <= rate < LARGEST), None)
+    if wrong is not None:
+        raise ArithmeticError(f"the learning rate becomes {wrong}, which no weight can take")
 
 
 def check_same_optimizer(optimizer: Optimizer, states: Sequence[Any], saved: str | None = None) -> None:

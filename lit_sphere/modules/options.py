@@ -15,6 +15,7 @@ Loss = Literal["cross_entropy", "mse"]
 Spheres = Literal["joint", "group", "filter"]  # of the old name
 LARGEST = torch.finfo(torch.float32).max
 """Beyond it a learning rate is infinite for the weights."""
+_SMALLEST = torch.finfo(torch.float32).tiny
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 SchedulerCallable = Callable[[Optimizer], LRScheduler]
 
@@ -29,8 +30,8 @@ def check_training_options(
 ) -> None:
     """Refuse options that are out of range, or do not go together."""
     for name, value in (("elr", elr), ("lr", lr)):
-        if value is not None and not 0 < value <= LARGEST:
-            in_float32 = " (in float32, as the weights)" if value > LARGEST else ""
+        if value is not None and not _SMALLEST <= value <= LARGEST:
+            in_float32 = " (in float32, as the weights)" if value > LARGEST or 0 < value < _SMALLEST else ""
             raise ValueError(f"{name} (--model.{name}) must be positive and finite{in_float32}, got {value}")
     if elr is not None and optimizer is not None:
         raise ValueError(
