@@ -159,7 +159,7 @@ _HOSTILE: dict[str, tuple[Change, tuple[str, ...], list[str]]] = {
         ("fit",),
         ["damaged, it cannot be restored (", "begin a new run at its weights by --ckpt_weights"],
     ),
-    "model a number": (hparams(_class_path=5), _LOADED, ["in its hyper_parameters: --model"]),
+    "model a number": (hparams(_class_path=5), _LOADED, ["in its hyper_parameters: model: class_path"]),
     "model unknown": (hparams(_class_path="lit_sphere.modules.Nope"), _ALL, ["in its hyper_parameters", "no class"]),
     "width a str": (hparams(width="x"), _ALL, ["in its hyper_parameters: --model.width: expected int", "--config"]),
     "unknown option": (hparams(bogus=3), _ALL, ["in its hyper_parameters: --model: SIConvNet has no option 'bogus'"]),
@@ -267,7 +267,7 @@ _CONFIGS: dict[str, tuple[str | bytes, list[str]]] = {
     "cut": ("model:\n  class_path: 'SIConv", ["no YAML", "line 2"]),
     "cut elsewhere": ("model:\n  class_path: SIConv", ["no class", "SIConv"]),
     "tag": ("model: !!python/object/apply:os.mkdir [executed]\n", ["no YAML", "line 1"]),
-    "model a list": ("model: [1, 2]\n", ["--model"]),
+    "model a list": ("model: [1, 2]\n", ["model: must be a class"]),
     "no text": (bytes(range(128, 256)), ["no YAML"]),
 }
 

@@ -99,7 +99,7 @@ def test_online_needs_a_key(
 @pytest.mark.parametrize(
     ("project", "words"),
     [
-        ("", "--project is empty"),
+        ("", "--project: is followed by an empty text"),
         ("  ", "--project is empty"),
         ("a" * 129, "129 characters"),
         *((f"a{char}b", f"--project a{char}b holds {char}") for char in "/\\#?%:"),

@@ -127,10 +127,10 @@ def parse_over_base(
     Raises:
         CommandLineError: If the base does not parse by itself, which a user has not typed.
         ArgumentError: If what is typed does not.
-    """  # noqa: DOC502
+    """
     try:
         return parse([*first, *base, *typed])
-    except ArgumentError:
+    except (ArgumentError, CommandLineError):
         if base and checkpoint is not None:
             _check_base(parse, [*first, *base], checkpoint)
         raise
@@ -139,10 +139,13 @@ def parse_over_base(
 def _check_base(parse: Callable[[list[str]], Namespace], args: list[str], checkpoint: str) -> None:
     try:
         parse(args)
-    except ArgumentError as error:
+    except (ArgumentError, CommandLineError) as error:
         beside = Path(checkpoint).parent.parent / "config.yaml"
         where = beside if beside.is_file() else f"{checkpoint}, in its hyper_parameters"
-        reason = in_one_line(str(error)).partition(", got {")[0][:250]
+        said = str(error) if isinstance(error, CommandLineError) else in_one_line(str(error))
+        reason = (
+            said.removeprefix(f"--config {args[-1]}: ").removeprefix("--config {…}: ").partition(", got {")[0][:250]
+        )
         raise CommandLineError(f"{where}: {reason}; correct it, or give another --config") from error
 
 

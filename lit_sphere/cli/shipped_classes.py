@@ -1,6 +1,7 @@
 """The classes that go by their short names on the command line: what the packages export."""
 
 import inspect
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -97,7 +98,7 @@ def classes_before_files(args: list[str]) -> list[str]:
     for i, arg in enumerate(args):
         option, equals, value = arg.partition("=")
         value = value if equals else (*args, "")[i + 1]
-        if not Path(value or ".").is_file():
+        if not os.path.isfile(value):  # no error where a name is too long for one
             continue
         path = _import_path(option.removesuffix("+"), value)
         if path is not None and equals:
