@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
@@ -32,6 +32,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@settings(deadline=None)  # a disk that is waited for
 @given(rows=_ROWS)
 @pytest.mark.filterwarnings("ignore:Experiment logs directory")
 def test_the_file_is_that_of_lightning(rows: list[dict[str, float]], tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -44,6 +45,7 @@ def test_the_file_is_that_of_lightning(rows: list[dict[str, float]], tmp_path_fa
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+@settings(deadline=None)
 @given(rows=_ROWS, more=_ROWS, cut=st.integers(0, 9))
 @pytest.mark.filterwarnings("ignore:Experiment logs directory")
 def test_a_run_that_goes_on_has_the_rows_of_one_that_never_stopped(

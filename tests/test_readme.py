@@ -32,7 +32,9 @@ def test_there_are_commands_to_test() -> None:
     assert len(STORIES[0]) > 4
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(each, marks=[pytest.mark.slow] if " ddp" in each else []) for each in COMMANDS]
+)
 def test_command(command: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
     args = [*shlex.split(command), *_SMALL]
     if "DIR" in args:

@@ -71,7 +71,8 @@ def _goes_on_like_one_run(path: str, lit_sphere: LitSphere) -> None:
 
 @pytest.mark.usefixtures("interrupts_ignored")
 @pytest.mark.parametrize(
-    ("signum", "status", "wandb"), [(signal.SIGINT, 130, "offline"), (signal.SIGTERM, 143, "disabled")]
+    ("signum", "status", "wandb"),
+    [(signal.SIGINT, 130, "offline"), pytest.param(signal.SIGTERM, 143, "disabled", marks=pytest.mark.slow)],
 )
 def test_a_signal_leaves_a_checkpoint(
     signum: signal.Signals, status: int, wandb: str, empty_folder: Path, lit_sphere: LitSphere
@@ -88,6 +89,7 @@ def test_a_signal_leaves_a_checkpoint(
     _goes_on_like_one_run("a/checkpoints/interrupted.ckpt", lit_sphere)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_epoch(empty_folder: Path, lit_sphere: LitSphere) -> None:
     process = _start("a")
     process.kill()

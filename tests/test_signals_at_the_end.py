@@ -266,7 +266,9 @@ def test_the_command_line_ends_a_run_that_is_whole(empty_folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("interrupts_ignored")
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow), (signal.SIGTERM, -signal.SIGTERM)]
+)
 def test_a_second_signal_ends_at_once(signum: signal.Signals, status: int, empty_folder: Path) -> None:
     done = _command("late.Twice", "--trainer.callbacks.signum", str(int(signum)))
     assert done.returncode == status, done.stderr
