@@ -13,6 +13,7 @@ import pytest
 from conftest import REPOSITORY
 from wandb_file import wandb_axes, wandb_rows
 
+pytestmark = pytest.mark.slow  # a copy of the repository
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -202,7 +203,6 @@ def _passed(tree: Path, files: str, wanted: str) -> str:
     return "\n".join(re.findall(r"^(.*) PASSED", done.stdout, re.MULTILINE))
 
 
-@pytest.mark.slow
 def test_the_tests_of_network_data_and_house_pass(tree: Path) -> None:
     files = "test_plain_net test_parity test_si_modules test_house test_packaging"
     passed = _passed(tree, files, "plain or Plain or parity or house or packages_are")
@@ -212,7 +212,6 @@ def test_the_tests_of_network_data_and_house_pass(tree: Path) -> None:
         assert f"test_imports_go_down[lit_sphere/{file}]" in passed
 
 
-@pytest.mark.slow
 def test_the_tests_of_callback_and_experiment_pass(tree: Path) -> None:
     passed = _passed(tree, "test_callback_registry", "weight-norm or WeightNorm")
     for name in ("table_of_keys_is_true[WeightNorm]", "leaves_the_run_bit_identical[weight-norm-resnet]"):

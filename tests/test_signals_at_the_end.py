@@ -255,6 +255,7 @@ def _command(callback: str, *more: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_a_run_that_is_whole(empty_folder: Path) -> None:
     done = _command("late.Late")
     assert done.returncode == 0, done.stderr
