@@ -9,7 +9,12 @@ from weakref import proxy
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_sphere.observe.checkpoint_files import PendingCheckpoint, remove_unfinished, write_whole_checkpoints
+from lit_sphere.observe.checkpoint_files import (
+    PendingCheckpoint,
+    is_local,
+    remove_unfinished,
+    write_whole_checkpoints,
+)
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -77,12 +82,8 @@ class RunCheckpoint(ModelCheckpoint):
         """Take over how files are written, and remove what a kill left unfinished."""
         super().setup(trainer, pl_module, stage)
         write_whole_checkpoints(trainer)
-        if stage == "fit" and trainer.is_global_zero and self._is_local:
+        if stage == "fit" and trainer.is_global_zero and is_local(self.dirpath):
             remove_unfinished(Path(str(self.dirpath)))
-
-    @property
-    def _is_local(self) -> bool:
-        return "://" not in str(self.dirpath)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the checkpoint of the last step in its place: that step has been logged."""
@@ -118,7 +119,7 @@ class RunCheckpoint(ModelCheckpoint):
         return due
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        if self._is_local:
+        if is_local(filepath):
             self._pending.append(PendingCheckpoint(trainer, filepath, self.save_weights_only))
             self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
         else:

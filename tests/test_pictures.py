@@ -1,6 +1,6 @@
 """A picture that cannot be drawn or written costs one line, never a run."""
 
-import errno
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +52,18 @@ def test_a_folder_in_its_place(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_full_disk_leaves_the_older_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_older_picture(tmp_path: Path) -> None:
+    """A limit on the size of a file stands for it."""
     path = tmp_path / "a.png"
     write_picture(path, figure)
-    before, write = path.read_bytes(), Path.write_bytes
-
-    def half(file: Path, data: bytes) -> int:
-        write(file, data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(NoPicture, match="No space left on device"):
-        write_picture(path, figure)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(NoPicture, match=r"no picture .*a\.png: File too large"):
+            write_picture(path, figure)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["a.png"]
 

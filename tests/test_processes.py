@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import LitSphere, with_default_signals
 from test_bad_input import refused
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
 _TINY = ("--model.width", "4", "--data.train_size", "64", "--data.batch_size", "32", "--wandb", "disabled")
 
 

@@ -107,10 +107,9 @@ def _not_of_lightning(checkpoint: Any) -> str | None:
     if "global_step" not in checkpoint:
         return "no checkpoint of Lightning (a state_dict, but no global_step); take one that a Trainer has saved"
     for name, value in checkpoint["state_dict"].items():
-        is_dense = (
-            isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
-        )
-        if not isinstance(name, str) or not (is_dense or name.endswith("_extra_state")):
+        if not isinstance(name, str):
+            return f"damaged: {name!r} in its state_dict is no name; take another checkpoint"
+        if not (_is_dense(value) or name.endswith("_extra_state")):
             return f"damaged: {name} in its state_dict is no dense tensor, but {_kind(value)}; take another checkpoint"
     return None
 
@@ -120,7 +119,9 @@ def _is_dense(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return f"of layout {value.layout}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return "one without values" if value.is_meta else "quantized" if value.is_quantized else f"of {value.layout}"
 
 
 def not_finite(weights: Weights, own: Weights) -> str | None:

@@ -41,6 +41,18 @@ def read_checkpoint(path: str, option: str = "--ckpt_path") -> dict[str, Any]:
         raise CommandLineError(f"{option} {error}") from error
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Find the checkpoint to go on from.
+
+    Args:
+        folder: Of checkpoints; need not exist.
+
+    Returns:
+        The one that was written last; None if there is none.
+    """
+    return max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+
+
 def check_weights(checkpoint: dict[str, Any], model: nn.Module, path: str, option: str = "--ckpt_path") -> None:
     """Refuse a checkpoint of another network, and weights that are not finite, naming the first tensor.
 

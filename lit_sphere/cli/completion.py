@@ -8,9 +8,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lit_sphere.cli import interpolate, toy
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.parser import option_strings
 from lit_sphere.cli.shipped_classes import class_options, shipped_classes
 from lit_sphere.cli.sphere_cli import SphereCLI
+from lit_sphere.cli.suggestions import option_strings
 
 SHELLS = ("bash", "zsh", "tcsh")
 

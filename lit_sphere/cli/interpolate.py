@@ -25,11 +25,11 @@ from lit_sphere.analysis.interpolation import Statistics
 from lit_sphere.cli.base_config import base_config, look_ahead, parse_over_base
 from lit_sphere.cli.config_names import read_config
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.parser import ConfigFile, Parser, option_strings
+from lit_sphere.cli.parser import ConfigFile, Parser
 from lit_sphere.cli.results_folder import leave_picture, results_folder
 from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before_files
 from lit_sphere.cli.subcommands import SUBCOMMANDS
-from lit_sphere.cli.suggestions import suggesting
+from lit_sphere.cli.suggestions import option_strings, suggesting
 from lit_sphere.cli.values_given import check_linked, check_no_null, check_values
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.groups import find_groups

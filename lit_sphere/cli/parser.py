@@ -4,7 +4,7 @@ import re
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sphere.cli.config_names import find_config, is_text, read_config
@@ -91,15 +91,3 @@ class ConfigFile(ActionConfigFile):
         """
         read_config(config)  # refuses in one line what jsonargparse would take for something else
         return config if is_text(config) else find_config(config)
-
-
-def option_strings(parser: ArgumentParser) -> list[str]:
-    """List the options of a parser.
-
-    Args:
-        parser: Any.
-
-    Returns:
-        Such as ``--trainer.max_epochs``.
-    """
-    return [option for action in parser._actions for option in action.option_strings if option[:2] == "--"]

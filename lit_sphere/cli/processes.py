@@ -23,6 +23,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from lit_sphere.callbacks import Interrupted
+from lit_sphere.cli.checkpoints import newest_checkpoint
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.files import release_folders
 
@@ -186,14 +187,13 @@ class Processes:
         return self._told(f"one of {world} ranks has ended, or its machine is out of reach")
 
     def _told(self, what: str) -> ProcessLost:
-        found = [] if self._checkpoints is None else list(self._checkpoints.glob("*.ckpt"))
-        if self._checkpoints is None:
-            remedy = "start the command again"
-        elif found:
-            last = max(found, key=lambda path: path.stat().st_mtime)
-            remedy = f"go on from the last checkpoint, --ckpt_path {last}"
-        else:
+        newest = None if self._checkpoints is None else newest_checkpoint(self._checkpoints)
+        if newest is not None:
+            remedy = f"go on from the last checkpoint, --ckpt_path {newest}"
+        elif self._checkpoints is not None:
             remedy = "there is no checkpoint yet, start anew"
+        else:
+            remedy = "start the command again"
         memory = " (out of memory?)" if what.endswith(("killed", "SIGKILL")) else ""
         return ProcessLost(f"{what}{memory}, and all others with it; {remedy}")
 

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from lit_sphere.cli.checkpoints import newest_checkpoint
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.metrics_file import History, MetricsFile, set_aside
 from lit_sphere.cli.results_folder import hold_folder
@@ -57,22 +58,19 @@ def hold_checkpoint_folder(dirpath: Path, ckpt_path: str | None) -> None:
     """
     option = "--checkpoint.dirpath"
     hold_folder(dirpath, option=option)
-    found = sorted(dirpath.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if found and not goes_on_in(dirpath, ckpt_path):
+    newest = newest_checkpoint(dirpath)
+    if newest is not None and not goes_on_in(dirpath, ckpt_path):
         raise CommandLineError(
             f"{option} {dirpath}: holds another run's checkpoints: choose another folder, or go on with that run by "
-            f"--ckpt_path {found[-1]}"
+            f"--ckpt_path {newest}"
         )
 
 
 def _check_free(folder: Path) -> None:
-    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    table = folder / "metrics.csv"
-    if not checkpoints and not (table.exists() and table.stat().st_size):
+    newest, table = newest_checkpoint(folder / "checkpoints"), folder / "metrics.csv"
+    if newest is None and not (table.exists() and table.stat().st_size):
         return
-    last = folder / "checkpoints" / "last.ckpt"
-    last = last if last.exists() or not checkpoints else checkpoints[-1]
-    go_on = f"go on with that run by --ckpt_path {last} --run {folder}" if checkpoints else "delete it"
+    go_on = "delete it" if newest is None else f"go on with that run by --ckpt_path {newest} --run {folder}"
     raise CommandLineError(f"the run folder {folder} exists already: choose another --run, or {go_on}")
 
 

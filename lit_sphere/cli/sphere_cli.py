@@ -3,7 +3,6 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from jsonargparse import Namespace
 from lightning import __version__ as lightning_version
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_sphere.callbacks import (
@@ -41,7 +40,7 @@ from lit_sphere.cli.checkpoints import (
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.metrics_file import read_history
 from lit_sphere.cli.old_names import drop_old_names, rename_arguments
-from lit_sphere.cli.parser import ConfigFile, Parser, option_strings
+from lit_sphere.cli.parser import ConfigFile, Parser
 from lit_sphere.cli.processes import Processes, check_environment, check_processes
 from lit_sphere.cli.run_folder import (
     RecordRun,
@@ -54,7 +53,7 @@ from lit_sphere.cli.run_folder import (
 from lit_sphere.cli.shipped_classes import LINKED, class_options, classes_before_files
 from lit_sphere.cli.streams import warnings_in_one_line
 from lit_sphere.cli.subcommands import SUBCOMMANDS
-from lit_sphere.cli.suggestions import suggesting
+from lit_sphere.cli.suggestions import option_strings, suggesting
 from lit_sphere.cli.trainer_options import (
     check_monitored,
     check_something_to_measure,
@@ -86,7 +85,6 @@ class SphereCLI(LightningCLI):
     """``fit``, ``validate`` and ``test`` with lit-sphere's models, data and run folder."""
 
     weights: dict[str, Any] | None = None
-    _make_loggers: Callable[[], list[Logger]] = staticmethod(list)
 
     def __init__(self, args: list[str], processes: Processes | None = None) -> None:
         self._processes = processes or Processes()
@@ -253,7 +251,10 @@ class SphereCLI(LightningCLI):
             check_trainer(given, trainer.gradient_clip_val, trainer.accumulate_grad_batches, on_sphere)
         callbacks: list[Callback] = [RunProgressBar()] if trainer.enable_progress_bar is not False else []
         if self.subcommand == "fit":
-            record = self._record(kwargs)
+            text, has_own_loggers = self._config_text(), trainer.logger in (None, True)
+            if has_own_loggers:
+                kwargs["logger"] = False  # until the trainer is found sound
+            record = self._record(text) if trainer.logger is not False else []
             # RecordRun ends the W&B run: after RunSummary has sent it the picture.
             callbacks += [StopOnNonFinite(), RunSummary(self.folder), *record]
             callbacks += [GracefulStop(self.folder / "checkpoints"), *self._begin_at()]
@@ -270,13 +271,14 @@ class SphereCLI(LightningCLI):
             raise not_installed(error, config) from error
         check_processes(made)
         if self.subcommand == "fit":
-            self._check_before_folder(made)
-            made.loggers = self._make_loggers() or made.loggers
+            self._check_before_loggers(made)
+            if has_own_loggers:
+                made.loggers = make_loggers(self.folder, config.wandb, config.project, yaml.safe_load(text))
         self._processes.oversee(made, Path(config.checkpoint.dirpath) if self.subcommand == "fit" else None)
         return made
 
-    def _check_before_folder(self, trainer: Trainer) -> None:
-        """What Lightning would find out once the run's folder is made, and its loggers have begun."""
+    def _check_before_loggers(self, trainer: Trainer) -> None:
+        """Refuse what Lightning would find out once the run's loggers have begun."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and _is_first_rank():
                 check_given_wandb(logger)
@@ -304,25 +306,24 @@ class SphereCLI(LightningCLI):
         self.model.load_state_dict(self.weights["state_dict"])
         return [BeginAtWeights(path, self.weights)]
 
-    def _record(self, kwargs: dict[str, Any]) -> list[Callback]:
-        config = self.config[str(self.subcommand)].clone()
+    def _config_text(self) -> str:
+        """What config.yaml is to hold: a run that is repeated from it chooses its folder anew."""
+        config = self.config["fit"].clone()
         config.run = config.checkpoint.dirpath = None
         drop_old_names(config)
         if self._is_in_place():
             config.ckpt_path = None  # the run repeated from its start passes the checkpoint by itself
-        text = self._parser(self.subcommand).dump(config, skip_none=False)
-        requested = config.trainer.logger
-        if requested in (None, True):
-            kwargs["logger"] = False  # until the trainer is found sound: they make the folder
-            given = (config.wandb, config.project, yaml.safe_load(text))
-            self._make_loggers = lambda: make_loggers(self.folder, *given)
+        text: str = self._parser("fit").dump(config, skip_none=False)
+        return text
+
+    def _record(self, text: str) -> list[Callback]:
         history, steps = None, 0 if self.checkpoint is None else self.checkpoint["global_step"]
         if self._is_in_place() and _is_first_rank():
-            history = read_history(self.folder / "metrics.csv", steps)
+            table = self.folder / "metrics.csv"
+            history = read_history(table, steps)
             if (history is None or not history.rows) and epochs_done(self.checkpoint or {}):
-                table = self.folder / "metrics.csv"
                 rank_zero_info(f"{table} holds no row of the run so far: only new ones will be in it")
-        return [RecordRun(self.folder, text, history, steps)] if requested is not False else []
+        return [RecordRun(self.folder, text, history, steps)]
 
     def _is_in_place(self) -> bool:
         ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")

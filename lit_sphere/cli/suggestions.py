@@ -36,6 +36,18 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.75) -> str:
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
+def option_strings(parser: argparse.ArgumentParser) -> list[str]:
+    """List the options of a parser.
+
+    Args:
+        parser: Any.
+
+    Returns:
+        Such as ``--trainer.max_epochs``.
+    """
+    return [option for action in parser._actions for option in action.option_strings if option[:2] == "--"]
+
+
 @contextmanager
 def suggesting(options: Callable[[], Iterable[str]]) -> Iterator[None]:
     """Name the nearest option where a parser knows none of the name that is typed, or written in a config.

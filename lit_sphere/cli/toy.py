@@ -12,7 +12,7 @@ from lit_sphere.analysis.regimes import SHORTEST_RUN, Regime, name_regime
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.results_folder import leave_picture, results_folder
 from lit_sphere.cli.subcommands import SUBCOMMANDS
-from lit_sphere.cli.suggestions import suggesting
+from lit_sphere.cli.suggestions import option_strings, suggesting
 from lit_sphere.report.toy import ToyMap, draw_plane, draw_toy
 from lit_sphere.theory.toy import equilibrium_elrs, equilibrium_loss, settled_losses, threshold_elr, toy_curves
 from lit_sphere.theory.toy_plane import PlaneCurves, mean_period, plane_curves
@@ -68,7 +68,7 @@ def run_toy(args: list[str]) -> None:
         CommandLineError: If an option is out of its range, or has no effect beside the others.
     """  # noqa: DOC502
     parser = make_parser()
-    with suggesting(lambda: [option for action in parser._actions for option in action.option_strings]):
+    with suggesting(lambda: option_strings(parser)):
         config = parser.parse_args(args)
     _check_no_unused_options(config, parser.get_defaults())
     (_check_sphere if config.weight_decay is None else _check_plane)(config)

@@ -27,11 +27,16 @@ class WholeCheckpointIO(TorchCheckpointIO):
             path: The file; one that is no local path is written as by Lightning.
             storage_options: Of Lightning's signature; none are taken.
         """
-        if storage_options is not None or "://" in str(path):
+        if storage_options is not None or not is_local(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda file: torch.save(checkpoint, file))
+
+
+def is_local(path: object) -> bool:
+    """Whether a path names a file of this machine, and no ``s3://…`` or the like."""
+    return "://" not in str(path)
 
 
 def write_whole_checkpoints(trainer: Trainer) -> None:

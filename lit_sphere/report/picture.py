@@ -1,12 +1,13 @@
 """Pictures as files: what goes wrong with one is told apart from what it shows."""
 
-import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from lit_sphere.files import write_whole
 
 
 class NoPicture(Exception):
@@ -25,17 +26,12 @@ def write_picture(path: Path, draw: Callable[[], Figure]) -> None:
     Raises:
         NoPicture: Whatever went wrong, in matplotlib or with the file.
     """
-    beside = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = BytesIO()
         with mpl.rc_context({"text.usetex": False}):
             draw().savefig(picture, dpi=130, format="png")
-        try:
-            beside.write_bytes(picture.getbuffer())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(path, lambda file: file.write(picture.getbuffer()))
     except Exception as error:
         raise NoPicture(f"no picture {path}: {in_short(error)}") from error
 
