@@ -1,28 +1,29 @@
 """Which parameters of a model are scale-invariant, and which only together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lit_sphere.groups.null_space import minimal_groups
-from lit_sphere.groups.probe import Probe
+from lit_sphere.groups.euler import EulerProducts, euler_products
+from lit_sphere.groups.precision import DOUBLE, SINGLE
+from lit_sphere.groups.probe import Probe, tensors_in
+from lit_sphere.groups.scaling_laws import ScalingLaws
+from lit_sphere.groups.symmetries import GroupChoice
 
 GroupGranularity = Literal["tensor", "filter"]
 
-# In float64, what is scale-invariant stays below 1e-12 and the rest above 1e-5.
-_TOLERANCE = 1e-9
-# A bias in front of a batch norm, say: its gradient is rounding error, and says nothing.
-_NO_INFLUENCE = 1e-11
-_FUNCTIONS_PER_INPUT = 6
-_SPARE_ROWS = 16
-_FEW_ROWS = 8
 # Powers of two scale without rounding. The large ones reach what saturates far out, such as ReLU6.
 _FACTORS = (2.0, 0.5, 16.0, 1 / 16)
 _SECONDS_BEFORE_BAR = 2.0
+_MOST_CHOICES = 20
+# In forwards; a backward takes two, and each operation's law a forward for each of its inputs.
+_LAWS_TAKE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +52,27 @@ class Group:
         return sum(parameter.numel() // len(parameter) * count for parameter in self.parameters)
 
 
+@dataclass(frozen=True)
+class GroupSearch:
+    """What a search for scale-invariant groups found.
+
+    Attributes:
+        groups: Disjoint groups in the order of their first tensor, then of their rows. Of several choices the one
+            that covers the most weights in matrices.
+        alternatives: Groups of tensors that are in none of these: each overlaps some of ``groups``, and could be
+            taken in their place.
+        radial_share: For each trainable tensor the largest |⟨∂f/∂w, w⟩| / (‖∂f/∂w‖‖w‖) over random functions f of
+            the outputs: 0 for what is scale-invariant by itself, NaN for what has no influence on the outputs.
+    """
+
+    groups: list[Group]
+    alternatives: list[Group]
+    radial_share: dict[str, float]
+
+
 def find_groups(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: Any,
     granularity: GroupGranularity = "tensor",
     *,
     seed: int = 0,
@@ -62,22 +81,26 @@ def find_groups(
     """Find the scale-invariant groups of any model by Euler's identity ⟨∇f, θ⟩ = 0 (TR §2).
 
     For random functions f of the model's outputs on random inputs, ⟨∂f/∂w_i, w_i⟩ vanishes for a tensor
-    that is scale-invariant by itself; where several are only together, the sum over them vanishes, which is
-    a null vector of the matrix (functions, tensors). Every group found is confirmed by scaling it by 2, ½,
-    16 and 1/16 and comparing outputs. All of this happens on copies, in train mode (scale invariance needs
-    batch statistics), in float64, without eps, near the model's own weights. The model's weights, buffers,
+    that is scale-invariant by itself. Several tensors that are only together are found from the scaling laws of
+    the model's operations (:mod:`~lit_sphere.groups.scaling_laws`); over them the sum vanishes. Every group found
+    is confirmed by scaling it by 2, ½, 16 and 1/16 and comparing outputs. All of this happens on copies, in train
+    mode if the model as a whole is in eval mode and otherwise in the modes that its parts have, in float64 (float32
+    where that cannot run), without eps, near the model's own weights. The model's weights, buffers, attributes,
     gradients and modes, and the state of random generators, stay as they were.
 
     Symmetries that scale some tensors up and others down are no groups; neither are frozen parameters, nor
-    those without influence on the outputs. Where groups could overlap, the smaller one is taken.
+    those without influence on the outputs. Where groups could overlap, those are taken that cover the most weights
+    in matrices; :func:`search_groups` tells the others, too.
 
     Args:
         model: Any module, on any device, compiled or not, a LightningModule too.
-        example_input: Input of the model, shape (N, …), or a tuple of positional inputs. Only shapes,
-            types and ranges matter; a batch of 4 random samples is made after it.
+        example_input: Input of the model: a tensor of shape (N, …), a tuple of positional inputs, or a dictionary of
+            inputs by name. Only shapes, types and ranges matter; a batch of 4 random samples is made after it, of
+            fewer pixels and tokens where the model takes that.
         granularity: ``"tensor"``, or ``"filter"`` to divide every group into the smallest blocks of rows
             that are scale-invariant: single filters for batch norm, a norm's group of filters for group
-            norm, the whole tensors for layer norm.
+            norm, the whole tensors for layer norm. Where only some rows of a tensor are scale-invariant (queries
+            and keys in one tensor with the values), these are found either way.
         seed: Seed of the random inputs and functions.
         progress: Show a progress bar; None shows it on a terminal, if the search takes long.
 
@@ -88,30 +111,251 @@ def find_groups(
         ValueError: If no group is found, nothing is trainable, the model fails on inputs of this shape, or
             an argument is not as described.
     """
+    found = search_groups(model, example_input, granularity, seed=seed, progress=progress)
+    if not found.groups:
+        raise ValueError(no_groups(model, found))
+    return found.groups
+
+
+def no_groups(model: nn.Module, search: GroupSearch) -> str:
+    """Say why a search found nothing.
+
+    Args:
+        model: The model.
+        search: What was found.
+
+    Returns:
+        One line.
+    """
+    share = {name: value for name, value in search.radial_share.items() if value == value}
+    least = min(share, key=lambda name: share[name], default=None)
+    text = (
+        f"no scale-invariant group found in {type(model).__name__}: none of its {len(search.radial_share)} trainable "
+        "tensors is followed by a normalisation that undoes its scale"
+    )
+    if least is not None:
+        text += f" (the nearest is {least}, with {share[least]:.1e} of its gradient along the weights)"
+        if share[least] < _NEARLY:
+            return f"{text}: a norm's eps in the code of forward, not in an attribute named eps, misses by as much"
+    return f"{text}. Put BatchNorm, LayerNorm, ... after the weights, or leave out what needs scale invariance"
+
+
+# A hand-written rsqrt(x + 1e-6) misses by about its 1e-6.
+_NEARLY = 1e-3
+
+
+def search_groups(
+    model: nn.Module,
+    example_input: Any,
+    granularity: GroupGranularity = "tensor",
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+    call: Callable[..., Any] | None = None,
+    train: bool | None = None,
+) -> GroupSearch:
+    """Search for scale-invariant groups as :func:`find_groups` does, and tell what else was seen.
+
+    Args:
+        model: Whose parameters.
+        example_input: As of :func:`find_groups`; the arguments of ``call``.
+        granularity: As of :func:`find_groups`.
+        seed: As of :func:`find_groups`.
+        progress: As of :func:`find_groups`.
+        call: What is computed with the model's parameters, a training step's loss for instance; None for the model
+            itself. It gets samples of the example as they are, not random ones.
+        train: Whether to put the model into train mode; None: only if as a whole it is in eval mode.
+
+    Returns:
+        What was found, possibly no group.
+
+    Raises:
+        ValueError: If nothing is trainable, the model fails on inputs of this shape, or an argument is not as
+            described.
+    """
     if granularity not in get_args(GroupGranularity):
         raise ValueError(f"granularity must be one of {get_args(GroupGranularity)}, got {granularity!r}")
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    if not inputs or not all(isinstance(each, Tensor) and each.numel() for each in inputs):
+    positional, named = _arguments(example_input)
+    failure: ValueError | None = None
+    for precision in (DOUBLE, SINGLE):
+        probe = Probe(model, call, positional, named, precision, seed, real=call is not None, train=train)
+        bar = _bar(progress)
+        with bar, probe.opened():
+            for rung in range(3):
+                if not probe.shrink(rung):
+                    continue
+                try:
+                    probe.outputs(0)
+                except ValueError as error:
+                    # The usual size tells best what is wrong.
+                    failure = error if failure is None or (rung, precision) == (1, DOUBLE) else failure
+                    continue
+                return _Search(probe, granularity, bar).run()
+    assert failure is not None
+    raise failure
+
+
+def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    tensors = tensors_in(example_input)
+    if isinstance(example_input, list) or not tensors or not all(each.numel() for each in tensors):
+        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         got = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in inputs]
-        raise ValueError(f"example_input must be a non-empty tensor (N, ...), or a tuple of such; got {got}")
-    probe = Probe(model, inputs, seed)
-    bar = tqdm(
-        total=_FEW_ROWS + len(probe.names) + _SPARE_ROWS,
+        raise ValueError(
+            f"example_input must be a non-empty tensor (N, ...), a tuple of positional inputs, or a dictionary of "
+            f"inputs by name; got {got}"
+        )
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
+
+
+def _bar(progress: bool | None) -> tqdm:
+    return tqdm(
+        total=0,
         desc="finding scale-invariant groups",
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}",
         leave=False,
         disable=None if progress is None else not progress,
         delay=_SECONDS_BEFORE_BAR if progress is None else 0,
     )
-    with bar, probe.opened():
-        groups = _tensor_groups(probe, bar)
-        blocks = [_smallest_blocks(probe, group) if granularity == "filter" else [None] for group in groups]
-    if not groups:
-        raise ValueError(
-            f"no scale-invariant group found in {type(model).__name__}: none of its {len(probe.names)} "
-            "trainable tensors is followed by a normalisation that undoes its scale. Put BatchNorm, "
-            "LayerNorm, ... after the weights, or leave out what needs scale invariance"
-        )
-    return [_group(probe, columns, rows) for columns, slices in zip(groups, blocks, strict=True) for rows in slices]
+
+
+class _Search:
+    """One search: tensors that are groups by themselves, then joint groups, then rows; all confirmed."""
+
+    def __init__(self, probe: Probe, granularity: GroupGranularity, bar: tqdm) -> None:
+        self._probe, self._granularity, self._bar = probe, granularity, bar
+        self._precision = probe.precision
+
+    def run(self) -> GroupSearch:
+        probe, bar = self._probe, self._bar
+        bar.reset(total=EulerProducts.TAKE + _LAWS_TAKE + 1 + len(_FACTORS))
+        self._euler = euler = euler_products(probe, bar.update)
+        self._plain = self._outputs({})
+        bar.update()
+        singles = [(column,) for column in range(len(probe.names)) if euler.vanishes((column,))]
+        done = {column for (column,) in singles}
+        parts = list(self._parts(done))
+        done |= {column for columns, _ in parts for column in columns}
+        joint, choice = self._joint(done)
+        groups = self._confirmed(sorted([*singles, *joint]))
+        others = [] if choice is None else choice.alternatives([*singles, *joint])
+        others = [columns for columns in others if euler.vanishes(columns)]
+        found = [_group(probe, columns, rows) for columns in groups for rows in self._blocks(columns)]
+        found += [_group(probe, columns, rows) for columns, rows in parts]
+        first = {name: number for number, name in enumerate(probe.names)}
+        found.sort(key=lambda group: (first[group.names[0]], 0 if group.rows is None else group.rows.start))
+        shares = dict(zip(probe.names, euler.radial_share(), strict=True))
+        return GroupSearch(found, [_group(probe, columns, None) for columns in others], shares)
+
+    def _joint(self, done: set[int]) -> tuple[list[tuple[int, ...]], GroupChoice | None]:
+        """Find groups of several tensors from the scaling laws; checked by Euler's identity."""
+        probe, euler = self._probe, self._euler
+        idle = {column for column in range(len(probe.names)) if not euler.influential[column]}
+        open_ = [column for column in range(len(probe.names)) if column not in idle | done]
+        if len(open_) < 2:
+            self._bar.update(_LAWS_TAKE)
+            return [], None
+        # What has no influence may as well be zero, and then adds no constant to what would scale: a bias in front of
+        # a batch norm.
+        with ExitStack() as stack:
+            stack.enter_context(probe.zeroed(idle))
+            if not self._same({}):
+                stack.close()
+            laws = ScalingLaws({column: probe.leaves[column] for column in open_}, self._precision)
+            outputs = probe.outputs(0, laws)
+            laws.require_constant(outputs)
+        del outputs
+        self._bar.update(_LAWS_TAKE)
+        counts = {c: float(probe.leaves[c].numel() if probe.leaves[c].dim() > 1 else 0) for c in open_}
+        choice = GroupChoice(laws.symmetries, counts)
+        groups: list[tuple[int, ...]] = []
+        for _ in range(_MOST_CHOICES):
+            groups = choice.choose()
+            wrong = [columns for columns in groups if not euler.vanishes(columns)]
+            if not wrong:
+                break
+            for columns in wrong:
+                choice.refuse(columns)
+        return [columns for columns in groups if euler.vanishes(columns)], choice
+
+    def _confirmed(self, groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Return the groups that keep the outputs when scaled, each by every one of the factors."""
+        # All at once first, each group by its own factors: forwards are what a large model takes long for.
+        generator = torch.Generator().manual_seed(len(groups))
+        orders = [torch.randperm(len(_FACTORS), generator=generator).tolist() for _ in groups]
+        for turn in range(len(_FACTORS)):
+            pairs = zip(orders, groups, strict=True)
+            if not self._same({c: _FACTORS[order[turn]] for order, columns in pairs for c in columns}):
+                break
+            self._bar.update()
+        else:
+            return groups
+        # What saturates shows far out: the largest factor finds what is wrong, the others confirm the rest.
+        held = [columns for columns in groups if self._same(dict.fromkeys(columns, max(_FACTORS)))]
+        return self._confirmed(held) if len(held) < len(groups) else self._one_by_one(held)
+
+    def _one_by_one(self, groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        return [
+            columns for columns in groups if all(self._same(dict.fromkeys(columns, factor)) for factor in _FACTORS)
+        ]
+
+    def _outputs(self, factors: Mapping[int, float | Tensor]) -> list[Tensor]:
+        with torch.no_grad(), self._probe.scaled(factors):
+            return self._probe.outputs(0)
+
+    def _same(self, factors: Mapping[int, float | Tensor]) -> bool:
+        pairs = zip(self._plain, self._outputs(factors), strict=True)
+        tolerance = self._precision.tolerance
+        return all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in pairs)
+
+    def _blocks(self, columns: Sequence[int]) -> Sequence[slice | None]:
+        """Return the smallest equal blocks of rows that are scale-invariant, jointly over a group's tensors."""
+        height = self._euler.height(columns)
+        if self._granularity == "tensor" or not height:
+            return [None]
+        for block in (block for block in range(1, height) if height % block == 0):
+            slices = [slice(start, start + block) for start in range(0, height, block)]
+            if self._euler.rows_vanish(columns, slices) and self._same_by_rows(columns, slices):
+                return slices
+        return [None]
+
+    def _parts(self, done: set[int]) -> Iterator[tuple[tuple[int, ...], slice]]:
+        """Yield rows that are scale-invariant in matrices that are not: queries and keys, beside the values."""
+        for columns in self._euler.neighbours(done):
+            if all(self._probe.leaves[column].dim() < 2 for column in columns):
+                continue
+            slices = self._euler.vanishing_rows(columns)
+            runs = _runs(slices)
+            if runs == [slice(0, self._euler.height(columns))]:
+                continue  # a joint group
+            if slices and self._same_by_rows(columns, slices):
+                yield from ((columns, rows) for rows in (runs if self._granularity == "tensor" else slices))
+
+    def _same_by_rows(self, columns: Sequence[int], slices: Sequence[slice]) -> bool:
+        """Whether the outputs stay where each of these blocks of rows is scaled by a factor of its own."""
+        leaves = [self._probe.leaves[column] for column in columns]
+        generator = torch.Generator().manual_seed(len(leaves[0]))
+        # All blocks at once, each by factors of its own: far cheaper than block by block, and as telling.
+        orders = torch.stack([torch.randperm(len(_FACTORS), generator=generator) for _ in slices])
+        for turn in orders.T:
+            factors = torch.ones(len(leaves[0]), dtype=self._precision.dtype)
+            for rows, number in zip(slices, turn.tolist(), strict=True):
+                factors[rows] = _FACTORS[number]
+            by_column = {
+                column: factors.to(leaf.device).view(-1, *[1] * (leaf.dim() - 1))
+                for column, leaf in zip(columns, leaves, strict=True)
+            }
+            if not self._same(by_column):
+                return False
+        return True
+
+
+def _runs(slices: Sequence[slice]) -> list[slice]:
+    """Join slices that touch."""
+    starts = [rows.start for before, rows in pairwise([slice(-1, -1), *slices]) if before.stop != rows.start]
+    stops = [rows.stop for rows, after in pairwise([*slices, slice(-1, -1)]) if rows.stop != after.start]
+    return [slice(start, stop) for start, stop in zip(starts, stops, strict=True)]
 
 
 def _group(probe: Probe, columns: Sequence[int], rows: slice | None) -> Group:
@@ -120,125 +364,3 @@ def _group(probe: Probe, columns: Sequence[int], rows: slice | None) -> Group:
     if rows is not None:
         name += f"[{rows.start}]" if rows.stop == rows.start + 1 else f"[{rows.start}:{rows.stop}]"
     return Group(name, tuple(probe.parameters[column] for column in columns), rows, names)
-
-
-def _tensor_groups(probe: Probe, bar: tqdm) -> list[tuple[int, ...]]:
-    """Return groups of whole tensors, as columns: singles first, then the null space of what is left."""
-    everything = range(len(probe.names))
-    euler, size = _euler_rows(probe, everything, _FEW_ROWS, 0, bar)
-    scales = size.square().mean(0).sqrt()
-    influential = scales > _NO_INFLUENCE * scales.max()
-    single = influential & (euler.abs().amax(0) <= _TOLERANCE * scales)
-    groups: list[tuple[int, ...]] = [(column,) for column in everything if single[column]]
-    rest = [column for column in everything if influential[column] and not single[column]]
-    more = len(rest) + _SPARE_ROWS - _FEW_ROWS if len(rest) > 1 else 0
-    bar.total = _FEW_ROWS + more
-    bar.refresh()
-    if more:
-        new_euler, new_size = _euler_rows(probe, rest, more, _FEW_ROWS, bar)
-        euler, size = torch.cat([euler[:, rest], new_euler]), torch.cat([size[:, rest], new_size])
-        found = minimal_groups(euler, size.square().mean(0).sqrt(), _TOLERANCE)
-        groups += [tuple(rest[column] for column in columns) for columns in found]
-    return _confirmed(probe, sorted(groups))
-
-
-def _confirmed(probe: Probe, groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Return the groups that keep the outputs when scaled, each by every one of the factors."""
-    plain = _scaled_outputs(probe, {})
-    # All at once first, each group by its own factors: forwards are what a large model takes long for.
-    generator = torch.Generator().manual_seed(len(groups))
-    orders = [torch.randperm(len(_FACTORS), generator=generator).tolist() for _ in groups]
-    for turn in range(len(_FACTORS)):
-        pairs = zip(orders, groups, strict=True)
-        factors = {column: _FACTORS[order[turn]] for order, columns in pairs for column in columns}
-        if not _equal(plain, _scaled_outputs(probe, factors)):
-            break
-    else:
-        return groups
-    return [
-        columns
-        for columns in groups
-        if all(_equal(plain, _scaled_outputs(probe, dict.fromkeys(columns, factor))) for factor in _FACTORS)
-    ]
-
-
-def _gradients(probe: Probe, columns: Sequence[int], count: int, first: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Yield pairs (∂f/∂w, w) of these tensors for ``count`` random functions f, inputs from ``first`` on.
-
-    Raises:
-        ValueError: If no output depends on the trainable parameters.
-    """
-    index = first
-    while count > 0:
-        leaves = [value.requires_grad_(column in columns) for column, value in enumerate(probe.values(index))]
-        outputs = [output for output in probe.run(index, leaves) if output.requires_grad]
-        if not outputs:
-            raise ValueError("no output of the model depends on its trainable parameters")
-        functions = probe.cotangents(index, outputs, min(_FUNCTIONS_PER_INPUT, count))
-        wanted = [leaves[column] for column in columns]
-        for number, cotangents in enumerate(functions, start=1):
-            gradients = torch.autograd.grad(
-                outputs,
-                wanted,
-                cotangents,
-                retain_graph=number < len(functions),
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            yield [(gradient, leaf.detach()) for gradient, leaf in zip(gradients, wanted, strict=True)]
-        count -= len(functions)
-        index += 1
-
-
-def _euler_rows(probe: Probe, columns: Sequence[int], count: int, first: int, bar: tqdm) -> tuple[Tensor, Tensor]:
-    """Return matrices (count, columns) of ⟨∂f/∂w, w⟩ and of ‖∂f/∂w‖‖w‖, each row over its largest size."""
-    euler, size = [], []
-    for pairs in _gradients(probe, columns, count, first):
-        euler.append(torch.stack([(g.conj() * w).real.sum() for g, w in pairs]).cpu())
-        size.append(torch.stack([g.norm() * w.norm() for g, w in pairs]).cpu())
-        bar.update()
-    largest = torch.stack(size).amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.stack(euler) / largest, torch.stack(size) / largest
-
-
-def _scaled_outputs(probe: Probe, factors: Mapping[int, float | Tensor]) -> list[Tensor]:
-    """Return outputs with the tensors in these columns multiplied by these factors."""
-    with torch.no_grad():
-        return probe.run(0, [value * factors.get(column, 1.0) for column, value in enumerate(probe.values(0))])
-
-
-def _equal(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    pairs = zip(outputs, others, strict=True)
-    return all(bool((a - b).abs().max() <= _TOLERANCE * a.abs().max()) for a, b in pairs)
-
-
-def _smallest_blocks(probe: Probe, columns: Sequence[int]) -> Sequence[slice | None]:
-    """Return the smallest equal blocks of rows that are scale-invariant, jointly over a group's tensors."""
-    values = [probe.parameters[column] for column in columns]
-    heights = {len(value) if value.dim() else 0 for value in values}
-    height = heights.pop()
-    if heights or not height:
-        return [None]
-    euler = torch.zeros(_FEW_ROWS, height, dtype=torch.float64)
-    size = torch.zeros_like(euler)
-    for row, pairs in enumerate(_gradients(probe, columns, _FEW_ROWS, 0)):
-        for g, w in pairs:
-            g, w = g.reshape(height, -1), w.reshape(height, -1)
-            euler[row] += (g.conj() * w).real.sum(1).cpu()
-            size[row] += (g.norm(dim=1) * w.norm(dim=1)).cpu()
-    scale = size.amax()
-    generator = torch.Generator().manual_seed(height)
-    for block in (block for block in range(1, height) if height % block == 0):
-        sums = euler.view(_FEW_ROWS, -1, block).sum(2).abs()
-        if sums.max() > _TOLERANCE * scale:
-            continue
-        # One factor a block, all at once: far cheaper than block by block, and as telling.
-        factors = torch.rand(height // block, generator=generator, dtype=torch.float64) + 0.5
-        per_row = factors.repeat_interleave(block)
-        by_column = {
-            column: per_row.to(value.device).view(-1, *[1] * (value.dim() - 1))
-            for column, value in zip(columns, values, strict=True)
-        }
-        if _equal(_scaled_outputs(probe, {}), _scaled_outputs(probe, by_column)):
-            return [slice(start, start + block) for start in range(0, height, block)]
-    return [None]

@@ -1,57 +1,104 @@
-"""Runs of a model in double precision, on random inputs, that leave no trace in the model."""
+"""Runs of a model on samples like its input, in double precision, that leave no trace in the model."""
 
+import copy
 import dataclasses
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-# Norm layers refuse 0 while training. In float64 this is as good: it drowns in any variance there is.
-_VANISHING = 1e-30
+from lit_sphere.groups.precision import Precision
+
 _EPS = re.compile(r"(.*_)?eps(ilon)?")
 # Batch norm over fewer samples than a handful is close to a sign function, whose gradient vanishes.
 _SAMPLES = 4
 _NUDGE = 0.1
-_NARROW = (torch.float16, torch.bfloat16, torch.float32)
-_NARROWING = (Tensor.float, Tensor.half, Tensor.bfloat16)
+# Layer scale at 1e-6 would hide what lies behind it. A scaling symmetry holds at weights of any size.
+_LEAST_VECTOR, _LEAST_MATRIX = 0.1, 1e-3
+# Scale invariance does not depend on the size of an image or the length of a text, but the time does.
+_ENOUGH_PIXELS, _ENOUGH_TOKENS = 64, 32
+_CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
+_NOT_OURS = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "wandb", "numpy", "builtins")
 
 
 class _Exact(TorchFunctionMode):
-    """Keeps a forward in float64 where its code asks for less, and lets functional norms' eps vanish."""
+    """Keeps a forward in the probe's precision where its code asks for less, and lets functional norms' eps vanish."""
+
+    def __init__(self, precision: Precision) -> None:
+        super().__init__()
+        self._to, self._eps = precision.dtype, precision.eps
+        kinds = (torch.float16, torch.bfloat16, torch.float32)
+        self._narrow = {kind for kind in kinds if torch.promote_types(kind, self._to) != kind}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        named = {key: _widen(value) for key, value in (kwargs or {}).items()}
+        named = {key: value if key == "out" else self._widen(value) for key, value in (kwargs or {}).items()}
         if isinstance(named.get("eps"), float):
-            named["eps"] = _VANISHING
-        return (Tensor.double if func in _NARROWING else func)(*map(_widen, args), **named)
+            named["eps"] = self._eps
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "__set__", "__delete__"):  # attributes
+            return func(*args, **named)
+        if func in _CASTS:
+            return args[0].to(self._to) if torch.float32 in self._narrow else func(*args, **named)
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        first = args[:1] if in_place else tuple(map(self._widen, args[:1]))
+        out = func(*first, *map(self._widen, args[1:]), **named)
+        return self._widen(out) if isinstance(out, Tensor) and not in_place else out
 
-
-def _widen(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+    def _widen(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return self._to if value in self._narrow else value
+        if isinstance(value, Tensor):
+            return value.to(self._to) if value.dtype in self._narrow else value
+        if type(value) in (list, tuple):
+            return type(value)(map(self._widen, value))
+        return value
 
 
 class Probe:
-    """A model at a generic point near its own weights, in train mode and float64, without eps.
+    """A model at a generic point near its own weights, in a precision of its own, without eps.
+
+    The model's own tensors are never written to: while a run lasts, every module's attributes are replaced by copies
+    (parameters, buffers, plain tensors, lists and dictionaries), and put back, the very same objects, afterwards.
 
     Args:
         model: Any module; it holds the same state, modes and gradients after `opened` as before.
-        example_input: Positional inputs; shapes, types and ranges are taken from them.
+        call: What is computed; None for the model itself.
+        positional: Inputs by position, tensors or whatever holds them.
+        named: Inputs by name.
+        precision: Of the probe.
         seed: Seed of the inputs, of the perturbation and of the forwards' own randomness (dropout).
+        real: Take samples of the inputs as they are, for losses; otherwise random ones of their shapes, types, ranges.
+        train: Train mode for all; None: if the model as a whole is in eval mode.
 
     Raises:
         ValueError: If there is no trainable parameter, or a lazy one without shape yet.
     """
 
-    def __init__(self, model: nn.Module, example_input: Sequence[Tensor], seed: int) -> None:
-        self._model, self._examples, self._seed = model, example_input, seed
+    def __init__(
+        self,
+        model: nn.Module,
+        call: Callable[..., Any] | None,
+        positional: Sequence[Any],
+        named: Mapping[str, Any],
+        precision: Precision,
+        seed: int,
+        real: bool,
+        train: bool | None = None,
+    ) -> None:
+        self._model, self._call, self._seed, self._real = model, call or model, seed, real
+        self._positional, self._named, self.precision = tuple(positional), dict(named), precision
+        self._train = not model.training if train is None else train
+        self._sizes = _Sizes(tensors_in((self._positional, self._named)))
         everything = dict(model.named_parameters())
         if any(nn.parameter.is_lazy(parameter) for parameter in everything.values()):
             raise ValueError(f"{type(model).__name__} has lazy parameters: run it once on real data first")
@@ -59,34 +106,16 @@ class Probe:
         if not trainable:
             raise ValueError(f"{type(model).__name__} has no trainable parameter: nothing can be scale-invariant")
         self.names, self.parameters = tuple(trainable), tuple(trainable.values())
-        self._device = _float64_device(self.parameters[0].device)
-        # Inside an inference-mode caller, the copies would be tensors that autograd refuses.
-        with torch.inference_mode(False), torch.no_grad():
-            self._fixed = {k: self._copy(v) for k, v in everything.items() if k not in trainable}
-            self._buffers = {k: self._copy(v) for k, v in model.named_buffers()}
-            self._values = [self._nudged(k, self._copy(v)) for k, v in enumerate(self.parameters)]
-
-    def _copy(self, tensor: Tensor) -> Tensor:
-        floating = tensor.is_floating_point() or tensor.is_complex()
-        dtype = torch.promote_types(tensor.dtype, torch.float64) if floating else tensor.dtype
-        return tensor.detach().to(_float64_device(tensor.device), dtype, copy=True)
-
-    def _nudged(self, index: int, value: Tensor) -> Tensor:
-        """Return a generic point nearby: γ = 1 and β = 0, say, have symmetries that training soon breaks."""
-        noise = _NUDGE * torch.randn(value.shape, generator=self._generator(-1 - index), dtype=torch.float64)
-        noise = noise.to(value.device)
-        return value * (1 + noise) if value.any() else value + noise
-
-    def _generator(self, index: int) -> torch.Generator:
-        # Indices are small, and -1, -2, … for the parameters: 2³² keeps seeds apart.
-        return torch.Generator().manual_seed((self._seed << 32) + (1 << 31) + index)
+        self.device = _wide_device(self.parameters[0].device, precision)
+        self.leaves: list[nn.Parameter] = []
+        self._factors = [1.0] * len(self.names)
+        self._copies: dict[int, Any] = {}  # by the identity of what they stand for
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Train mode, vanishing eps, eager float64; inside, `run` works. All is restored at the end."""
-        modules = list(self._model.modules())
-        saved = [(module.training, dict(vars(module))) for module in modules]
-        accelerators = [] if self._device.type == "cpu" else [self._device]
+        """Inside, `outputs` works. The model, the generators and the default type are as before at the end."""
+        saved = [_Held(module) for module in self._model.modules()]
+        accelerators = [] if self.device.type == "cpu" else [self.device]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
@@ -94,60 +123,148 @@ class Probe:
             stack.enter_context(
                 torch.random.fork_rng(
                     devices=[device.index or 0 for device in accelerators],
-                    device_type=self._device.type if accelerators else "cuda",
+                    device_type=self.device.type if accelerators else "cuda",
                 )
             )
-            for kind in {"cpu", self._device.type}:
+            for kind in {"cpu", self.device.type}:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             stack.callback(random.setstate, random.getstate())
+            stack.callback(np.random.set_state, np.random.get_state())
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            stack.callback(_put_back, saved)
+            with torch.no_grad():
+                self._copy_parameters()
+            self._held = saved
+            torch.set_default_dtype(self.precision.dtype)
             try:
-                self._model.train()
-                for module in modules:
-                    for name, value in vars(module).items():
-                        if isinstance(value, float) and _EPS.fullmatch(name):
-                            vars(module)[name] = _VANISHING
                 yield
             finally:
-                for module, (training, attributes) in zip(modules, saved, strict=True):
-                    # Some forwards store things in the module (the older weight norm does).
-                    for name in vars(module).keys() - attributes.keys():
-                        del vars(module)[name]
-                    vars(module).update(attributes)
-                    if module.training != training:  # scripted modules keep it elsewhere
-                        module.training = training
+                self.leaves, self._copies = [], {}
 
-    def values(self, index: int) -> list[Tensor]:
-        """Return values of the trainable tensors for inputs number ``index``, each tensor at another scale.
+    def _copy_parameters(self) -> None:
+        known = {id(parameter): number for number, parameter in enumerate(self.parameters)}
+        leaves: dict[int, nn.Parameter] = {}
+        for parameter in self._model.parameters():
+            number = known.get(id(parameter))
+            value = self._copied(parameter)
+            if number is not None:
+                value = self._nudged(number, value)
+            leaf = nn.Parameter(value, requires_grad=number is not None)
+            self._copies[id(parameter)] = leaf
+            if number is not None:
+                leaves[number] = leaf
+        self.leaves = [leaves[number] for number in range(len(leaves))]
+        self._factors = [1.0] * len(leaves)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        floating = tensor.is_floating_point() or tensor.is_complex()
+        dtype = torch.promote_types(tensor.dtype, self.precision.dtype) if floating else tensor.dtype
+        return tensor.detach().to(_wide_device(tensor.device, self.precision), dtype, copy=True)
+
+    def _nudged(self, index: int, value: Tensor) -> Tensor:
+        """Return a generic point nearby: γ = 1 and β = 0, say, have symmetries that training soon breaks."""
+        # Drawn in float32, which half the memory is enough for.
+        noise = _NUDGE * torch.randn(value.shape, generator=self._generator(-1 - index), dtype=torch.float32)
+        noise = noise.to(value.device)
+        if not value.numel() or not value.any():
+            return value + noise
+        value.mul_(noise.add_(1))
+        least = _LEAST_VECTOR if value.dim() < 2 else _LEAST_MATRIX
+        size = float(torch.linalg.vector_norm(value)) / value.numel() ** 0.5
+        return value.mul_(least / size) if size < least else value
+
+    def _generator(self, index: int) -> torch.Generator:
+        # Indices are small, and -1, -2, … for the parameters: 2³² keeps seeds apart.
+        return torch.Generator().manual_seed((self._seed << 32) + (1 << 31) + index)
+
+    @contextmanager
+    def scaled(self, factors: Mapping[int, float | Tensor]) -> Iterator[None]:
+        """Inside, the tensors of these columns are multiplied by these factors, which are not 0.
+
+        Args:
+            factors: For each column a number, or a tensor that broadcasts.
+
+        Yields:
+            Nothing.
+        """
+        with torch.no_grad():
+            for column, factor in factors.items():
+                self.leaves[column].mul_(factor)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for column, factor in factors.items():
+                    self.leaves[column].div_(factor)
+
+    @contextmanager
+    def zeroed(self, columns: Collection[int]) -> Iterator[None]:
+        """Inside, the tensors of these columns are zero.
+
+        Args:
+            columns: Of tensors without influence.
+
+        Yields:
+            Nothing.
+        """
+        kept = {column: self.leaves[column].detach().clone() for column in columns}
+        with torch.no_grad():
+            for column in columns:
+                self.leaves[column].zero_()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for column, value in kept.items():
+                    self.leaves[column].copy_(value)
+
+    def go_to(self, index: int) -> None:
+        """Scale the trainable tensors as belongs to inputs number ``index``, each by another factor.
 
         Inputs alone leave some networks in one linear piece, with symmetries that hold in that piece only.
-        """
-        factors = 4 ** (2 * torch.rand(len(self._values), generator=self._generator(index)) - 1)
-        return [value * factor for value, factor in zip(self._values, factors.tolist(), strict=True)]
 
-    def run(self, index: int, values: Sequence[Tensor]) -> list[Tensor]:
-        """Return floating-point outputs on random inputs number ``index``, with these parameters.
+        Args:
+            index: Number of the inputs.
+        """
+        powers = torch.randint(-2, 3, (len(self.leaves),), generator=self._generator(index)).tolist()
+        factors = [2.0**power for power in powers]
+        with torch.no_grad():
+            for leaf, new, old in zip(self.leaves, factors, self._factors, strict=True):
+                leaf.mul_(new / old)
+        self._factors = factors
+
+    def outputs(self, index: int, mode: Any = None) -> list[Tensor]:
+        """Return floating-point outputs on inputs number ``index``, with the parameters as they are.
+
+        Args:
+            index: Number of the inputs, of dropout's masks and the like.
+            mode: A context for the forward alone.
+
+        Returns:
+            All tensors in what the model returns.
 
         Raises:
-            ValueError: If the model fails on the random inputs, or returns no finite floating tensor.
+            ValueError: If the model fails on the inputs, or returns no finite floating tensor.
         """
-        inputs = self._inputs(index)
-        state = {**self._fixed, **{name: buffer.clone() for name, buffer in self._buffers.items()}}
-        state.update(zip(self.names, values, strict=True))
+        positional, named = self._inputs(index)
+        self._dress()
         self._reseed(index)
-        shapes = ", ".join(str(tuple(each.shape)) for each in inputs)
+        shapes = ", ".join(str(tuple(each.shape)) for each in tensors_in((positional, named)))
         name = type(self._model).__name__
+        kind = "samples" if self._real else "random inputs"
         try:
-            with _Exact():
-                outputs = list(_floating(functional_call(self._model, state, inputs)))
+            with _Exact(self.precision), mode or nullcontext():
+                result = self._call(*positional, **named)
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
-                f"the forward of {name} fails on random inputs of shape {shapes}, made after the "
+                f"the forward of {name} fails on {kind} of shape {shapes}, made after the "
                 f"example input: {type(error).__name__}: {reason}"
             ) from error
+        outputs = list(_floating(result))
         if not outputs or not all(bool(output.isfinite().all()) for output in outputs):
             what = "a value that is not finite" if outputs else "no floating-point tensor"
-            raise ValueError(f"{name} returns {what} on random inputs of shape {shapes}")
+            raise ValueError(f"{name} returns {what} on {kind} of shape {shapes}")
         return outputs
 
     def cotangents(self, index: int, outputs: Sequence[Tensor], count: int) -> list[list[Tensor]]:
@@ -159,30 +276,185 @@ class Probe:
             for _ in range(count)
         ]
 
-    def _inputs(self, index: int) -> tuple[Tensor, ...]:
+    def shrink(self, rung: int) -> bool:
+        """Choose how much smaller than the example the inputs are.
+
+        Args:
+            rung: 0: few samples, of few pixels or tokens; 1: few samples; 2: as the example is.
+
+        Returns:
+            Whether that is another size than that of the rung before.
+        """
+        return self._sizes.choose(rung)
+
+    def _dress(self) -> None:
+        """Give each module fresh copies of what it holds: what an earlier run left in the last ones is gone."""
+        memo = dict(self._copies)
+        for held in self._held:
+            for name, value in held.scripted.items():
+                setattr(held.module, name, self._stand_in(value, memo))
+            if held.scripted:
+                continue
+            new = {name: self._stand_in(value, memo) for name, value in held.attributes.items()}
+            for name, value in new.items():
+                if isinstance(value, float) and _EPS.fullmatch(name):
+                    new[name] = self.precision.eps
+            vars(held.module).clear()
+            vars(held.module).update(new)
+        if self._train:
+            self._model.train()
+
+    def _stand_in(self, value: Any, memo: dict[int, Any]) -> Any:
+        """Copy tensors and what holds them; modules, functions and the like stay themselves."""
+        if id(value) in memo:
+            return memo[id(value)]
+        if isinstance(value, Tensor):
+            new = self._copied(value)
+        elif type(value) in (dict, OrderedDict, defaultdict):
+            new = copy.copy(value)
+            memo[id(value)] = new
+            new.update({key: self._stand_in(each, memo) for key, each in value.items()})
+        elif type(value) in (list, deque):
+            new = copy.copy(value)
+            memo[id(value)] = new
+            for place, each in enumerate(value):
+                new[place] = self._stand_in(each, memo)
+        elif type(value) is tuple:
+            new = tuple(self._stand_in(each, memo) for each in value)
+        elif type(value) is set:
+            new = set(value)
+        elif _is_plain_object(value):
+            new = copy.copy(value)
+            memo[id(value)] = new
+            vars(new).update({key: self._stand_in(each, memo) for key, each in vars(value).items()})
+        else:
+            return value
+        memo[id(value)] = new
+        return new
+
+    def _inputs(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         generator = self._generator(index)
-        batch = self._examples[0].shape[:1]
-        return tuple(_random_like(each, batch, generator).to(self._device) for each in self._examples)
+        picks = self._sizes.picks(generator)
+
+        def sample(example: Tensor) -> Tensor:
+            example = example.detach()
+            if self._real:
+                return self._copied(self._sizes.cropped(example, picks))
+            value = _random_like(example, self._sizes.of(example), generator)
+            return value.to(self.device, self.precision.dtype if value.is_floating_point() else None)
+
+        inputs = apply_to_collection((self._positional, self._named), Tensor, sample, allow_frozen=True)
+        return inputs  # type: ignore[no-any-return]
 
     def _reseed(self, index: int) -> None:
         # Not torch.manual_seed: that would seed devices as well which nobody restores.
         torch.default_generator.manual_seed(self._seed + index)
         random.seed(self._seed + index)
-        if self._device.type != "cpu":
-            accelerator = torch.get_device_module(self._device.type)
-            with accelerator.device(self._device):
+        np.random.seed((self._seed + index) % 2**32)
+        if self.device.type != "cpu":
+            accelerator = torch.get_device_module(self.device.type)
+            with accelerator.device(self.device):
                 accelerator.manual_seed(self._seed + index)
 
 
-def _float64_device(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device
+class _Held:
+    """What a module holds, to be put back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.attributes, self._training = module, dict(vars(module)), module.training
+        # Scripted modules keep their tensors elsewhere.
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        self.scripted = dict(tensors) if scripted else {}
+
+    def put_back(self) -> None:
+        vars(self.module).clear()
+        vars(self.module).update(self.attributes)
+        for name, value in self.scripted.items():
+            setattr(self.module, name, value)
+        if self.module.training != self._training:
+            self.module.training = self._training
 
 
-def _random_like(example: Tensor, batch: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return a random tensor with the example's shape (but its batch size), kind of type, and range."""
-    example, shape = example.detach(), tuple(example.shape)
-    if batch and shape[:1] == tuple(batch):
-        shape = (_SAMPLES, *shape[1:])
+def _put_back(held: Sequence[_Held]) -> None:
+    try:
+        for each in held:
+            each.put_back()
+    except BaseException:  # an interrupt: once more, whole
+        for each in held:
+            each.put_back()
+        raise
+
+
+class _Sizes:
+    """Sizes of inputs like an example's, but with few samples, pixels and tokens.
+
+    Args:
+        examples: Tensors of the example, at least one.
+    """
+
+    def __init__(self, examples: Sequence[Tensor]) -> None:
+        self._batch = examples[0].shape[0] if examples[0].dim() else None
+        self._smaller: dict[int, int] = {}
+        for each in examples:
+            floating = each.is_floating_point()
+            if each.dim() > 3 and floating:
+                self._smaller.update({size: _ENOUGH_PIXELS for size in each.shape[2:] if size > _ENOUGH_PIXELS})
+            elif each.dim() == (3 if floating else 2) and each.shape[1] > _ENOUGH_TOKENS:
+                self._smaller[each.shape[1]] = _ENOUGH_TOKENS
+        self._rung = 2
+
+    def choose(self, rung: int) -> bool:
+        self._rung = rung
+        return bool(self._smaller) if rung == 0 else rung == 1 or self._batch is not None
+
+    def picks(self, generator: torch.Generator) -> Tensor:
+        """Choose samples of the example."""
+        picks = torch.randperm(self._batch or 1, generator=generator)
+        return picks[:_SAMPLES] if self._rung < 2 else picks.sort().values
+
+    def of(self, example: Tensor) -> tuple[int, ...]:
+        """Give the shape of a tensor like one of the example's."""
+        if not example.dim():
+            return ()
+        first, *others = example.shape
+        if first == self._batch and self._rung < 2:
+            first = _SAMPLES
+        # The second dimension of images counts channels, the last one of texts features.
+        counts = {1} if example.dim() > 3 else {example.dim()}
+        return (first, *(self._shorter(size) if d not in counts else size for d, size in enumerate(others, start=1)))
+
+    def cropped(self, example: Tensor, picks: Tensor) -> Tensor:
+        """Give these samples of one of the example's tensors."""
+        if not example.dim():
+            return example
+        if example.shape[0] == self._batch:
+            example = example[picks.to(example.device)]
+        return example[tuple(slice(size) for size in (example.shape[0], *self.of(example)[1:]))]
+
+    def _shorter(self, size: int) -> int:
+        return self._smaller.get(size, size) if self._rung == 0 else size
+
+
+def _is_plain_object(value: object) -> bool:
+    """Whether an attribute is an object of the user's own, such as a running average, that may be copied in parts."""
+    kind = type(value)
+    return (
+        not isinstance(value, (nn.Module, type))
+        and isinstance(getattr(value, "__dict__", None), dict)
+        and kind.__module__.partition(".")[0] not in _NOT_OURS
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and not hasattr(kind, "__deepcopy__")
+        and not callable(value)
+    )
+
+
+def _wide_device(device: torch.device, precision: Precision) -> torch.device:
+    return torch.device("cpu") if device.type == "mps" and precision.dtype == torch.float64 else device
+
+
+def _random_like(example: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return a random tensor of this shape, with the example's kind of type and range."""
     if example.is_floating_point():
         low, high = float(example.min()), float(example.max())
         if low < high and high - low < float("inf"):
@@ -193,17 +465,26 @@ def _random_like(example: Tensor, batch: Sequence[int], generator: torch.Generat
     return example.cpu().flatten()[picks]
 
 
+def tensors_in(value: object) -> list[Tensor]:
+    """Find the tensors in nested mappings, sequences and dataclasses.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        The tensors, in their order.
+    """
+    if isinstance(value, Tensor):
+        return [value]
+    parts: Sequence[Any] = ()
+    if isinstance(value, Mapping):
+        parts = list(value.values())
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
 def _floating(output: object) -> Iterator[Tensor]:
-    """Yield the floating-point tensors in nested mappings, sequences and dataclasses, in their order."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _floating(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _floating(value)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for field in dataclasses.fields(output):
-            yield from _floating(getattr(output, field.name))
+    yield from (tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.numel())

@@ -1,0 +1,308 @@
+"""How the tensors of a computation scale with the parameters, operation by operation.
+
+Scaling symmetries are local: multiply a convolution's kernel by c and its output grows by c; the sum of two tensors
+scales only where both scale alike; a normalisation's output does not scale at all. Each operation is measured, not
+looked up: the derivatives of its output along each of its inputs, and the output itself, are vectors, and the linear
+relations between these are its scaling law. One forward finds the laws of all of them, where a null space of whole
+functions takes as many backward passes as there are tensors.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from lit_sphere.groups.precision import Precision
+from lit_sphere.groups.symmetries import Form, Symmetries
+
+# Exponents of scaling symmetries are small fractions: 1 for linear maps, 1/2 for roots, 2 for squares.
+_LARGEST_DENOMINATOR = 12
+_SNAP = 1e-3
+
+
+_Part = tuple[int, int, int]  # dimension, start, stop
+
+
+@dataclass
+class _Scaling:
+    """The exponent with which a piece of memory scales, and what must hold for it to scale at all."""
+
+    memory: StorageWeakRef  # held, so that no other memory takes its place
+    form: Form
+    required: list[Form] = field(default_factory=list)
+    blank: bool = False  # all zeros: these scale with anything
+    # Parts of a concatenation may scale apart, as long as it is used as it is, by a batch norm for instance.
+    parts: list[tuple[_Part, Form]] = field(default_factory=list)
+    layout: tuple[Any, ...] = ()
+
+
+class ScalingLaws(TorchDispatchMode):
+    """Collects the scaling laws of what runs inside, as equations over the exponents of the parameters.
+
+    Args:
+        parameters: For each column its tensor, the very one that the computation uses. Other tensors are constants.
+        precision: Of the computation.
+    """
+
+    def __init__(self, parameters: Mapping[int, Tensor], precision: Precision) -> None:
+        super().__init__()
+        self.symmetries = Symmetries()
+        self.operations = 0
+        self._precision = precision
+        self._scalings: dict[int, _Scaling] = {}
+        for column, parameter in parameters.items():
+            self._record(parameter, {column: Fraction(1)}, [])
+
+    def require_constant(self, outputs: Iterable[Tensor]) -> None:
+        """Let only symmetries through that keep these tensors as they are.
+
+        Args:
+            outputs: Results of the computation.
+        """
+        for output in outputs:
+            self.symmetries.require_zero(self._form(output))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, and find how its outputs scale."""
+        self.operations += 1
+        leaves, spec = tree_flatten((args, dict(kwargs or {})))
+        written = _written(func, args, kwargs or {})
+        if not written and any(result.alias_info is not None for result in func._schema.returns):
+            return func(*args, **(kwargs or {}))  # a view: it shares its memory, and so its exponent
+        if func.__name__.startswith(("empty", "new_empty")):
+            # Memory without content: none of what it happens to hold is a result.
+            out = func(*args, **(kwargs or {})).zero_()
+            self._record(out, {}, [], blank=True)
+            return out
+        if func is torch.ops.aten.cat.default:
+            return self._concatenated(func, args, kwargs or {})
+        # What has the same exponent scales together: it is one input.
+        classes: dict[frozenset[tuple[int, Fraction]], list[tuple[int, _Part | None]]] = {}
+        for place, leaf in enumerate(leaves):
+            for part, form in self._parts(leaf) if _scales(leaf) else ():
+                classes.setdefault(frozenset(form.items()), []).append((place, part))
+        states = _generator_states(func, leaves)
+
+        def run(scaled: Sequence[tuple[int, _Part | None]] = (), copies: bool = True) -> Any:
+            _restore(states)
+            changed = list(leaves)
+            if copies:
+                changed = [leaf.clone() if any(leaf is each for each in written) else leaf for leaf in leaves]
+            for place, part in scaled:
+                changed[place] = _stretched(changed[place], part, 1 + self._precision.step)
+            new_args, new_kwargs = tree_unflatten(changed, spec)
+            return func(*new_args, **new_kwargs)
+
+        moved = [tree_leaves(run(places)) for places in classes.values()]
+        out = run(copies=False)
+        keys = [dict(key) for key in classes]
+        for number, result in enumerate(tree_leaves(out)):
+            if not _scales(result):
+                continue
+            derivatives = [(leaf[number] - result) / self._precision.step for leaf in moved]
+            law = scaling_law(derivatives, result, self._precision)
+            form, required = _applied(law, keys)
+            self._record(result, form, required, blank=law is None, into=any(result is each for each in written))
+        return out
+
+    def _concatenated(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        tensors = args[0]
+        dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % max(1, tensors[0].dim())
+        forms = [self._form(tensor) if _scales(tensor) else {} for tensor in tensors]
+        out: Tensor = func(*args, **kwargs)
+        ends = torch.tensor([0, *(each.shape[dim] if each.dim() == out.dim() else 0 for each in tensors)]).cumsum(0)
+        spans = [(dim, start, stop) for start, stop in pairwise(ends.tolist())]
+        self._record(out, {}, [])
+        scaling = self._scalings[_memory(out)]
+        blank = [not bool(tensor.any()) for tensor in tensors]
+        scaling.parts = [(s, f) for s, f, zero in zip(spans, forms, blank, strict=True) if not zero and s[1] < s[2]]
+        scaling.layout = _layout(out)
+        return out
+
+    def _form(self, tensor: Tensor) -> Form:
+        """Exponent of a tensor that is about to be used: what it needs to scale must hold from now on."""
+        scaling = self._scalings.get(_memory(tensor))
+        if scaling is None:
+            return {}
+        if scaling.parts:
+            (_, scaling.form), *others = scaling.parts
+            scaling.required += [_difference(form, scaling.form) for _, form in others]
+            scaling.parts = []
+        for form in scaling.required:
+            self.symmetries.require_zero(form)
+        scaling.required = []
+        return self.symmetries.reduce(scaling.form)
+
+    def _parts(self, tensor: Tensor) -> list[tuple[_Part | None, Form]]:
+        """Exponents of the parts of a tensor that is about to be used; none of what does not scale."""
+        scaling = self._scalings.get(_memory(tensor))
+        if scaling is None or not scaling.parts or scaling.layout != _layout(tensor):
+            form = self._form(tensor)
+            return [(None, form)] if form else []
+        reduced = [(part, self.symmetries.reduce(form)) for part, form in scaling.parts]
+        return [(part, form) for part, form in reduced if form]
+
+    def _record(
+        self, tensor: Tensor, form: Form, required: list[Form], blank: bool = False, into: bool = False
+    ) -> None:
+        memory = StorageWeakRef(tensor.untyped_storage())
+        if into:
+            self._form(tensor)  # a concatenation that is written to has one exponent
+        before = self._scalings.get(memory.cdata)
+        if into and tensor.numel() < tensor.untyped_storage().nbytes() // tensor.element_size():
+            # The rest of this memory keeps what it holds, and both parts have one exponent from now on.
+            if before is None and not _blank_memory(tensor):
+                required = [*required, form]
+            elif before is not None and not before.blank:
+                required = [*required, *before.required, _difference(form, before.form)]
+        self._scalings[memory.cdata] = _Scaling(memory, form, required, blank)
+
+
+def scaling_law(
+    derivatives: Sequence[Tensor], output: Tensor, precision: Precision
+) -> tuple[list[dict[int, Fraction]], dict[int, Fraction]] | None:
+    """Find for which exponents of its inputs an operation's output scales, and with which exponent.
+
+    Args:
+        derivatives: Derivative of the output along each input, Σ_j ∂y/∂x_j x_j.
+        output: The output y.
+        precision: Of both.
+
+    Returns:
+        Equations over the inputs' exponents, each a linear form that must vanish, and the output's exponent as such
+        a form; None for an output that is zero, which scales with any exponent.
+    """
+    vectors = [_flat(each) for each in (*derivatives, output)]
+    finite = torch.stack([vector.isfinite().all() for vector in vectors]).all()
+    if not finite:  # scores of −∞ stay −∞ when they are scaled
+        kept = torch.stack([vector.isfinite() for vector in vectors]).all(0)
+        vectors = [vector[kept] for vector in vectors]
+    columns = torch.stack(vectors)
+    norms = torch.linalg.vector_norm(columns, dim=1)
+    size = float(norms[-1])
+    if size == 0:
+        return None
+    live = [j for j, norm in enumerate(norms.tolist()) if norm > precision.vanishing * size]
+    units = columns[live] / norms[live, None]
+    values, basis = torch.linalg.eigh((units @ units.T).double().cpu())
+    null = (basis.T[values <= precision.relation**2 * len(live)]) / norms[live].double().cpu()
+    return _law(null * size, live[:-1])
+
+
+def _law(null: Tensor, inputs: list[int]) -> tuple[list[dict[int, Fraction]], dict[int, Fraction]]:
+    """Write null vectors, whose last column is minus the output's exponent, as equations."""
+    pivots: list[tuple[int, int]] = []
+    free = list(range(len(null)))
+    while free:
+        # Full pivoting: with pivots in column order, one symmetry smears over the others.
+        row, column = divmod(int(null[free, :-1].abs().argmax()), null.shape[1] - 1)
+        row = free.pop(row)
+        null[row] /= null[row, column].clone()
+        others = [other for other in range(len(null)) if other != row]
+        null[others] -= torch.outer(null[others, column], null[row])
+        pivots.append((row, column))
+    exact = [(inputs[column], _exact(null[row].tolist())) for row, column in pivots]
+    # What is not exact is no exponent, but a direction along which the output is merely almost flat.
+    rows = {name: values for name, values in exact if values is not None}
+    equations = [
+        {name: Fraction(-1), **{pivot: values[place] for pivot, values in rows.items() if values[place]}}
+        for place, name in enumerate(inputs)
+        if name not in rows
+    ]
+    return equations, {pivot: -values[-1] for pivot, values in rows.items() if values[-1]}
+
+
+def _exact(values: Sequence[float]) -> list[Fraction] | None:
+    fractions = [Fraction(value).limit_denominator(_LARGEST_DENOMINATOR) for value in values]
+    close = all(abs(value - near) <= _SNAP for value, near in zip(values, fractions, strict=True))
+    return fractions if close else None
+
+
+def _applied(
+    law: tuple[list[dict[int, Fraction]], dict[int, Fraction]] | None, inputs: Sequence[Form]
+) -> tuple[Form, list[Form]]:
+    """Put the inputs' own exponents into a law."""
+    if law is None:
+        return {}, []
+    equations, output = law
+
+    def combined(factors: Mapping[int, Fraction]) -> Form:
+        total: Form = {}
+        for place, factor in factors.items():
+            for column, share in inputs[place].items():
+                total[column] = total.get(column, Fraction(0)) + factor * share
+        return total
+
+    return combined(output), [combined(equation) for equation in equations]
+
+
+def _difference(form: Form, other: Form) -> Form:
+    difference = dict(form)
+    for column, factor in other.items():
+        difference[column] = difference.get(column, Fraction(0)) - factor
+    return difference
+
+
+def _stretched(tensor: Tensor, part: _Part | None, factor: float) -> Tensor:
+    if part is None:
+        return tensor * factor
+    stretched = tensor.clone()
+    stretched.narrow(part[0], part[1], part[2] - part[1]).mul_(factor)
+    return stretched
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
+def _scales(value: object) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()) and value.numel() > 0
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).flatten()
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _blank_memory(tensor: Tensor) -> bool:
+    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+    return not bool(whole.any())
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Tensors that an operation changes in place."""
+    written: list[Tensor] = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            written += [each for each in tree_leaves(value) if isinstance(each, Tensor)]
+    return written
+
+
+def _generator_states(func: Any, leaves: Sequence[Any]) -> list[tuple[torch.Generator, Tensor]]:
+    """States of the generators that a random operation draws from, so that it can be repeated."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return []
+    generators = [leaf for leaf in leaves if isinstance(leaf, torch.Generator)]
+    if not generators:
+        generators = [torch.default_generator]
+        devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.device.type == "cuda"}
+        generators += [torch.cuda.default_generators[device.index] for device in devices]
+    return [(generator, generator.get_state()) for generator in generators]
+
+
+def _restore(states: Sequence[tuple[torch.Generator, Tensor]]) -> None:
+    for generator, state in states:
+        generator.set_state(state)
