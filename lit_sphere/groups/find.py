@@ -152,6 +152,7 @@ def search_groups(
     seed: int = 0,
     progress: bool | None = None,
     call: Callable[..., Any] | None = None,
+    samples: Literal["random", "given"] = "random",
     train: bool | None = None,
 ) -> GroupSearch:
     """Search for scale-invariant groups as :func:`find_groups` does, and tell what else was seen.
@@ -163,7 +164,9 @@ def search_groups(
         seed: As of :func:`find_groups`.
         progress: As of :func:`find_groups`.
         call: What is computed with the model's parameters, a training step's loss for instance; None for the model
-            itself. It gets samples of the example as they are, not random ones.
+            itself.
+        samples: ``random``: inputs of the example's shapes, types and ranges; ``given``: samples of the example as
+            they are, for losses, whose inputs and labels belong together.
         train: Whether to put the model into train mode; None: only if as a whole it is in eval mode.
 
     Returns:
@@ -178,7 +181,7 @@ def search_groups(
     positional, named = _arguments(example_input)
     failure: ValueError | None = None
     for precision in (DOUBLE, SINGLE):
-        probe = Probe(model, call, positional, named, precision, seed, real=call is not None, train=train)
+        probe = Probe(model, call, positional, named, precision, seed, samples == "given", train)
         bar = _bar(progress)
         with bar, probe.opened():
             for rung in range(3):

@@ -251,14 +251,14 @@ class Probe:
         self._reseed(index)
         shapes = ", ".join(str(tuple(each.shape)) for each in tensors_in((positional, named)))
         name = type(self._model).__name__
-        kind = "samples" if self._real else "random inputs"
+        who, kind = (name, "samples") if self._real else (f"the forward of {name}", "random inputs")
         try:
             with _Exact(self.precision), mode or nullcontext():
                 result = self._call(*positional, **named)
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
-                f"the forward of {name} fails on {kind} of shape {shapes}, made after the "
+                f"{who} fails on {kind} of shape {shapes}, made after the "
                 f"example input: {type(error).__name__}: {reason}"
             ) from error
         outputs = list(_floating(result))

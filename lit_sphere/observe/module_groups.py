@@ -1,27 +1,126 @@
 """The scale-invariant groups of a LightningModule, and the optimizer of a run that trains them."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lit_sphere.groups import Group, GroupGranularity, find_groups
+from lit_sphere.groups import Group, GroupGranularity, GroupSearch, no_groups, search_groups
+from lit_sphere.observe.quiet_step import silence, step_losses
 
-# The search takes seconds on a large network, and several callbacks need the same.
-_found: WeakKeyDictionary[LightningModule, dict[str, list[Group]]] = WeakKeyDictionary()
+GroupNames = Sequence[str | Sequence[str]]
+_SAVED = "lit_sphere_groups"
+
+
+class NoGroups(ValueError):
+    """A search ran, and nothing in the module is scale-invariant."""
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """How a callback finds the groups.
+
+    Attributes:
+        example_input: Input of the network; a tensor, a tuple of positional inputs, a dictionary of inputs by name.
+        network: Attribute of the module that is run, with dots for attributes of attributes, or a function of the
+            input that uses the module's parameters.
+        groups: Names of parameters: no search is made.
+    """
+
+    example_input: Any = None
+    network: str | Callable[..., Any] | None = None
+    groups: GroupNames | None = None
+
+
+class FindsGroups(Callback):
+    """Base of callbacks that need the groups: how they are found, and that a resumed run need not search again."""
+
+    group_options = GroupOptions()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the names of the groups that were found."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint[_SAVED] = _Found.of(pl_module).state(pl_module)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the groups by their names, if the module still has these parameters."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        _Found.of(pl_module).load(pl_module, checkpoint.get(_SAVED, {}))
+
+
+class _Found:
+    """Groups of a module that are known, so that a search is made once for all callbacks."""
+
+    # The search takes seconds on a large network, and several callbacks need the same.
+    _all: WeakKeyDictionary[LightningModule, "_Found"] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self._groups: dict[str, list[Group]] = {}
+        self._trained: dict[str, list[Any]] = {}  # in which modes, and which tensors
+
+    @classmethod
+    def of(cls, pl_module: LightningModule) -> "_Found":
+        return cls._all.setdefault(pl_module, cls())
+
+    def get(self, pl_module: LightningModule, key: str) -> list[Group] | None:
+        if self._trained.get(key) != _training_of(pl_module):
+            return None
+        groups = self._groups[key]
+        known = {p for p in pl_module.parameters() if p.requires_grad}
+        return groups if all(known.issuperset(group.parameters) for group in groups) else None
+
+    def put(self, pl_module: LightningModule, key: str, groups: list[Group]) -> None:
+        self._groups[key], self._trained[key] = groups, _training_of(pl_module)
+
+    def state(self, pl_module: LightningModule) -> dict[str, Any]:
+        return {
+            key: {
+                "trained": self._trained[key],
+                "groups": [
+                    [list(g.names), None if g.rows is None else [g.rows.start, g.rows.stop], g.name] for g in groups
+                ],
+            }
+            for key, groups in self._groups.items()
+            if self.get(pl_module, key) is not None
+        }
+
+    def load(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        parameters = dict(pl_module.named_parameters())
+        for key, saved in state.items():
+            if saved["trained"] != _training_of(pl_module):
+                continue
+            self._trained[key] = saved["trained"]
+            self._groups[key] = [
+                Group(name, tuple(parameters[each] for each in names), None if rows is None else slice(*rows), (*names,))
+                for names, rows, name in saved["groups"]
+            ]
+
+
+def _training_of(pl_module: LightningModule) -> list[Any]:
+    """What a search depends on: names and shapes of what is trained, and which modules are in eval mode."""
+    trained = [[name, *p.shape] for name, p in pl_module.named_parameters() if p.requires_grad]
+    return [trained, [name for name, module in pl_module.named_modules() if not module.training]]
 
 
 def groups_of(
     owner: Callback, pl_module: LightningModule, batch: Any = None, granularity: GroupGranularity = "tensor"
 ) -> list[Group] | None:
-    """Find the groups in a module's ``forward``, from its ``example_input_array`` or else from a batch.
+    """Find the groups of a module, in the modes in which its training runs.
+
+    What is run is the module's ``forward``, on its ``example_input_array`` or else the first part of a batch; where it
+    has none, or it does not take that, the loss of its training step on the batch. The owner's
+    :attr:`~FindsGroups.group_options` say otherwise.
 
     Args:
         owner: The callback, to be named in errors.
         pl_module: The module.
-        batch: A batch whose first element, or which itself, is the input of the module.
+        batch: A batch of the training data.
         granularity: As of :func:`~lit_sphere.groups.find_groups`.
 
     Returns:
@@ -29,28 +128,152 @@ def groups_of(
         call again with the first batch.
 
     Raises:
-        ValueError: If the input is not known, or no group is found; the callback is named.
+        NoGroups: If there is none.
+        ValueError: If the module cannot be run; the callback is named.
     """
-    found = _found.setdefault(pl_module, {})
-    trainable = [p for p in pl_module.parameters() if p.requires_grad]
-    if granularity in found and {p for g in found[granularity] for p in g.parameters} <= set(trainable):
-        return found[granularity]
-    example = pl_module.example_input_array
-    if example is None:
-        if batch is None:
-            return None
-        example = batch[0] if isinstance(batch, (tuple, list)) else batch
+    options = getattr(owner, "group_options", GroupOptions())
     name = type(owner).__name__
-    if not isinstance(example, (Tensor, tuple)):
-        raise ValueError(
-            f"{name} cannot tell the network's input from a {type(example).__name__}: "
-            f"set self.example_input_array in {type(pl_module).__name__}"
-        )
+    if options.groups is not None:
+        return named_groups(pl_module, options.groups, name)
+    key = granularity if options.network is None else f"{granularity} of {options.network}"
+    known = _Found.of(pl_module)
+    groups = known.get(pl_module, key)
+    if groups is not None:
+        return groups
     try:
-        found[granularity] = find_groups(pl_module, example, granularity)
+        search = _search(pl_module, options, batch, granularity)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    return found[granularity]
+    if search is None:
+        return None
+    if not search.groups:
+        raise NoGroups(f"{name}: {no_groups(pl_module, search)}")
+    _tell_choice(name, search)
+    known.put(pl_module, key, search.groups)
+    return search.groups
+
+
+def _search(
+    pl_module: LightningModule, options: GroupOptions, batch: Any, granularity: GroupGranularity
+) -> GroupSearch | None:
+    run: Callable[..., Any] = pl_module
+    if callable(options.network):
+        run = options.network
+    elif options.network is not None:
+        try:
+            attrgetter(options.network)(pl_module)
+        except AttributeError as error:
+            raise ValueError(f"network: {type(pl_module).__name__} has no {options.network!r} ({error})") from error
+        path: str = options.network
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return attrgetter(path)(pl_module)(*args, **kwargs)
+
+    example = pl_module.example_input_array if options.example_input is None else options.example_input
+    failure = None
+    if example is None and batch is None:
+        return None
+    if options.network is None and not _has_forward(pl_module):
+        example = None
+    elif example is None:
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        example = first if isinstance(first, Tensor) else None
+    if example is not None:
+        try:
+            return search_groups(
+                pl_module, example, granularity, call=_quiet(pl_module, run), samples="random", train=False
+            )
+        except ValueError as error:
+            if options != GroupOptions() or pl_module.example_input_array is not None:
+                raise
+            failure = error
+    if batch is None:
+        return None
+    try:
+        return search_groups(
+            pl_module,
+            (batch,),
+            granularity,
+            call=lambda each: step_losses(pl_module, each),
+            samples="given",
+            train=False,
+        )
+    except ValueError as error:
+        also = f"; {failure}" if failure is not None else ""
+        raise ValueError(
+            f"a training step of {type(pl_module).__name__} cannot be run apart ({error}{also}): give example_input=, "
+            "network= (the attribute that is the network) or groups= (names of parameters)"
+        ) from error
+
+
+def _has_forward(pl_module: LightningModule) -> bool:
+    home = next(kind.__module__ for kind in type(pl_module).__mro__ if "forward" in vars(kind))
+    return home.partition(".")[0] not in ("lightning", "pytorch_lightning", "torch")
+
+
+def _tell_choice(name: str, search: GroupSearch) -> None:
+    if not search.alternatives:
+        return
+    covered = {each for group in search.groups for each in group.names}
+    others = [each for group in search.alternatives for each in group.names if each not in covered]
+    shown = ", ".join(others[:2]) + (", ..." if len(others) > 2 else "")
+    rank_zero_info(
+        f"{name}: of several choices the {len(search.groups)} groups that cover the most weights are taken; "
+        f"{len(others)} other tensors ({shown}) could stand in place of some: groups= decides"
+    )
+
+
+def named_groups(pl_module: LightningModule, groups: GroupNames, name: str) -> list[Group]:
+    """Take groups that are given by the names of their parameters.
+
+    Args:
+        pl_module: The module.
+        groups: For each group a name, or several that are scale-invariant together. Names may have ``*``, which
+            in a name by itself makes a group of each parameter that it fits.
+        name: Of the callback, to be named in errors.
+
+    Returns:
+        The groups, which are taken at the user's word.
+
+    Raises:
+        ValueError: If a name fits no trainable parameter, or a parameter is in two groups.
+    """
+    known = {each: p for each, p in pl_module.named_parameters() if p.requires_grad}
+    found: list[list[str]] = []
+    for given in groups:
+        patterns = [given] if isinstance(given, str) else list(given)
+        fits = [[each for each in known if each == p or fnmatchcase(each, p)] for p in patterns]
+        for pattern, fit in zip(patterns, fits, strict=True):
+            if not fit:
+                raise ValueError(
+                    f"{name}: groups: {pattern!r} is no trainable parameter of {type(pl_module).__name__}, which has "
+                    f"{', '.join(list(known)[:3])}, ..."
+                )
+        together = list(dict.fromkeys(each for fit in fits for each in fit))
+        found += [[each] for each in together] if isinstance(given, str) else [together]
+    everything = [each for names in found for each in names]
+    twice = next((each for each in everything if everything.count(each) > 1), None)
+    if twice is not None or not found:
+        raise ValueError(f"{name}: groups: {twice} is in two groups" if twice else f"{name}: groups is empty")
+    return [
+        Group(
+            names[0] + (f"+{len(names) - 1}" if len(names) > 1 else ""),
+            tuple(known[each] for each in names),
+            None,
+            tuple(names),
+        )
+        for names in found
+    ]
+
+
+def _quiet(pl_module: LightningModule, run: Callable[..., Any]) -> Callable[..., Any]:
+    """Log nothing from a forward."""
+
+    def quiet(*args: Any, **kwargs: Any) -> Any:
+        silence(pl_module)
+        return run(*args, **kwargs)
+
+    return quiet
 
 
 def short_names(groups: list[Group]) -> list[str]:
