@@ -1,6 +1,7 @@
 """Euler's identity: inner products of gradients and weights, which vanish where a function does not scale (TR §2)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -85,7 +86,13 @@ class EulerProducts:
     def vanishing_rows(self, columns: Sequence[int]) -> list[slice]:
         """Find the smallest blocks of rows over which the products sum to zero.
 
-        Two blocks' sums are equal where the running sums before and after are: a block is found where these meet.
+        A block's sum is zero where the running sums before and after it are equal.
+
+        Args:
+            columns: Tensors of as many rows each, over which the products are summed.
+
+        Returns:
+            Disjoint blocks, in order.
         """
         products = self._over(columns)
         sizes = np.sqrt(sum(np.square(self._sizes[column]) for column in columns)).max(0)
@@ -95,7 +102,7 @@ class EulerProducts:
         found: list[slice] = []
         cluster = [int(order[0])]
         clusters = []
-        for before, place in zip(order, order[1:], strict=False):
+        for before, place in pairwise(order):
             if running[0, place] - running[0, before] > tolerance:
                 clusters.append(cluster)
                 cluster = []
@@ -104,7 +111,7 @@ class EulerProducts:
             places.sort()
             found += [
                 slice(start, stop)
-                for start, stop in zip(places, places[1:], strict=False)
+                for start, stop in pairwise(places)
                 if sizes[start:stop].max() > self._no_influence * sizes.max()
                 and np.abs(products[:, start:stop].sum(1)).max() <= self._tolerance * sizes[start:stop].max()
             ]

@@ -185,10 +185,9 @@ def search_groups(
         bar = _bar(progress)
         with bar, probe.opened():
             for rung in range(3):
-                if not probe.shrink(rung):
-                    continue
                 try:
-                    probe.outputs(0)
+                    if not probe.try_out(rung):
+                        continue
                 except ValueError as error:
                     # The usual size tells best what is wrong.
                     failure = error if failure is None or (rung, precision) == (1, DOUBLE) else failure
@@ -299,9 +298,7 @@ class _Search:
         return self._confirmed(held) if len(held) < len(groups) else self._one_by_one(held)
 
     def _one_by_one(self, groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        return [
-            columns for columns in groups if all(self._same(dict.fromkeys(columns, factor)) for factor in _FACTORS)
-        ]
+        return [columns for columns in groups if all(self._same(dict.fromkeys(columns, factor)) for factor in _FACTORS)]
 
     def _outputs(self, factors: Mapping[int, float | Tensor]) -> list[Tensor]:
         with torch.no_grad(), self._probe.scaled(factors):

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import random
 import re
+import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -110,6 +111,7 @@ class Probe:
         self.leaves: list[nn.Parameter] = []
         self._factors = [1.0] * len(self.names)
         self._copies: dict[int, Any] = {}  # by the identity of what they stand for
+        self._differentiable = False
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -233,6 +235,21 @@ class Probe:
                 leaf.mul_(new / old)
         self._factors = factors
 
+    def try_out(self, rung: int) -> bool:
+        """Choose how much smaller than the example the inputs are, and run the model on them once.
+
+        Args:
+            rung: 0: few samples, of few pixels or tokens; 1: few samples; 2: as the example is.
+
+        Returns:
+            Whether there are inputs of that size that are others than those of the rung before.
+
+        """
+        if not self._sizes.choose(rung):
+            return False
+        self.outputs(0)
+        return True
+
     def outputs(self, index: int, mode: Any = None) -> list[Tensor]:
         """Return floating-point outputs on inputs number ``index``, with the parameters as they are.
 
@@ -253,7 +270,8 @@ class Probe:
         name = type(self._model).__name__
         who, kind = (name, "samples") if self._real else (f"the forward of {name}", "random inputs")
         try:
-            with _Exact(self.precision), mode or nullcontext():
+            with warnings.catch_warnings(record=True) as caught, _Exact(self.precision), mode or nullcontext():
+                warnings.simplefilter("always")
                 result = self._call(*positional, **named)
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
@@ -261,6 +279,8 @@ class Probe:
                 f"{who} fails on {kind} of shape {shapes}, made after the "
                 f"example input: {type(error).__name__}: {reason}"
             ) from error
+        # Reentrant checkpoints pass gradients on where an input has one; in training layers before may see to that.
+        self._differentiable |= any("None of the inputs have requires_grad" in str(each.message) for each in caught)
         outputs = list(_floating(result))
         if not outputs or not all(bool(output.isfinite().all()) for output in outputs):
             what = "a value that is not finite" if outputs else "no floating-point tensor"
@@ -275,17 +295,6 @@ class Probe:
             [torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output) for output in outputs]
             for _ in range(count)
         ]
-
-    def shrink(self, rung: int) -> bool:
-        """Choose how much smaller than the example the inputs are.
-
-        Args:
-            rung: 0: few samples, of few pixels or tokens; 1: few samples; 2: as the example is.
-
-        Returns:
-            Whether that is another size than that of the rung before.
-        """
-        return self._sizes.choose(rung)
 
     def _dress(self) -> None:
         """Give each module fresh copies of what it holds: what an earlier run left in the last ones is gone."""
@@ -308,6 +317,7 @@ class Probe:
         """Copy tensors and what holds them; modules, functions and the like stay themselves."""
         if id(value) in memo:
             return memo[id(value)]
+        new: Any
         if isinstance(value, Tensor):
             new = self._copied(value)
         elif type(value) in (dict, OrderedDict, defaultdict):
@@ -336,12 +346,16 @@ class Probe:
         generator = self._generator(index)
         picks = self._sizes.picks(generator)
 
+        def differentiable(value: Tensor) -> Tensor:
+            # No leaf: these may not be changed in place.
+            return value.requires_grad_().clone() if self._differentiable and value.is_floating_point() else value
+
         def sample(example: Tensor) -> Tensor:
             example = example.detach()
             if self._real:
-                return self._copied(self._sizes.cropped(example, picks))
+                return differentiable(self._copied(self._sizes.cropped(example, picks)))
             value = _random_like(example, self._sizes.of(example), generator)
-            return value.to(self.device, self.precision.dtype if value.is_floating_point() else None)
+            return differentiable(value.to(self.device, self.precision.dtype if value.is_floating_point() else None))
 
         inputs = apply_to_collection((self._positional, self._named), Tensor, sample, allow_frozen=True)
         return inputs  # type: ignore[no-any-return]

@@ -52,7 +52,7 @@ class ScalingLaws(TorchDispatchMode):
     """
 
     def __init__(self, parameters: Mapping[int, Tensor], precision: Precision) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.symmetries = Symmetries()
         self.operations = 0
         self._precision = precision

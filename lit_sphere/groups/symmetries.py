@@ -85,8 +85,7 @@ class GroupChoice:
     def __init__(self, symmetries: Symmetries, weights: Mapping[int, float]) -> None:
         self._weights = dict(weights)
         self._equations = [
-            {column: factor for column, factor in form.items() if column in weights}
-            for form in symmetries.equations()
+            {column: factor for column, factor in form.items() if column in weights} for form in symmetries.equations()
         ]
         self._refused: list[frozenset[int]] = []
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -58,7 +58,7 @@ class _Found:
     """Groups of a module that are known, so that a search is made once for all callbacks."""
 
     # The search takes seconds on a large network, and several callbacks need the same.
-    _all: WeakKeyDictionary[LightningModule, "_Found"] = WeakKeyDictionary()
+    _all: ClassVar[WeakKeyDictionary[LightningModule, "_Found"]] = WeakKeyDictionary()
 
     def __init__(self) -> None:
         self._groups: dict[str, list[Group]] = {}
@@ -97,7 +97,9 @@ class _Found:
                 continue
             self._trained[key] = saved["trained"]
             self._groups[key] = [
-                Group(name, tuple(parameters[each] for each in names), None if rows is None else slice(*rows), (*names,))
+                Group(
+                    name, tuple(parameters[each] for each in names), None if rows is None else slice(*rows), (*names,)
+                )
                 for names, rows, name in saved["groups"]
             ]
 

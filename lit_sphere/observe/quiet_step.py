@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -101,7 +100,7 @@ def silence(pl_module: LightningModule) -> None:
         if "_trainer" in vars(module):
             vars(module)["_trainer"] = trainer
     vars(pl_module).update(
-        manual_backward=lambda loss, *_, **__: torch.Tensor.backward(loss),
+        manual_backward=lambda loss, *_, **__: loss.backward(),
         optimizers=lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
         lr_schedulers=lambda: _idle(schedulers),
         toggle_optimizer=nothing,
