@@ -30,6 +30,8 @@ def find_spheres(network: nn.Module, example: Tensor, granularity: Granularity, 
                 f"granularity filter: {undivided[0].name} is scale-invariant only as a whole, no filter by itself; "
                 "take --model.granularity tensor or joint"
             )
+    if granularity != "filter":
+        groups = [group for group in groups if group.rows is None]  # a sphere holds whole tensors
     names = list(dict.fromkeys(name for group in groups for name in group.names))
     trainable = [name for name, p in network.named_parameters() if p.requires_grad]
     others = sorted(set(trainable) - set(names))

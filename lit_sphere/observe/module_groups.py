@@ -111,7 +111,11 @@ def _training_of(pl_module: LightningModule) -> list[Any]:
 
 
 def groups_of(
-    owner: Callback, pl_module: LightningModule, batch: Any = None, granularity: GroupGranularity = "tensor"
+    owner: Callback,
+    pl_module: LightningModule,
+    batch: Any = None,
+    granularity: GroupGranularity = "tensor",
+    rows: bool = False,
 ) -> list[Group] | None:
     """Find the groups of a module, in the modes in which its training runs.
 
@@ -124,6 +128,7 @@ def groups_of(
         pl_module: The module.
         batch: A batch of the training data.
         granularity: As of :func:`~lit_sphere.groups.find_groups`.
+        rows: With granularity ``tensor``, also rows of tensors that as a whole are in no group.
 
     Returns:
         The groups; None where the module does not say what its input looks like and no batch is given:
@@ -139,20 +144,25 @@ def groups_of(
         return named_groups(pl_module, options.groups, name)
     key = granularity if options.network is None else f"{granularity} of {options.network}"
     known = _Found.of(pl_module)
-    groups = known.get(pl_module, key)
-    if groups is not None:
-        return groups
-    try:
-        search = _search(pl_module, options, batch, granularity)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    if search is None:
-        return None
-    if not search.groups:
-        raise NoGroups(f"{name}: {no_groups(pl_module, search)}")
-    _tell_choice(name, search)
-    known.put(pl_module, key, search.groups)
-    return search.groups
+    groups, reason = known.get(pl_module, key), f"{type(pl_module).__name__} has none but rows of tensors"
+    if groups is None:
+        try:
+            search = _search(pl_module, options, batch, granularity)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if search is None:
+            return None
+        if search.groups:
+            _tell_choice(name, search)
+            known.put(pl_module, key, search.groups)
+        else:
+            reason = no_groups(pl_module, search)
+        groups = search.groups
+    if granularity == "tensor" and not rows:
+        groups = [group for group in groups if group.rows is None]
+    if not groups:
+        raise NoGroups(f"{name}: {reason}")
+    return groups
 
 
 def _search(
