@@ -15,6 +15,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from lit_sphere.groups.precision import Precision
 
@@ -111,7 +112,6 @@ class Probe:
         self.leaves: list[nn.Parameter] = []
         self._factors = [1.0] * len(self.names)
         self._copies: dict[int, Any] = {}  # by the identity of what they stand for
-        self._differentiable = False
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -128,6 +128,7 @@ class Probe:
                     device_type=self.device.type if accelerators else "cuda",
                 )
             )
+            stack.enter_context(_without_checkpoints())
             for kind in {"cpu", self.device.type}:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             stack.callback(random.setstate, random.getstate())
@@ -270,8 +271,8 @@ class Probe:
         name = type(self._model).__name__
         who, kind = (name, "samples") if self._real else (f"the forward of {name}", "random inputs")
         try:
-            with warnings.catch_warnings(record=True) as caught, _Exact(self.precision), mode or nullcontext():
-                warnings.simplefilter("always")
+            with warnings.catch_warnings(), _Exact(self.precision), mode or nullcontext():
+                warnings.simplefilter("ignore")
                 result = self._call(*positional, **named)
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
@@ -279,8 +280,6 @@ class Probe:
                 f"{who} fails on {kind} of shape {shapes}, made after the "
                 f"example input: {type(error).__name__}: {reason}"
             ) from error
-        # Reentrant checkpoints pass gradients on where an input has one; in training layers before may see to that.
-        self._differentiable |= any("None of the inputs have requires_grad" in str(each.message) for each in caught)
         outputs = list(_floating(result))
         if not outputs or not all(bool(output.isfinite().all()) for output in outputs):
             what = "a value that is not finite" if outputs else "no floating-point tensor"
@@ -346,16 +345,12 @@ class Probe:
         generator = self._generator(index)
         picks = self._sizes.picks(generator)
 
-        def differentiable(value: Tensor) -> Tensor:
-            # No leaf: these may not be changed in place.
-            return value.requires_grad_().clone() if self._differentiable and value.is_floating_point() else value
-
         def sample(example: Tensor) -> Tensor:
             example = example.detach()
             if self._real:
-                return differentiable(self._copied(self._sizes.cropped(example, picks)))
+                return self._copied(self._sizes.cropped(example, picks))
             value = _random_like(example, self._sizes.of(example), generator)
-            return differentiable(value.to(self.device, self.precision.dtype if value.is_floating_point() else None))
+            return value.to(self.device, self.precision.dtype if value.is_floating_point() else None)
 
         inputs = apply_to_collection((self._positional, self._named), Tensor, sample, allow_frozen=True)
         return inputs  # type: ignore[no-any-return]
@@ -369,6 +364,28 @@ class Probe:
             accelerator = torch.get_device_module(self.device.type)
             with accelerator.device(self.device):
                 accelerator.manual_seed(self._seed + index)
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Let activation checkpoints keep their activations: what they run again in a backward pass is out of our hands."""
+
+    def keep(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    # Named differently from one version of torch to the next.
+    names = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
+    kept = {name: getattr(torch.utils.checkpoint, name) for name in names if hasattr(torch.utils.checkpoint, name)}
+    reentrant = CheckpointFunction.apply
+    CheckpointFunction.apply = lambda run, _, *args: run(*args)
+    for name in kept:
+        setattr(torch.utils.checkpoint, name, keep)
+    try:
+        yield
+    finally:
+        CheckpointFunction.apply = reentrant
+        for name, generator in kept.items():
+            setattr(torch.utils.checkpoint, name, generator)
 
 
 class _Held:
