@@ -1,7 +1,7 @@
 """Which parameters of a model are scale-invariant, and which only together."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lit_sphere.groups.null_space import minimal_groups
 from lit_sphere.groups.probe import Probe
+from lit_sphere.groups.sharded import whole_parameters
 
 GroupGranularity = Literal["tensor", "filter"]
 
@@ -94,6 +95,15 @@ def find_groups(
     if not inputs or not all(isinstance(each, Tensor) and each.numel() for each in inputs):
         got = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in inputs]
         raise ValueError(f"example_input must be a non-empty tensor (N, ...), or a tuple of such; got {got}")
+    with whole_parameters(model) as copies:
+        found = _found(model, inputs, granularity, seed, progress)
+    originals = {copy: p for p, copy in copies.items()}
+    return [replace(each, parameters=tuple(originals.get(p, p) for p in each.parameters)) for each in found]
+
+
+def _found(
+    model: nn.Module, inputs: tuple[Tensor, ...], granularity: GroupGranularity, seed: int, progress: bool | None
+) -> list[Group]:
     probe = Probe(model, inputs, seed)
     bar = tqdm(
         total=_FEW_ROWS + len(probe.names) + _SPARE_ROWS,
