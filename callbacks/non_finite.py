@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lit_sphere.observe.stopping import NonFinite
 from lit_sphere.optim import squared_norms
+from lit_sphere.optim.shards import local_parts
 
 
 class StopOnNonFinite(Callback):
@@ -72,9 +73,11 @@ class StopOnNonFinite(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look before anything is saved, at the outcome of the last step too."""
         self._look(trainer)
-        for name, tensor in checkpoint["state_dict"].items():
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
-                self._stop(trainer, trainer.global_step - 1, f"after the step {name}")
+        tensors = {name: each for name, each in checkpoint["state_dict"].items() if isinstance(each, Tensor)}
+        parts = zip(tensors, local_parts(list(tensors.values())), strict=True)
+        bad = next((name for name, each in parts if each.is_floating_point() and not each.isfinite().all()), None)
+        if not trainer.strategy.reduce_boolean_decision(bad is None):  # weights may be shards, or rank 0's alone
+            self._stop(trainer, trainer.global_step - 1, f"after the step {bad or 'a weight of another process'}")
 
     def _see(self, trainer: Trainer, key: tuple[int, ...], values: Tensor) -> None:
         bad = ~values.isfinite()

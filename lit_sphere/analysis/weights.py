@@ -58,6 +58,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is missing, truncated, no Lightning checkpoint, or holds pickled code.
     """
+    if (Path(path) / ".metadata").is_file():  # as torch.distributed.checkpoint writes
+        raise ValueError(
+            f"{path}: a sharded checkpoint; take one that is whole, of ModelParallelStrategy("
+            "save_distributed_checkpoint=False)"
+        )
     if Path(path).is_dir():
         raise ValueError(f"{path}: is a folder; give the file in it, such as checkpoints/last.ckpt")
     if not Path(path).is_file():

@@ -98,6 +98,8 @@ class SphereSGD(Optimizer):
         unused = ("lr", "weight_decay") if group["elr"] is not None else ("granularity",)
         for key in ("momentum", *unused):
             del group[key]
+        for p in filter(is_distributed, group["params"]):
+            self.state.setdefault(p, {})  # torch's distributed checkpoints want a state of all parameters, or of none
 
     def leave_sphere(self, lr: float | None = None, weight_decay: float = 0.0) -> None:
         """Train the parameters of all spheres by plain SGD in the whole space from now on.
