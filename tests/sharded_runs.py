@@ -1,5 +1,6 @@
 """Two forked gloo processes, and a module that is sharded over them by FSDP2."""
 
+import importlib
 import os
 import socket
 import traceback
@@ -22,6 +23,7 @@ RANKS = 2
 
 def on_two_ranks(work: Callable[[int], None], folder: Path) -> None:
     """Call a function on two forked processes, which Lightning takes for its own; what fails there fails here."""
+    importlib.import_module("torch.distributed.fsdp")  # once, not in each process
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
