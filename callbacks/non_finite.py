@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_sphere.groups.sharded import reshard
 from lit_sphere.observe.stopping import NonFinite
 from lit_sphere.optim import squared_norms
 from lit_sphere.optim.shards import local_parts
@@ -42,6 +43,7 @@ class StopOnNonFinite(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn the parameters' names."""
+        reshard(pl_module)  # as they are when their gradients are checked
         self._name = {p: name for name, p in pl_module.named_parameters()}
         self._first_bad, self._tensors = {}, {}
 

@@ -166,11 +166,43 @@ def test_sums_over_shards_are_those_of_one_process(tmp_path: Path) -> None:
         exact = torch.stack([each.double().square().sum() for each in large])
         torch.testing.assert_close(squared_norms([put(each) for each in large]), exact, rtol=1e-6, atol=0)
         assert joint_norm([put(each) for each in large]).item() == pytest.approx(exact.sum().sqrt().item(), rel=1e-6)
+        assert_one_collective_a_step(put)
         sgd = SwitchableOptions([SGD([nn.Parameter(put(large[1]))], lr=0.1)])
         with pytest.raises(ValueError, match="no checkpoint of a sharded run restores; take SphereSGD"):
             sgd.check({"sphere": True}, on_sphere=False)
 
     on_two_ranks(work, tmp_path)
+
+
+def assert_one_collective_a_step(put: Callable[[Tensor], Tensor]) -> None:
+    """However many tensors there are; AdaGradG needs the norms of gradients, and of what they lead to."""
+    counted: list[Any] = []
+    all_reduce = dist.all_reduce
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        counted.append(args)
+        return all_reduce(*args, **kwargs)
+
+    params = [nn.Parameter(put(torch.randn(5, 4))) for _ in range(7)]
+    for p in params:
+        p.grad = put(torch.randn(5, 4))
+    groups = [Group(str(number), (p,)) for number, p in enumerate(params)]
+    with pytest.MonkeyPatch.context() as patch:
+        for make, most in ((partial(SphereSGD, elr=0.1), 1), (partial(AdaGradG, lr=0.1, granularity="tensor"), 2)):
+            optimizer: Any = make(params)
+            patch.setattr(dist, "all_reduce", counting)
+            optimizer.step()
+            assert len(counted) == most
+            counted.clear()
+            patch.undo()
+        keeper, sgd, adamw = NormKeeper([[p] for p in params]), SGD(params, lr=0.1), AdamW(params, lr=0.1)
+        adamw.step()
+        for act in (keeper.rescale, *(EffectiveQuantities(groups, each).measure for each in (sgd, adamw))):
+            patch.setattr(dist, "all_reduce", counting)
+            act()
+            assert len(counted) == 1
+            counted.clear()
+            patch.undo()
 
 
 @pytest.mark.slow
@@ -451,6 +483,26 @@ class SpoilAShard(Callback):
         if trainer.global_rank:
             pl_module.model[1].weight.detach().to_local()[-1, 0] = math.nan
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "spoilt.ckpt")
+
+
+class BlowsUp(Sharded):
+    """In its third step, on one rank."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        bad = batch_idx == 2 and self.trainer.is_global_zero
+        return super().training_step(batch, batch_idx) * (math.nan if bad else 1.0)
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        trainer = trainer_of([StopOnNonFinite()], tmp_path, Memory(), 2, num_sanity_val_steps=1)
+        with pytest.raises(
+            NonFinite, match=r"step 2: the gradient of model\.1\.weight, the gradient of model\.1\.bias"
+        ):
+            trainer.fit(BlowsUp(), ForeignData())
+
+    on_two_ranks(work, tmp_path)
 
 
 @pytest.mark.slow

@@ -32,9 +32,7 @@ def whole_parameters(model: nn.Module) -> Iterator[dict[nn.Parameter, nn.Paramet
     Yields:
         The plain copy of each sharded parameter.
     """
-    fully_sharded = _fully_sharded(model)
-    for module in fully_sharded:
-        module.reshard()  # after a forward without backward the root may hold gathered parameters
+    reshard(model)
     modules = list(model.modules())
     if not any(is_distributed(tensor) for module in modules for tensor in _tensors(module).values()):
         yield {}
@@ -44,10 +42,22 @@ def whole_parameters(model: nn.Module) -> Iterator[dict[nn.Parameter, nn.Paramet
         for module in modules:
             _replace_tensors(module, copies, stack)
             _take_hooks_off(module, stack)
-        for module in fully_sharded:
+        for module in _fully_sharded(model):
             _take_class_off(module, stack)
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # instead of once more for these parameters
         yield {p: copy for p, copy in copies.items() if isinstance(p, nn.Parameter) and isinstance(copy, nn.Parameter)}
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of parameters that FSDP2 has gathered: those of a model are then those that its optimizer holds.
+
+    After a forward without a backward, as of a validation, the root holds gathered ones.
+
+    Args:
+        model: Any module, between two steps.
+    """
+    for module in _fully_sharded(model):
+        module.reshard()
 
 
 def _fully_sharded(model: nn.Module) -> list[Any]:

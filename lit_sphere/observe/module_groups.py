@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_sphere.groups import Group, GroupGranularity, find_groups
+from lit_sphere.groups.sharded import reshard
 
 # The search takes seconds on a large network, and several callbacks need the same.
 _found: WeakKeyDictionary[LightningModule, dict[str, list[Group]]] = WeakKeyDictionary()
@@ -31,6 +32,7 @@ def groups_of(
     Raises:
         ValueError: If the input is not known, or no group is found; the callback is named.
     """
+    reshard(pl_module)
     found = _found.setdefault(pl_module, {})
     trainable = [p for p in pl_module.parameters() if p.requires_grad]
     if granularity in found and {p for g in found[granularity] for p in g.parameters} <= set(trainable):

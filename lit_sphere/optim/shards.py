@@ -42,7 +42,9 @@ def whole(tensor: Tensor) -> Tensor:
     """
     if not is_distributed(tensor):
         return tensor
-    distributed: Any = tensor.detach().to(tensor.device_mesh.device_type)  # type: ignore[attr-defined]  # offloaded
+    distributed: Any = tensor.detach()
+    if distributed.device.type != distributed.device_mesh.device_type:  # offloaded
+        distributed = distributed.to(distributed.device_mesh.device_type)
     gathered: Tensor = distributed.full_tensor()
     return gathered.clone() if all(p.is_replicate() for p in distributed.placements) else gathered
 
@@ -91,7 +93,8 @@ class ShardSums:
         for number, (group, inside) in enumerate(self._steps):
             mask = None if inside is None else self._mask(number, inside, values.device)
             part = values if mask is None else torch.where(mask, values, 0)
-            total = part.to(self._device, copy=True)  # parameters may be offloaded, and processes not talk there
+            # Parameters may be offloaded to a CPU, where the processes do not talk.
+            total = part.clone() if part.device.type == self._device else part.to(self._device)
             dist.all_reduce(total, group=group)
             total = total.to(values.device)
             values = total if mask is None else torch.where(mask, total, values)
