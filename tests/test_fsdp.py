@@ -343,9 +343,10 @@ REFUSED = ["comparison"]
 
 @pytest.mark.slow
 def test_every_callback_in_a_sharded_run(tmp_path: Path) -> None:
-    """What a rank draws and prints included; what cannot run says so before the first step."""
+    """Monitors leave it bit-identical; what cannot run says so before the first step."""
 
     def work(rank: int) -> None:
+        torch.save(run(Sharded(), [], tmp_path / "bare", 2), tmp_path / f"bare-{rank}.pt")
         for name in ENTRIES:
             callback, folder = REGISTRY[name].make(tmp_path / name), tmp_path / name
             if name in REFUSED:
@@ -362,6 +363,8 @@ def test_every_callback_in_a_sharded_run(tmp_path: Path) -> None:
             continue
         first, second = (torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
         assert_ranks_agree(first, second)
+        if REGISTRY[name].is_monitor:
+            assert_equal(first["weights"], torch.load(tmp_path / "bare-0.pt", weights_only=True)["weights"])
         assert_same_run(run(Sharded(), [REGISTRY[name].make(tmp_path / "one")], tmp_path / "one" / name, 1), first)
         for picture in REGISTRY[name].pictures:
             assert (tmp_path / name / picture).is_file()

@@ -26,6 +26,8 @@ def local_parts(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None)
     Returns:
         The local part of each DTensor, detached; other tensors as they are.
     """
+    if not any(map(is_distributed, tensors)):
+        return list(tensors)
     if like is not None:
         tensors = [_as(t, other) for t, other in zip(tensors, like, strict=True)]
     return [t.to_local() if is_distributed(t) else t for t in tensors]  # type: ignore[attr-defined]
