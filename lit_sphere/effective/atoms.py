@@ -74,16 +74,16 @@ class Atoms:
         return self._sums is not None
 
     def _places_of_parts(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Numbers of the atoms that this process holds parts of: one for each of its rows, or of its blocks."""
-        local = self.local
+        """Numbers of the atoms that this process holds parts of: of each of its rows or tensors, and of blocks."""
+        local, rows, start = self.local, list[int](), 0
         if not self.by_row:
-            return tuple(torch.tensor(each, device=device) for each in (range(len(local)), block_owners(local)))  # type: ignore[return-value]
-        places, start = list[int](), 0
+            return torch.arange(len(local), device=device), torch.tensor(block_owners(local), device=device)
         for p, part, count in zip(self.params, local, self._counts, strict=True):
             first = start + first_row(p)
-            places += range(first, first + (len(part) if part.ndim else 1))
+            rows += range(first, first + (len(part) if part.ndim else 1))
             start += count
-        return (numbers := torch.tensor(places, dtype=torch.long, device=device)), numbers
+        places = torch.tensor(rows, dtype=torch.long, device=device)
+        return places, places
 
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
         """Give the norms of the atoms (of blocks of them, if they are whole tensors) of one or more lists.
