@@ -60,9 +60,11 @@ class Sharded(ForeignLayerNorm):
         self.double()
         if self.device_mesh is None or hasattr(next(self.parameters()), "placements"):
             return
+        self.shard(self.device_mesh["data_parallel"])
+
+    def shard(self, mesh: Any) -> None:
         from torch.distributed.fsdp import fully_shard
 
-        mesh = self.device_mesh["data_parallel"]
         for layer in self.model.children():
             if isinstance(layer, nn.Linear):
                 fully_shard(layer, mesh=mesh)

@@ -370,6 +370,60 @@ def test_every_callback_in_a_sharded_run(tmp_path: Path) -> None:
             assert (tmp_path / name / picture).is_file()
 
 
+class Gathered(Sharded):
+    """All in one group, whose parameters stay gathered after a forward."""
+
+    def shard(self, mesh: Any) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self, mesh=mesh, reshard_after_forward=False)
+
+
+class Rounded(Sharded):
+    """Computes in bfloat16; sharded parameters, and what is measured of them, are not rounded."""
+
+    def shard(self, mesh: Any) -> None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float64)
+        layers = list(self.model.children())
+        fully_shard([layers[1], layers[4]], mesh=mesh, mp_policy=half)
+        fully_shard(self, mesh=mesh, mp_policy=half)
+
+
+@pytest.mark.slow
+def test_other_ways_to_shard(tmp_path: Path) -> None:
+    accumulated = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
+    ways: dict[type[Sharded], dict[str, Any]] = {
+        Gathered: {"num_sanity_val_steps": 1},
+        Sharded: accumulated,
+        Rounded: {},
+    }
+
+    def work(kind: type[Sharded], ranks: int) -> dict[str, Any]:
+        callbacks = [REGISTRY[name].make(tmp_path) for name in ("elr", "sharpness", "similarity", "norm")]
+        return run(kind(), callbacks, tmp_path / str(ranks) / kind.__name__, ranks, **ways[kind])
+
+    def save(rank: int) -> None:
+        for kind in ways:
+            torch.save(work(kind, 2), tmp_path / f"{kind.__name__}-{rank}.pt")
+
+    on_two_ranks(save, tmp_path)
+    for kind in ways:
+        first, second = (torch.load(tmp_path / f"{kind.__name__}-{rank}.pt", weights_only=True) for rank in (0, 1))
+        assert_ranks_agree(first, second)
+        one = work(kind, 1)
+        if kind is not Rounded:
+            assert_same_run(one, first)
+            continue
+        assert one["logged"].keys() == first["logged"].keys()
+        for key in one["logged"]:
+            if key[1].split("/")[0] in ("norm", "elr", "similarity", "switch"):
+                assert first["logged"][key] == pytest.approx(one["logged"][key], rel=0.02), key
+        fixed = {value for (step, key), value in first["logged"].items() if key == "norm/total" and step >= 4}
+        assert max(fixed) == pytest.approx(min(fixed), rel=1e-9)
+
+
 class Killed(Exception):
     """The process ends here."""
 
