@@ -31,7 +31,8 @@ class CheckpointSimilarity(StoppablePasses):
 
     ``similarity.csv`` and, at the end, ``similarity.png`` lie in the run's folder: a matrix of all pairs that were
     kept at the same time, and the errors of ensembles and members. Cost: two passes over the validation set for
-    each snapshot; ``keep`` copies of the weights in memory on the CPU, and as many in the run's checkpoints.
+    each snapshot; ``keep`` copies of the weights in memory on the CPU, and as many in the run's checkpoints. Under
+    FSDP2 the whole module is gathered on each device for it.
 
     Args:
         every_n_epochs: Epochs between two snapshots.

@@ -24,9 +24,9 @@ class FixedNorm(Control):
     After each optimizer step the parameters are rescaled to the norm that they had when fixing began, or to
     ``norm``: the network's function stays the same, its effective learning rate no longer drifts with the norm
     (PB: without a changing norm, training with weight decay has no periods). Works with any optimizer, under
-    automatic and manual optimisation, with gradient accumulation and under DDP. Momentum buffers and second moments
-    stay as the optimizer left them. ``EffectiveLearningRateMonitor`` shows ``norm/…`` flat; ``RegimeMonitor`` begins
-    anew where fixing begins.
+    automatic and manual optimisation, with gradient accumulation, under DDP and FSDP2 (``fully_shard``). Momentum
+    buffers and second moments stay as the optimizer left them. ``EffectiveLearningRateMonitor`` shows ``norm/…``
+    flat; ``RegimeMonitor`` begins anew where fixing begins.
 
     | key | quantity |
     |---|---|

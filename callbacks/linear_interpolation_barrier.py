@@ -47,7 +47,7 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
     ``barrier-….csv`` and ``.png`` of each path lie in the run's folder, and :attr:`results` holds the curves. Cost:
     ``points`` forward passes over both sets for each path (twice over the train set with ``reestimated``), one
     or two copies of the weights in memory on the CPU, and one in the run's checkpoints (with ``switches``, one
-    for each since the last epoch).
+    for each since the last epoch). Under FSDP2 the whole module is gathered on each device for a path.
 
     Args:
         between: ``snapshots``: consecutive ones, ``every_n_epochs`` apart; ``checkpoint``: from ``start`` to the

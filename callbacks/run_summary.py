@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import draw_curves, in_short, read_metrics
+
+_Line = tuple[str, float | None, str, str]
 
 
 class RunSummary(RegimeWatch):
@@ -63,7 +66,8 @@ class RunSummary(RegimeWatch):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table, then draw the figure."""
         folder = trainer.log_dir  # a collective: all ranks must call this
-        self._print(trainer, pl_module, self.folder or folder)
+        sphere = _sphere_lines(trainer)  # of sharded parameters a collective, too
+        self._print(trainer, pl_module, self.folder or folder, sphere)
         self._draw(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -101,7 +105,9 @@ class RunSummary(RegimeWatch):
         return self.title or type(pl_module).__name__ + (f" on {type(data).__name__}" if data else "")
 
     @rank_zero_only
-    def _print(self, trainer: Trainer, pl_module: LightningModule, folder: str | Path | None) -> None:
+    def _print(
+        self, trainer: Trainer, pl_module: LightningModule, folder: str | Path | None, sphere: Sequence[_Line]
+    ) -> None:
         seconds = time.perf_counter() - self._started
         steps = trainer.global_step - self._first_step
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -117,7 +123,7 @@ class RunSummary(RegimeWatch):
                 "mean of ρ‖∇‖ over the last epoch",
             ),
             ("ELR", metrics.get("elr/total"), "{:.4g}", "effective learning rate"),
-            *_sphere_lines(trainer),
+            *sphere,
         ]
         watch = regime_watch_of(trainer) or self
         regime = watch.verdict
@@ -143,7 +149,7 @@ class RunSummary(RegimeWatch):
         return super().state_dict() if self._judges else {}
 
 
-def _sphere_lines(trainer: Trainer) -> list[tuple[str, float | None, str, str]]:
+def _sphere_lines(trainer: Trainer) -> list[_Line]:
     """Radius of the joint sphere, or of several together, and how far the points are from them."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups if "radius" in group]
     if not groups:

@@ -55,6 +55,7 @@ class SharpnessMonitor(Callback):
 
     Other callbacks find these in ``trainer.callback_metrics``. ``sharpness.png`` is drawn into the folder of the first
     logger, and sent to W&B, when training ends. Under DDP a mini-batch is the global one, batch statistics each rank's.
+    Under FSDP2 a pass gathers the whole module on each device.
 
     The passes need batches of (inputs, labels), and call the module itself and its ``criterion(logits, labels)``,
     cross-entropy where it has none.

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lit_sphere.callbacks import EffectiveLearningRateMonitor, FixedNorm
+from lit_sphere.groups import search_groups
 from lit_sphere.observe import module_groups
 from lit_sphere.observe.module_groups import groups_of
 
@@ -119,8 +120,12 @@ def together(samples: list[Any]) -> Sample:
 def batches(kind: type[NoForward]) -> DataLoader[Any]:
     if kind is DataclassBatch:
         return DataLoader(cast(Any, SAMPLES), 8, collate_fn=together)
-    change = {DictBatch: lambda x, y: {"x": x, "y": y}, Views: lambda x, y: ([x, x + 0.1], y)}.get(kind, lambda *s: s)
-    return DataLoader(cast(Any, [change(*sample) for sample in SAMPLES]), 8)
+    samples: list[Any] = list(SAMPLES)
+    if kind is DictBatch:
+        samples = [{"x": x, "y": y} for x, y in SAMPLES]
+    elif kind is Views:
+        samples = [([x, x + 0.1], y) for x, y in SAMPLES]
+    return DataLoader(cast(Any, samples), 8)
 
 
 def train(kind: type[NoForward], folder: Path, *callbacks: Any) -> NoForward:
@@ -194,8 +199,12 @@ def test_a_resumed_run_does_not_search_again(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(NoForward, "loss", lambda self, x, y: F.cross_entropy(self.head(self.net(x)), y))
     fit(DictBatch(), 1).save_checkpoint(tmp_path / "one.ckpt")
     searches: list[Any] = []
-    search = module_groups.search_groups
-    monkeypatch.setattr(module_groups, "search_groups", lambda *a, **k: searches.append(a) or search(*a, **k))
+
+    def search(*args: Any, **options: Any) -> Any:
+        searches.append(args)
+        return search_groups(*args, **options)
+
+    monkeypatch.setattr(module_groups, "search_groups", search)
     assert fit(DictBatch(), 2, str(tmp_path / "one.ckpt")).callback_metrics["elr/total"] > 0
     assert not searches
     frozen = DictBatch()

@@ -13,6 +13,7 @@ from lit_sphere.effective.equilibrium import EquilibriumRule, equilibrium_rule
 from lit_sphere.effective.sources import Undone, source_of, step_taken, undo
 from lit_sphere.effective.step_options import OptionsOfAtoms, StepOptions, has_filter_spheres
 from lit_sphere.groups import Group
+from lit_sphere.optim.shards import local_parts
 from lit_sphere.theory import elr_from_products
 
 QUANTITIES = ("norm", "effective_grad_norm", "elr", "ess", "angle", "radial", "step_length")
@@ -44,6 +45,9 @@ class EffectiveQuantities:
 
     One learning rate for all, without momentum, makes the totals those of TR eqs. (3) and (4); 1/η̃ = Σ 1/η̃_i holds
     with momentum, too.
+
+    Parameters may be sharded by FSDP2 (``fully_shard``): each process sums over its own parts, and one collective a
+    step adds that up. All processes must measure the same steps then.
 
     Args:
         groups: Groups as :func:`~lit_sphere.groups.find_groups` gives them, disjoint, at least one.
@@ -116,8 +120,8 @@ class EffectiveQuantities:
         if self.source != "weights":
             return
         if self._weights is None:
-            self._weights = [torch.empty_like(p) for p in self._atoms.params]
-        torch._foreach_copy_(self._weights, self._atoms.params)
+            self._weights = [torch.empty_like(p) for p in self._atoms.local]
+        torch._foreach_copy_(self._weights, self._atoms.local)
 
     @torch.no_grad()
     def observe(self) -> Tensor:
@@ -133,18 +137,19 @@ class EffectiveQuantities:
             RuntimeError: If weights are to be compared, and :meth:`keep_weights` was not called.
         """
         if self._blocks:
-            norms = self._atoms.norms([*self._atoms.params, *self._gradients()])
+            norms = self._atoms.norms([*self._atoms.local, *self._gradients()])
             return torch.cat([norms, self._split_products()]) if self._is_split() else norms
         if self._grads is None:
             self.keep_gradients()
         grads, self._grads = self._grads, None
         assert grads is not None
         if self.source == "state":
-            return torch.cat([*self._state_sums(), grads])
+            return torch.cat(self._state_sums(grads))
         if self._weights is None:
             raise RuntimeError("the weights before the step were not kept")
-        x, step = self._weights, torch._foreach_sub(self._atoms.params, self._weights)
-        return torch.cat([self._products(x, x), self._products(x, step), self._products(step, step), grads])
+        x, step = self._weights, torch._foreach_sub(self._atoms.local, self._weights)
+        products = [self._products(x, x), self._products(x, step), self._products(step, step), grads]
+        return torch.cat(self._atoms.added_up(*products))
 
     def _is_split(self) -> bool:
         return bool(self._options.may_be_split) and self._options.now().split
@@ -152,32 +157,38 @@ class EffectiveQuantities:
     def _split_products(self) -> Tensor:
         """⟨x, ∇⟩ where only their sums vanish, ∇ as it is stepped against."""
         of = self._options
-        params, grads = ([each[n] for n in of.may_be_split] for each in (self._atoms.params, self._gradients()))
-        options = [self._optimizer.param_groups[of.group_of[n]] for n in of.may_be_split]
+        numbers = range(len(self._atoms.params)) if self._atoms.sharded else of.may_be_split
+        params, grads = ([each[n] for n in numbers] for each in (self._atoms.local, self._gradients()))
+        options = [self._optimizer.param_groups[of.group_of[n]] for n in numbers]
         signed = [-g if group.get("maximize") else g for g, group in zip(grads, options, strict=True)]
-        return self._products(params, signed)
+        (products,) = self._atoms.added_up(self._products(params, signed))
+        return products[self._split_at] if self._atoms.sharded else products
 
-    def _state_sums(self) -> list[Tensor]:
-        """⟨x, x⟩, ⟨x, Δ⟩, ⟨Δ, Δ⟩, ⟨b, b⟩ and d of the step x′ = (1 − ηλ)x + Δ that was just taken, by atom."""
-        params = self._atoms.params
+    def _state_sums(self, grads: Tensor) -> list[Tensor]:
+        """⟨x, x⟩, ⟨x, Δ⟩, ⟨Δ, Δ⟩, ⟨b, b⟩, d of the step x′ = (1 − ηλ)x + Δ that was just taken, and ‖∇‖², by atom."""
+        params, local = self._atoms.params, self._atoms.local
         undone: list[Undone] = [None] * len(params)  # type: ignore[list-item]
         for i in self._options.used:
             mine = [n for n, at in enumerate(self._options.group_of) if at == i]
             step = step_taken(self._optimizer, self._optimizer.param_groups[i], [params[n] for n in mine])
-            for n, one in zip(mine, undo(step, [params[n] for n in mine]), strict=True):
+            for n, one in zip(mine, undo(step, [local[n] for n in mine]), strict=True):
                 undone[n] = one
         x, delta, divisors, moved = zip(*undone, strict=True)
         sizes = self._atoms.sizes
         if not all(moved):
             sizes = sizes * self._atoms.per_atom([float(one) for one in moved], False)
-        squares = sizes if divisors[0] is None else self._products(divisors, divisors)
-        return [self._products(x, x), self._products(x, delta), self._products(delta, delta), squares, sizes]
+        products = [self._products(x, x), self._products(x, delta), self._products(delta, delta), grads]
+        if divisors[0] is not None:
+            products.append(self._products(divisors, divisors))
+        x2, xd, d2, g2, *squares = self._atoms.added_up(*products)
+        return [x2, xd, d2, squares[0] if squares else sizes, sizes, g2]
 
     def _products(self, these: Sequence[Tensor], those: Sequence[Tensor]) -> Tensor:
         return self._atoms.products(these, those)
 
     def _gradients(self) -> list[Tensor]:
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self._atoms.params]
+        params = self._atoms.params
+        return local_parts([torch.zeros_like(p) if p.grad is None else p.grad for p in params], params)
 
     @torch.no_grad()
     def evaluate(self, observed: Tensor, options: StepOptions | None) -> Tensor:

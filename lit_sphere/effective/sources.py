@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from lit_sphere.optim import SphereSGD
+from lit_sphere.optim.shards import local_parts
 
 Source = Literal["gradients", "state", "weights"]
 
@@ -66,7 +67,7 @@ def step_taken(optimizer: Optimizer, group: dict[str, Any], params: Sequence[Ten
         params: Parameters of that group.
 
     Returns:
-        The step.
+        The step; of sharded parameters the parts that this process holds.
     """
     stepped = [p.grad is not None for p in params]
     mine = [p for p, moved in zip(params, stepped, strict=True) if moved]
@@ -74,7 +75,8 @@ def step_taken(optimizer: Optimizer, group: dict[str, Any], params: Sequence[Ten
 
     def all_of(found: Sequence[Tensor]) -> list[Tensor]:
         each = iter(found)
-        return [next(each) if moved else torch.zeros_like(p) for p, moved in zip(params, stepped, strict=True)]
+        pairs = zip(local_parts(params), stepped, strict=True)
+        return [next(each) if moved else torch.zeros_like(p) for p, moved in pairs]
 
     return Step(*rate_of(group), all_of(directions), None if divisors is None else all_of(divisors), stepped)
 
@@ -126,12 +128,12 @@ def _sgd(
 ) -> tuple[list[Tensor], None]:
     if not params:
         return [], None
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = local_parts([p.grad for p in params if p.grad is not None], params)
     if group["maximize"]:
         grads = list(torch._foreach_neg(grads))
     if not group["momentum"]:
         return grads, None
-    buffers = [state["momentum_buffer"] for state in states]
+    buffers = local_parts([state["momentum_buffer"] for state in states], params)
     if not group["nesterov"]:
         return buffers, None
     return list(torch._foreach_add(grads, buffers, alpha=group["momentum"])), None
@@ -145,9 +147,9 @@ def _adam(
     steps = torch.stack([state["step"] for state in states]).double()
     beta1, beta2 = map(float, group["betas"])
     first, second = 1 - beta1**steps, (1 - beta2**steps).sqrt()  # bias corrections
-    squares = [state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"] for state in states]
+    squares = local_parts([state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"] for state in states], params)
     divisor = list(torch._foreach_sqrt(squares))
-    averages = [state["exp_avg"] for state in states]
+    averages = local_parts([state["exp_avg"] for state in states], params)
     if steps.device.type == "cpu":  # as it is but for fused and capturable steps
         torch._foreach_div_(divisor, second.tolist())
         averages = list(torch._foreach_div(averages, first.tolist()))

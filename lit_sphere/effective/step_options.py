@@ -11,6 +11,7 @@ from lit_sphere.effective.atoms import Atoms
 from lit_sphere.effective.sources import rate_of
 from lit_sphere.groups import Group
 from lit_sphere.optim.granularity import sphere_granularity
+from lit_sphere.optim.shards import whole
 
 
 class StepOptions(NamedTuple):
@@ -88,7 +89,7 @@ class OptionsOfAtoms:
         for p, i in zip(self._atoms.params, self.group_of, strict=True):
             eta, _, granularity = options[i]
             own = granularity == "filter"
-            rates.append(eta * self._optimizer.state[p]["radius"].double().square() if own else eta)
+            rates.append(eta * whole(self._optimizer.state[p]["radius"]).double().square() if own else eta)
         shrinks = [options[i][1] for i in self.group_of]
         etas, shrunk = (self._in_groups(self._atoms.per_atom(values, self._blocks)) for values in (rates, shrinks))
         return StepOptions(

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_sphere.groups import Group, GroupGranularity, GroupSearch, no_groups, search_groups
+from lit_sphere.groups.sharded import reshard
 from lit_sphere.observe.quiet_step import silence, step_losses
 
 GroupNames = Sequence[str | Sequence[str]]
@@ -82,26 +83,34 @@ class _Found:
         return {
             key: {
                 "trained": self._trained[key],
-                "groups": [
-                    [list(g.names), None if g.rows is None else [g.rows.start, g.rows.stop], g.name] for g in groups
-                ],
+                "groups": _names(groups),
             }
             for key, groups in self._groups.items()
             if self.get(pl_module, key) is not None
         }
 
     def load(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
-        parameters = dict(pl_module.named_parameters())
         for key, saved in state.items():
-            if saved["trained"] != _training_of(pl_module):
-                continue
-            self._trained[key] = saved["trained"]
-            self._groups[key] = [
-                Group(
-                    name, tuple(parameters[each] for each in names), None if rows is None else slice(*rows), (*names,)
-                )
-                for names, rows, name in saved["groups"]
-            ]
+            if saved["trained"] == _training_of(pl_module):
+                self.put(pl_module, key, _groups(pl_module, saved["groups"]))
+
+
+def _names(groups: Sequence[Group]) -> list[Any]:
+    """Groups as plain values."""
+    return [[list(g.names), None if g.rows is None else [g.rows.start, g.rows.stop], g.name] for g in groups]
+
+
+def _groups(pl_module: LightningModule, names: Sequence[Any]) -> list[Group]:
+    parameters = dict(pl_module.named_parameters())
+    return [
+        Group(name, tuple(parameters[each] for each in members), rows and slice(*rows), tuple(members))
+        for members, rows, name in names
+    ]
+
+
+def _of_first_rank(pl_module: LightningModule, value: Any) -> Any:
+    trainer = pl_module._trainer
+    return value if trainer is None or trainer.world_size == 1 else trainer.strategy.broadcast(value)
 
 
 def _training_of(pl_module: LightningModule) -> list[Any]:
@@ -138,6 +147,7 @@ def groups_of(
         NoGroups: If there is none.
         ValueError: If the module cannot be run; the callback is named.
     """
+    reshard(pl_module)  # its parameters are those of the optimizer then
     options = getattr(owner, "group_options", GroupOptions())
     name = type(owner).__name__
     if options.groups is not None:
@@ -146,18 +156,26 @@ def groups_of(
     known = _Found.of(pl_module)
     groups, reason = known.get(pl_module, key), f"{type(pl_module).__name__} has none but rows of tensors"
     if groups is None:
+        failure: str | None = None
+        search = None
         try:
             search = _search(pl_module, options, batch, granularity)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        if search is None:
-            return None
-        if search.groups:
-            _tell_choice(name, search)
-            known.put(pl_module, key, search.groups)
-        else:
+            failure = str(error)
+        if search is not None and not search.groups:
             reason = no_groups(pl_module, search)
-        groups = search.groups
+        # Processes add tensors up group by group: they must have the same.
+        names = None if search is None else _names(search.groups)
+        failure, names, reason = _of_first_rank(pl_module, (failure, names, reason))
+        if failure is not None:
+            raise ValueError(f"{name}: {failure}")
+        if names is None:
+            return None
+        groups = _groups(pl_module, names)
+        if groups:
+            known.put(pl_module, key, groups)
+        if search is not None:
+            _tell_choice(name, search)
     if granularity == "tensor" and not rows:
         groups = [group for group in groups if group.rows is None]
     if not groups:

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from lit_sphere.optim.granularity import granularity_of, rename_options
-from lit_sphere.optim.norms import joint_norm
+from lit_sphere.optim.norms import joint_norm, row_norms
+from lit_sphere.optim.shards import distribute_rows, is_distributed, local_parts
 
 SphereGranularity = Literal["joint", "filter"]
 
@@ -97,6 +98,8 @@ class SphereSGD(Optimizer):
         unused = ("lr", "weight_decay") if group["elr"] is not None else ("granularity",)
         for key in ("momentum", *unused):
             del group[key]
+        for p in filter(is_distributed, group["params"]):
+            self.state.setdefault(p, {})  # torch's distributed checkpoints want a state of all parameters, or of none
 
     def leave_sphere(self, lr: float | None = None, weight_decay: float = 0.0) -> None:
         """Train the parameters of all spheres by plain SGD in the whole space from now on.
@@ -155,7 +158,7 @@ class SphereSGD(Optimizer):
             group["radius"] = joint_norm(params).item()
             radii = [torch.tensor(group["radius"])]
         else:
-            radii = _row_norms(params)
+            radii = [distribute_rows(rows, p) for rows, p in zip(_row_norms(params), params, strict=True)]
             for p, radius in zip(group["params"], radii, strict=True):
                 self.state[p]["radius"] = radius
         if not all(bool(r.isfinite().all()) for r in radii):
@@ -222,8 +225,8 @@ class SphereSGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in params]
+            held = [p for p in group["params"] if p.grad is not None]
+            params, grads = local_parts(held), local_parts([p.grad for p in held], held)
             if not params:
                 continue
             if group["elr"] is None:
@@ -235,12 +238,12 @@ class SphereSGD(Optimizer):
             elif group["granularity"] == "joint":
                 torch._foreach_add_(params, grads, alpha=-group["elr"] * group["radius"] ** 2)
                 scale = group["radius"] / joint_norm(group["params"])
-                torch._foreach_mul_(group["params"], scale.to(params[0].dtype))
+                torch._foreach_mul_(local_parts(group["params"]), scale.to(params[0].dtype))
             else:
-                radii = [self.state[p]["radius"] for p in params]
+                radii = local_parts([self.state[p]["radius"] for p in held])
                 steps = torch._foreach_mul(grads, torch._foreach_mul(radii, radii))
                 torch._foreach_add_(params, steps, alpha=-group["elr"])
-                torch._foreach_mul_(params, torch._foreach_div(radii, _row_norms(params)))
+                torch._foreach_mul_(params, torch._foreach_div(radii, _row_norms(held)))
         return loss
 
 
@@ -249,8 +252,13 @@ def _format(granularities: list[str | None]) -> str:
 
 
 def _row_norms(params: list[Tensor]) -> list[Tensor]:
-    """Norm of each row along the first dimension, shaped (rows, 1, …) to multiply the tensor with."""
-    return [torch.linalg.vector_norm(p, dim=tuple(range(1, p.ndim)), keepdim=True) for p in params]
+    """Norm of each row along the first dimension, shaped (rows, 1, …) to multiply the tensor (its local part) with."""
+    return [
+        row_norms(local_parts([p])[0], p)
+        if is_distributed(p)
+        else torch.linalg.vector_norm(p, dim=tuple(range(1, p.ndim)), keepdim=True)
+        for p in params
+    ]
 
 
 def _check_names(group: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lit_sphere.groups import Group, GroupGranularity
 from lit_sphere.observe.dynamics import controls_of
 from lit_sphere.observe.module_groups import groups_of_one_optimizer
+from lit_sphere.optim.shards import is_distributed
 from lit_sphere.rivals.network_copy import needs_closure
 
 _TAKEN = ("run", "start")
@@ -60,6 +61,8 @@ def check_run(owner: Any, trainer: Trainer, pl_module: LightningModule) -> None:
     name = type(owner).__name__
     if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
         raise ValueError(f"{name}: {type(trainer.strategy).__name__} shards the parameters; use the strategy ddp")
+    if any(is_distributed(p) for each in trainer.optimizers for group in each.param_groups for p in group["params"]):
+        raise ValueError(f"{name}: fully_shard shards the parameters, and rivals need them whole; use the strategy ddp")
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise ValueError(f"{name}: rivals have no gradient scaler; use the precision bf16-mixed or 32-true")
     for other in controls_of(trainer, "norm"):
