@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_sphere.groups import Group
+from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.dynamics import Control, dynamics_change
 from lit_sphere.observe.module_groups import groups_of
 from lit_sphere.optim import NormKeeper, SphereSGD
@@ -103,7 +104,7 @@ class FixedNorm(Control):
                 "FixedNorm: SphereSGD keeps the norm already; remove FixedNorm, or train in the whole space (elr null, "
                 "torch.optim.SGD)"
             )
-        if isinstance(trainer.strategy, FSDPStrategy):
+        if is_a(trainer.strategy, FSDPStrategy):
             raise ValueError("FixedNorm: FSDP1 would have each shard rescaled by itself; use --trainer.strategy ddp")
         others = [each for each in trainer.callbacks if isinstance(each, FixedNorm) and each is not self]  # type: ignore[attr-defined]
         if others:

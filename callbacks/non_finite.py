@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.groups.sharded import reshard
+from lit_sphere.observe.both_lightnings import is_a
+from lit_sphere.observe.dynamics import callbacks_of
 from lit_sphere.observe.stopping import NonFinite
 from lit_sphere.optim import squared_norms
 from lit_sphere.optim.shards import local_parts
@@ -108,7 +110,7 @@ class StopOnNonFinite(Callback):
         self._stop(trainer, step, ", ".join(names[:2]) + more)
 
     def _stop(self, trainer: Trainer, step: int, what: str) -> NoReturn:
-        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        kept = [each for each in callbacks_of(trainer) if is_a(each, ModelCheckpoint)]
         paths = [c.last_model_path or c.best_model_path for c in kept]
         # ModelCheckpoint takes the name down before it saves.
         saved = next((path for path in paths if path and Path(path).exists()), "none yet")

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
 from lit_sphere.optim import SphereSGD, joint_norm
@@ -84,7 +85,7 @@ class RunSummary(RegimeWatch):
 
     @rank_zero_only
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+        loggers = [logger for logger in trainer.loggers if is_a(logger, CSVLogger)]
         if not loggers:
             rank_zero_warn("RunSummary draws no curves: there is no CSVLogger")
             return

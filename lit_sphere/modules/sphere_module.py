@@ -320,6 +320,8 @@ class SphereModule(LightningModule):
         check_sphere_kept(self.trainer.optimizers[0])
         for key, (old, new) in self._changed.items():
             groups = [group for group in optimizer.param_groups if group.get(key) is not None]
+            if key == "lr":
+                groups = [group for group in groups if group.get("elr") is None]  # a sphere's follows its elr
             if key == "elr" and not groups:
                 rank_zero_warn(
                     f"elr: {new} changes nothing: the checkpoint's run had left the sphere; FineTuneSwitch enters it"

@@ -6,7 +6,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from lit_sphere.effective import EffectiveQuantities, Source, StepMeans, source_of
 from lit_sphere.effective.step_options import StepOptions
 from lit_sphere.groups import Group
+from lit_sphere.observe.both_lightnings import overrides
 from lit_sphere.observe.module_groups import groups_of, groups_of_one_optimizer, short_names
 from lit_sphere.optim import Granularity
 
@@ -254,7 +254,7 @@ def clips_gradients(trainer: Trainer, pl_module: LightningModule) -> bool:
     Returns:
         Whether the trainer clips, or the module has a clipping of its own.
     """
-    return bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
+    return bool(trainer.gradient_clip_val) or overrides("configure_gradient_clipping", pl_module)
 
 
 class SharedQuantities(EffectiveQuantities):

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 
+from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.report import NoPicture, in_short, write_picture
 
 
@@ -42,7 +43,7 @@ def save_picture(trainer: Trainer, folder: Path | None, name: str, draw: Callabl
         rank_zero_warn(str(error))
         return
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if is_a(logger, WandbLogger):
             try:
                 logger.log_image(name, [str(path)])
             except Exception as error:

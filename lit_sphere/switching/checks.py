@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 
+from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.dynamics import Control, callbacks_of
 from lit_sphere.observe.regime import regime_watch_of
 
@@ -31,7 +32,7 @@ def check_exclusive(owner: Any, trainer: Trainer) -> None:
             if both:
                 named = ", ".join(sorted(both))
                 raise ValueError(f"FineTuneSwitch: another FineTuneSwitch changes {named} too; make one list of both")
-        if rates and isinstance(other, (LearningRateFinder, StochasticWeightAveraging)):
+        if rates and is_a(other, LearningRateFinder, StochasticWeightAveraging):
             raise ValueError(f"FineTuneSwitch: {name} sets the learning rate too; remove one of the two")
         if "sphere" in rates and isinstance(other, Control) and "norm" in other.changes:
             raise ValueError(f"FineTuneSwitch: {name} fixes the norm, as a sphere does; remove one of the two")
