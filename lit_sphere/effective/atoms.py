@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_sphere.effective.sources import HALF
 from lit_sphere.groups import Group
 from lit_sphere.optim import block_norms, block_owners
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class Atoms:
@@ -66,9 +65,9 @@ class Atoms:
         """
         if not self.by_row:
             return block_norms(tensors)
-        wide = _wide(tensors)
+        widened = wide(tensors)
         return torch.cat(
-            [torch.linalg.vector_norm(t.flatten(1), dim=1) if t.ndim > 1 else t.abs().reshape(-1) for t in wide]
+            [torch.linalg.vector_norm(t.flatten(1), dim=1) if t.ndim > 1 else t.abs().reshape(-1) for t in widened]
         )
 
     def products(self, these: Sequence[Tensor], those: Sequence[Tensor]) -> Tensor:
@@ -82,7 +81,7 @@ class Atoms:
             float64 tensor of shape (atoms,).
         """
         # Sums of products, unlike norms, do not care in which order the elements lie in memory.
-        products = torch._foreach_mul(_wide(these), _wide(those))
+        products = torch._foreach_mul(wide(these), wide(those))
         if not self.by_row:
             return torch.stack([t.sum() for t in products]).double()
         return torch.cat([t.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else t.reshape(-1) for t in products]).double()
@@ -130,5 +129,6 @@ class Atoms:
         return self._block_owner if blocks else self._owner
 
 
-def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.float() if t.dtype in _HALF else t for t in tensors]
+def wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Give tensors of half precision as float32, others as they are."""
+    return [t.float() if t.dtype in HALF else t for t in tensors]
