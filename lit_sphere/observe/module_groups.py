@@ -9,6 +9,11 @@ from torch import Tensor
 
 from lit_sphere.groups import Group, GroupGranularity, find_groups
 
+
+class NoGroups(ValueError):
+    """Nothing of a module is scale-invariant, or nothing that an optimizer trains: monitors stay out."""
+
+
 # The search takes seconds on a large network, and several callbacks need the same.
 _found: WeakKeyDictionary[LightningModule, dict[str, list[Group]]] = WeakKeyDictionary()
 
@@ -29,8 +34,9 @@ def groups_of(
         call again with the first batch.
 
     Raises:
-        ValueError: If the input is not known, or no group is found; the callback is named.
-    """
+        NoGroups: If no group is found; the callback is named.
+        ValueError: If the input is not known, or the module cannot be searched; the callback is named.
+    """  # noqa: DOC502
     found = _found.setdefault(pl_module, {})
     trainable = [p for p in pl_module.parameters() if p.requires_grad]
     if granularity in found and {p for g in found[granularity] for p in g.parameters} <= set(trainable):
@@ -49,7 +55,8 @@ def groups_of(
     try:
         found[granularity] = find_groups(pl_module, example, granularity)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        kind = NoGroups if str(error).startswith("no scale-invariant group") else ValueError
+        raise kind(f"{name}: {error}") from error
     return found[granularity]
 
 
@@ -82,7 +89,7 @@ def groups_of_one_optimizer(
         The optimizer's number, and its groups.
 
     Raises:
-        ValueError: If no optimizer trains one as a whole.
+        NoGroups: If no optimizer trains one as a whole.
     """
     name, main, trained_groups = type(owner).__name__, 0, list[Group]()
     for number, optimizer in enumerate(trainer.optimizers):
@@ -91,7 +98,7 @@ def groups_of_one_optimizer(
         if len(complete) > len(trained_groups):
             main, trained_groups = number, complete
     if not trained_groups:
-        raise ValueError(
+        raise NoGroups(
             f"{name}: no optimizer trains a scale-invariant group as a whole; give all parameters of a group to one "
             "optimizer"
         )
