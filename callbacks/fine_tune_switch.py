@@ -16,6 +16,7 @@ from lit_sphere.observe.stopping import is_over
 from lit_sphere.switching import Switch, SwitchableOptions
 from lit_sphere.switching.checks import (
     check_exclusive,
+    check_regime_is_watched,
     check_requirements,
     datamodule_of,
 )
@@ -168,6 +169,7 @@ class FineTuneSwitch(Control):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find the groups from the first batch, where the module does not say what its input looks like."""
+        check_regime_is_watched(self, trainer)
         if self._needs_groups() and self._options is not None and self._options.invariant is None:
             self._find(groups_of(self, pl_module, batch))
             self._check(self._options)

@@ -72,7 +72,7 @@ class RegimeMonitor(RegimeWatch):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the regime, and log it."""
-        if self._curves.stays_out:
+        if self.stays_out:
             return
         super().on_train_epoch_end(trainer, pl_module)
         number = float(REGIME_NUMBERS[self.verdict.regime] if self.verdict else 0)
@@ -81,7 +81,7 @@ class RegimeMonitor(RegimeWatch):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once more, at the last epoch as a whole, and draw."""
-        if self._curves.stays_out:
+        if self.stays_out:
             return
         super().on_train_end(trainer, pl_module)
         if self.verdict is not None and self.verdict.regime not in (self.announced, "undecided"):

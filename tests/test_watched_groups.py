@@ -25,6 +25,7 @@ from lit_sphere.callbacks import (
     CheckpointSimilarity,
     CosineRegimeAnalysis,
     EffectiveLearningRateMonitor,
+    FineTuneSwitch,
     LinearInterpolationBarrier,
     RegimeMonitor,
     RunSummary,
@@ -32,7 +33,8 @@ from lit_sphere.callbacks import (
 )
 from lit_sphere.groups import find_groups
 from lit_sphere.observe.publishing import plain_key
-from lit_sphere.report import draw_curves, draw_equal_ess, read_metrics
+from lit_sphere.report import draw_curves, draw_equal_ess, draw_regimes, read_metrics
+from lit_sphere.switching import Switch
 
 pytestmark = quietly
 
@@ -172,7 +174,7 @@ def test_named_tensors_are_watched_alone(watch: list[str], tmp_path: Path) -> No
 
 
 def test_a_name_brings_its_joint_group(tmp_path: Path) -> None:
-    monitor = EffectiveLearningRateMonitor(watch=["*.bn1.bias", "*fc.weight"])
+    monitor = EffectiveLearningRateMonitor(watch=["model.bn1.bias", "fc.*t"])
     logged = logged_by(ForeignResNet(), [monitor], tmp_path, cases()["resnet"].data(), max_epochs=1)
     module = ForeignResNet()
     (group,) = [each for each in find_groups(module, torch.randn(2, 3, 16, 16)) if "model.bn1.bias" in each.names]
@@ -246,6 +248,17 @@ def test_a_run_that_a_monitor_stays_out_of_can_be_resumed(tmp_path: Path) -> Non
 def legends(figure: Figure) -> list[str]:
     found = [legend for axes in figure.axes if (legend := axes.get_legend()) is not None]
     return [text.get_text() for legend in found for text in legend.get_texts()]
+
+
+def test_a_switch_that_waits_for_a_regime_is_refused_where_nobody_can_name_one(tmp_path: Path) -> None:
+    callbacks: list[Callback] = [RegimeMonitor(), FineTuneSwitch([Switch(regime="convergence", lr=1e-3)])]
+    trainer = trainer_for("plain", callbacks, tmp_path, logger=False, max_epochs=50)
+    with (
+        pytest.warns(UserWarning, match="RegimeMonitor stays out"),
+        pytest.raises(ValueError, match=r"FineTuneSwitch: .* RegimeMonitor stays out .*; let the switch wait"),
+    ):
+        trainer.fit(PlainMLP(), cases()["plain"].data())
+    assert trainer.global_step == 0
 
 
 def test_pictures_mark_what_is_not_scale_invariant(tmp_path: Path) -> None:
@@ -367,9 +380,12 @@ def test_a_group_without_a_step_in_an_epoch_is_left_out(tmp_path: Path) -> None:
     assert all(name.startswith("heads.1") for name in frozen)
     assert not any(name.startswith("heads.1") for name in later)
     assert all(math.isfinite(value) for value in logged.values())
-    last = regime.state_dict()["curves"]["rows"][-1]["ess"]
-    assert last.count(None) == len(frozen)
+    rows = regime.state_dict()["curves"]["rows"]
+    assert rows[-1]["ess"].count(None) == len(frozen)
     assert regime.verdict is not None
+    lines = draw_regimes(rows, regime.segments).axes[-1].lines
+    drawn = [np.isfinite(np.asarray(line.get_ydata(), dtype=float)).sum() for line in lines]
+    assert sorted(drawn) == [1] * len(frozen) + [3] * (len(rows[0]["ess"]) - len(frozen))
 
 
 # --- half precision

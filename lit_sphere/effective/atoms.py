@@ -65,9 +65,9 @@ class Atoms:
         """
         if not self.by_row:
             return block_norms(tensors)
-        widened = wide(tensors)
+        wide = _wide(tensors)
         return torch.cat(
-            [torch.linalg.vector_norm(t.flatten(1), dim=1) if t.ndim > 1 else t.abs().reshape(-1) for t in widened]
+            [torch.linalg.vector_norm(t.flatten(1), dim=1) if t.ndim > 1 else t.abs().reshape(-1) for t in wide]
         )
 
     def products(self, these: Sequence[Tensor], those: Sequence[Tensor]) -> Tensor:
@@ -81,10 +81,22 @@ class Atoms:
             float64 tensor of shape (atoms,).
         """
         # Sums of products, unlike norms, do not care in which order the elements lie in memory.
-        products = torch._foreach_mul(wide(these), wide(those))
+        products = torch._foreach_mul(_wide(these), _wide(those))
         if not self.by_row:
             return torch.stack([t.sum() for t in products]).double()
         return torch.cat([t.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else t.reshape(-1) for t in products]).double()
+
+    def differences(self, these: Sequence[Tensor], those: Sequence[Tensor]) -> list[Tensor]:
+        """Subtract one list from another, without rounding to half precision.
+
+        Args:
+            these: Tensors shaped as ``params``.
+            those: As ``these``.
+
+        Returns:
+            As many tensors, for :meth:`products`.
+        """
+        return list(torch._foreach_sub(_wide(these), _wide(those)))
 
     def carriers(self, numbers: Sequence[int]) -> Tensor:
         """Find where :meth:`products` of some of ``params`` stand among the norms of all.
@@ -129,6 +141,5 @@ class Atoms:
         return self._block_owner if blocks else self._owner
 
 
-def wide(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Give tensors of half precision as float32, others as they are."""
+def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.float() if t.dtype in HALF else t for t in tensors]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_sphere.effective.atoms import Atoms, wide
+from lit_sphere.effective.atoms import Atoms
 from lit_sphere.effective.equilibrium import EquilibriumRule, equilibrium_rule
 from lit_sphere.effective.sources import Undone, rounds_steps, source_of, step_taken, undo
 from lit_sphere.effective.step_options import OptionsOfAtoms, StepOptions, has_filter_spheres
@@ -104,7 +104,7 @@ class EffectiveQuantities:
         self._options = OptionsOfAtoms(optimizer, groups, atoms, self._blocks, radial_gradients)
         self._owner, self._kept = self._options.owner, self._options.kept
         self._split_at = atoms.carriers(self._options.may_be_split) if self._options.may_be_split else None
-        self._grads: Tensor | None = None
+        self._grads: list[Tensor] | None = None  # ‖∇‖², and ⟨x, ∇⟩ if asked for, by atom
         self._weights: list[Tensor] | None = None
 
     @property
@@ -129,8 +129,9 @@ class EffectiveQuantities:
         """Note the norms of the present gradients: before they are clipped, or spoilt by the step."""
         grads = self._gradients()
         squares = self._marked(self._products(grads, grads), False)
-        along = [self._products(self._atoms.params, grads)] if self._radial_gradients else []
-        self._grads = torch.cat([squares, *along])
+        self._grads = [squares]
+        if self._radial_gradients:
+            self._grads.append(self._products(self._atoms.params, grads))
 
     @torch.no_grad()
     def keep_weights(self) -> None:
@@ -162,11 +163,11 @@ class EffectiveQuantities:
         grads, self._grads = self._grads, None
         assert grads is not None
         if self.source == "state":
-            return torch.cat([*self._state_sums(), grads])
+            return torch.cat([*self._state_sums(), *grads])
         if self._weights is None:
             raise RuntimeError("the weights before the step were not kept")
-        x, step = self._weights, torch._foreach_sub(wide(self._atoms.params), wide(self._weights))
-        return torch.cat([self._products(x, x), self._products(x, step), self._products(step, step), grads])
+        x, step = self._weights, self._atoms.differences(self._atoms.params, self._weights)
+        return torch.cat([self._products(x, x), self._products(x, step), self._products(step, step), *grads])
 
     def _marked(self, norms: Tensor, blocks: bool) -> Tensor:
         """Put −1 in place of the (last) norms of parameters that are not stepped."""

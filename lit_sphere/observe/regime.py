@@ -85,6 +85,11 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         self._judge()
 
     @property
+    def stays_out(self) -> bool:
+        """Whether there is nothing to watch in this run, so that no regime will be named."""
+        return self._curves.stays_out
+
+    @property
     def segments(self) -> list[RegimeSegment]:
         """The curve's parts between changes of the effective learning rate, the present one last."""
         rows = self._curves.rows

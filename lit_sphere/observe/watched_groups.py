@@ -64,8 +64,8 @@ def watched_groups(
         batch: As of :func:`~lit_sphere.observe.module_groups.groups_of`.
         granularity: Of the scale-invariant groups; other tensors are whole.
         watch: ``matrices``: the scale-invariant groups, and each other trainable tensor of two or more dimensions;
-            patterns, as of :mod:`fnmatch`: the tensors whose names match one, with their scale-invariant group if they
-            are in one.
+            patterns, as of :mod:`fnmatch`: the tensors whose names, with or without the attribute that holds the
+            network, match one, with their scale-invariant group if they are in one.
 
     Returns:
         The groups; None where the module does not say what its input looks like and no batch is given.
@@ -104,7 +104,9 @@ def _matching(
 ) -> set[nn.Parameter]:
     wanted: set[nn.Parameter] = set()
     for pattern in patterns:
-        matching = {p for p, name in trainable.items() if fnmatchcase(name, pattern)}
+        # Keys leave out the attribute that holds the network.
+        names = {p: (name, name.partition(".")[2]) for p, name in trainable.items()}
+        matching = {p for p, both in names.items() if any(fnmatchcase(name, pattern) for name in both)}
         if not matching:
             some = ", ".join(list(trainable.values())[:3])
             raise ValueError(
