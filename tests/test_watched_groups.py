@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from callback_fits import Log, Memory, fitted, quietly, trainer_for
-from foreign_modules import BATCHES, CLASSES, ForeignModule, ForeignResNet, PlainMLP, cases
+from foreign_modules import BATCHES, Case, ForeignResNet, ForeignTurns, PlainMLP, cases
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
+from test_callback_hot_path import waits_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, NAdam
@@ -287,33 +288,8 @@ def test_pictures_mark_what_is_not_scale_invariant(tmp_path: Path) -> None:
 # --- heads that take turns
 
 
-class TakesTurns(ForeignModule):
-    """Two heads behind a common body; each batch trains one of them. All but the last layers are scale-invariant."""
-
-    optimizer: Callable[[Any], Any] = AdamW
-
-    def make_model(self) -> nn.Module:
-        heads = [nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, CLASSES)) for _ in range(2)]
-        body = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.LayerNorm(8), nn.ReLU())
-        return nn.ModuleDict({"body": body, "heads": nn.ModuleList(heads)})
-
-    def forward(self, x: Tensor) -> Any:
-        body = self.model["body"](x)  # type: ignore[index]
-        return tuple(head(body) for head in self.model["heads"])  # type: ignore[index]
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(self(x)[int(batch_idx == 1)], y)
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        pass
-
-    def configure_optimizers(self) -> Any:
-        return type(self).optimizer(self.parameters())
-
-
 def in_turns(make: Callable[[Any], Any]) -> LightningModule:
-    return type("Turns", (TakesTurns,), {"optimizer": staticmethod(make)})()  # type: ignore[no-any-return]
+    return type("Turns", (ForeignTurns,), {"optimizer": staticmethod(make)})()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -365,7 +341,7 @@ def test_heads_that_take_turns_leave_quantiles_regimes_and_resumed_runs_whole(tm
 
 
 def test_a_group_without_a_step_in_an_epoch_is_left_out(tmp_path: Path) -> None:
-    class FirstEpochOnly(TakesTurns):
+    class FirstEpochOnly(ForeignTurns):
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
             self.model["heads"][1].requires_grad_(self.current_epoch == 0)  # type: ignore[index]
             heads = self(batch[0])[: 2 - min(1, self.current_epoch)]
@@ -388,13 +364,19 @@ def test_a_group_without_a_step_in_an_epoch_is_left_out(tmp_path: Path) -> None:
     assert sorted(drawn) == [1] * len(frozen) + [3] * (len(rows[0]["ess"]) - len(frozen))
 
 
+@pytest.mark.parametrize("name", ["SGD", "momentum", "NAdam"])
+def test_a_missing_gradient_is_not_waited_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cases(), "turns", Case(lambda: in_turns(OPTIMIZERS[name])))
+    assert waits_of(EffectiveLearningRateMonitor(watch="matrices"), "turns", tmp_path) == []
+
+
 # --- half precision
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_bf16_true_is_measured_by_the_weights_as_they_are_rounded(name: str, tmp_path: Path) -> None:
     """Of AdamW at 1e-3 every other weight in bfloat16 does not move at all."""
-    names = [key for key, _ in TakesTurns().named_parameters() if key.endswith(("1.weight", "heads.0.0.weight"))][:1]
+    names = [key for key, _ in ForeignTurns().named_parameters() if key.endswith(("1.weight", "heads.0.0.weight"))][:1]
     rates = {"SGD": lambda p: SGD(p, lr=1e-3), "AdamW": lambda p: AdamW(p, lr=1e-3)}
     monitor, weights = EffectiveLearningRateMonitor(per="step"), Weights(names)
     options = {"precision": "bf16-true", "max_epochs": 1}
@@ -445,3 +427,30 @@ def test_names_in_words_are_those_that_mlflow_itself_takes() -> None:
     validation = pytest.importorskip("mlflow.utils.validation")
     for name in words:
         validation._validate_metric_name(name)
+
+
+@pytest.mark.slow
+def test_gpt2_of_transformers_is_watched_matrix_by_matrix(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    class GPT2(TiedLanguageModel):
+        def __init__(self) -> None:
+            LightningModule.__init__(self)
+            torch.manual_seed(0)
+            size = {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": _WORDS, "n_positions": 8}
+            config = transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **size)
+            self.net = transformers.GPT2LMHeadModel(config)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            logits: Tensor = self.net(tokens).logits
+            return logits
+
+    monitor = EffectiveLearningRateMonitor(watch="matrices")
+    with pytest.warns(UserWarning, match="SharpnessMonitor stays out"):
+        logged = logged_by(GPT2(), [monitor, SharpnessMonitor()], tmp_path)
+    matrices = {name.removeprefix("net.") for name, p in GPT2().named_parameters() if p.ndim > 1}
+    assert len(matrices) == 2 + 2 * 4
+    assert monitor.not_scale_invariant == matrices
+    shares = {key[16:]: value for (_, key), value in logged.items() if key.startswith("gradient_radial/")}
+    assert shares.keys() == {"total", *matrices}
+    assert all(0 < share < 1 for share in shares.values())
