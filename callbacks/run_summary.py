@@ -24,7 +24,7 @@ class RunSummary(RegimeWatch):
     way and at the same steps, and comes to the same verdict.
 
     The figure needs a ``CSVLogger`` among the trainer's loggers, beside whose file it is put; W&B gets it too.
-    It is drawn for interrupted and failed runs as well.
+    It is drawn for interrupted and failed runs as well. Groups that are not scale-invariant are dotted.
 
     Args:
         folder: Folder to name as the run's, and to draw the figure in; that of the ``CSVLogger`` if not given.
