@@ -32,8 +32,10 @@ from lit_sphere.callbacks import (
     RunSummary,
     SharpnessMonitor,
 )
-from lit_sphere.groups import find_groups
+from lit_sphere.effective import EffectiveQuantities
+from lit_sphere.groups import Group, find_groups
 from lit_sphere.observe.publishing import plain_key
+from lit_sphere.observe.watched_groups import watched_groups
 from lit_sphere.report import draw_curves, draw_equal_ess, draw_regimes, read_metrics
 from lit_sphere.switching import Switch
 
@@ -185,6 +187,22 @@ def test_a_name_brings_its_joint_group(tmp_path: Path) -> None:
     assert group.name.removeprefix("model.") not in monitor.not_scale_invariant
 
 
+def test_rows_outside_of_scale_invariant_ones_are_watched_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the values of a fused attention whose queries and keys are normalised."""
+    module = language_model()
+    rows, up = [slice(0, 3), slice(3, 6), slice(7, 10)], module.get_parameter("up.weight")
+    found = [Group(f"up.weight[{each.start}:{each.stop}]", (up,), each, ("up.weight",)) for each in rows]
+    monkeypatch.setattr("lit_sphere.observe.watched_groups.groups_of", lambda *_: found)
+    for watch in ("matrices", ["up.weight"]):
+        watched = watched_groups(RegimeMonitor(), module, None, "tensor", watch)
+        assert watched is not None
+        names = [group.name for group in watched.groups if group.names == ("up.weight",)]
+        assert names == [*(group.name for group in found), "up.weight[6]", "up.weight[10:16]"]
+        assert {group.name for group in watched.others if "up" in group.name} == set(names[3:])
+        quantities = EffectiveQuantities(watched.groups, AdamW(module.parameters()), radial_gradients=True)
+        assert quantities.shape == (8, 1 + len(watched.groups))
+
+
 def test_a_pattern_without_a_match_is_refused_before_the_first_step(tmp_path: Path) -> None:
     monitor = EffectiveLearningRateMonitor(watch=["words.*", "attention.*"])
     trainer = trainer_for("plain", [monitor], tmp_path, logger=False)
@@ -262,6 +280,7 @@ def test_a_switch_that_waits_for_a_regime_is_refused_where_nobody_can_name_one(t
     assert trainer.global_step == 0
 
 
+@pytest.mark.slow
 def test_pictures_mark_what_is_not_scale_invariant(tmp_path: Path) -> None:
     callbacks: list[Callback] = [EffectiveLearningRateMonitor(watch="matrices", scatter_epochs=1), RunSummary()]
     data, logger = cases()["resnet"].data(), CSVLogger(tmp_path, name="", version="")

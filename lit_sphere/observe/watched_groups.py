@@ -91,12 +91,30 @@ def watched_groups(
             raise NoGroups(f"{type(owner).__name__}: {type(pl_module).__name__} has no trainable weight matrix")
     else:
         wanted = _matching(owner, pl_module, trainable, watch)
-    invariant = {p for group in found for p in group.parameters}
-    others = [Group(name, (p,), None, (name,)) for p, name in trainable.items() if p in wanted - invariant]
+    others = [each for p, name in trainable.items() if p in wanted for each in _outside(p, name, found)]
     place = {p: number for number, p in enumerate(trainable)}
     kept = [group for group in found if not wanted.isdisjoint(group.parameters)]
     groups = sorted([*kept, *others], key=lambda group: place[group.parameters[0]])  # rows stay in their order
     return WatchedGroups(groups, frozenset(others))
+
+
+def _outside(parameter: nn.Parameter, name: str, groups: Sequence[Group]) -> list[Group]:
+    """Make groups of what is in none: of the whole tensor, or of each block of rows that is left over."""
+    mine = [group for group in groups if any(p is parameter for p in group.parameters)]
+    if not mine:
+        return [Group(name, (parameter,), None, (name,))]
+    if any(group.rows is None for group in mine):
+        return []
+    end = len(parameter)
+    taken = {row for group in mine for row in range(*(group.rows or slice(None)).indices(end))}
+    left = [row for row in range(end) if row not in taken]
+    starts = [row for row in left if row == 0 or row - 1 in taken]
+    stops = [row + 1 for row in left if row + 1 == end or row + 1 in taken]
+    blocks = [
+        (slice(start, stop), f"{start}" + f":{stop}" * (stop > start + 1))
+        for start, stop in zip(starts, stops, strict=True)
+    ]
+    return [Group(f"{name}[{shown}]", (parameter,), rows, (name,)) for rows, shown in blocks]
 
 
 def _matching(
