@@ -32,7 +32,7 @@ class CheckpointSimilarity(StoppablePasses):
     ``similarity.csv`` and, at the end, ``similarity.png`` lie in the run's folder: a matrix of all pairs that were
     kept at the same time, and the errors of ensembles and members. Cost: two passes over the validation set for
     each snapshot; ``keep`` copies of the weights in memory on the CPU, and as many in the run's checkpoints. Under
-    FSDP2 the whole module is gathered on each device for it.
+    FSDP2 the whole module is gathered on each device for it. Where nothing is scale-invariant it warns and stays out.
 
     Args:
         every_n_epochs: Epochs between two snapshots.
@@ -43,8 +43,8 @@ class CheckpointSimilarity(StoppablePasses):
         pairs: What was measured, for each pair of snapshots.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no scale-invariant
-            group, batches are no pairs of tensors, or there is another ``CheckpointSimilarity``.
+        ValueError: If an argument is out of range; at the start of ``fit``, if batches are no pairs of tensors, or
+            there is another ``CheckpointSimilarity``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -79,6 +79,8 @@ class CheckpointSimilarity(StoppablePasses):
         check_single(self, CheckpointSimilarity, trainer, "similarity/…, ensemble/… and similarity.csv")
         super().on_fit_start(trainer, pl_module)
         epochs = trainer.max_epochs
+        if self._stays_out:
+            return
         if epochs and 0 < epochs < 2 * self.every_n_epochs:
             rank_zero_warn(
                 f"CheckpointSimilarity measures nothing: there are no two snapshots {self.every_n_epochs} epochs apart "

@@ -11,11 +11,12 @@ from lit_sphere.analysis.regimes import REGIME_NUMBERS
 from lit_sphere.groups import Group
 from lit_sphere.observe.dynamics import Control, callbacks_of, dynamics_change
 from lit_sphere.observe.module_groups import groups_of
-from lit_sphere.observe.publishing import run_folder_of
+from lit_sphere.observe.publishing import log_numbers, run_folder_of
 from lit_sphere.observe.stopping import is_over
 from lit_sphere.switching import Switch, SwitchableOptions
 from lit_sphere.switching.checks import (
     check_exclusive,
+    check_regime_is_watched,
     check_requirements,
     datamodule_of,
 )
@@ -168,6 +169,7 @@ class FineTuneSwitch(Control):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find the groups from the first batch, where the module does not say what its input looks like."""
+        check_regime_is_watched(self, trainer)
         if self._needs_groups() and self._options is not None and self._options.invariant is None:
             self._find(groups_of(self, pl_module, batch))
             self._check(self._options)
@@ -221,11 +223,8 @@ class FineTuneSwitch(Control):
         record = {"epoch": epoch, "step": trainer.global_step, "switch": asdict(switch), "values": new}
         self.fired.append(record)
         self._announce(trainer, switch, epoch, values)
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                {"epoch": epoch, **{f"switch/{name}": value for name, value in new.items()}},
-                step=trainer.global_step - 1,
-            )
+        named = {f"switch/{name}": value for name, value in new.items()}
+        log_numbers(trainer, {"epoch": epoch, **named}, trainer.global_step - 1)
 
     def _announce(self, trainer: Trainer, switch: Switch, epoch: int, values: dict[str, tuple[Any, Any]]) -> None:
         shown = ", ".join(f"{name} {_shown(old)} → {_shown(new)}" for name, (old, new) in values.items())

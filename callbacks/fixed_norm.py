@@ -13,6 +13,7 @@ from lit_sphere.groups import Group
 from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.dynamics import Control, dynamics_change
 from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.observe.publishing import log_numbers
 from lit_sphere.optim import NormKeeper, SphereSGD
 from lit_sphere.optim.granularity import granularity_of
 
@@ -162,8 +163,7 @@ class FixedNorm(Control):
     def _announce(self, trainer: Trainer, norm: float) -> None:
         epoch, step = trainer.current_epoch, trainer.global_step
         rank_zero_info(f"FixedNorm: from epoch {epoch}, step {step} on, ρ = {norm:.5g}")
-        for logger in trainer.loggers:
-            logger.log_metrics({"epoch": epoch, "switch/fixed_norm": norm}, step=max(0, step - 1))
+        log_numbers(trainer, {"epoch": epoch, "switch/fixed_norm": norm}, max(0, step - 1))
 
     def _begin(self) -> NormKeeper:
         norms = NormKeeper(self._groups).norms

@@ -47,7 +47,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
     ``barrier-….csv`` and ``.png`` of each path lie in the run's folder, and :attr:`results` holds the curves. Cost:
     ``points`` forward passes over both sets for each path (twice over the train set with ``reestimated``), one
     or two copies of the weights in memory on the CPU, and one in the run's checkpoints (with ``switches``, one
-    for each since the last epoch). Under FSDP2 the whole module is gathered on each device for a path.
+    for each since the last epoch). Under FSDP2 the whole module is gathered on each device for a path. Where nothing
+    is scale-invariant it warns and stays out.
 
     Args:
         between: ``snapshots``: consecutive ones, ``every_n_epochs`` apart; ``checkpoint``: from ``start`` to the
@@ -66,8 +67,7 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if ``start`` cannot be read or is of
-            another architecture, the module has no scale-invariant group, or batches are no pairs of tensors, cannot
-            be read in order, or give no loss.
+            another architecture, or batches are no pairs of tensors, cannot be read in order, or give no loss.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -152,6 +152,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
             self._ends = [(Path(self.start).stem, self._read(self.start, pl_module))]
         super().on_fit_start(trainer, pl_module)
         epochs = trainer.max_epochs
+        if self._stays_out:
+            return
         if self.between == "snapshots" and epochs and 0 < epochs < 2 * (self.every_n_epochs or 1):
             rank_zero_warn(
                 f"LinearInterpolationBarrier measures nothing: there are no two snapshots {self.every_n_epochs} epochs "
@@ -210,6 +212,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
         """
         if self.between != "switches":
             raise ValueError(f"LinearInterpolationBarrier marks switches with between='switches', not {self.between!r}")
+        if self._stays_out:
+            return
         if self._ends and self._ends[-1][1]["step"] == trainer.global_step:
             return
         self._marks += 1
@@ -236,6 +240,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the path to the end, unless that is done."""
+        if self._stays_out:
+            return
         if self.between == "switches" and not self._ends:
             rank_zero_warn(
                 "LinearInterpolationBarrier measured nothing: no switch was marked; add FineTuneSwitch, or call mark"

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
+from lit_sphere.observe.watched_groups import marked_groups
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import draw_curves, in_short, read_metrics
 
@@ -27,7 +28,7 @@ class RunSummary(RegimeWatch):
     way and at the same steps, and comes to the same verdict.
 
     The figure needs a ``CSVLogger`` among the trainer's loggers, beside whose file it is put; W&B gets it too.
-    It is drawn for interrupted and failed runs as well.
+    It is drawn for interrupted and failed runs as well. Groups that are not scale-invariant are dotted.
 
     Args:
         folder: Folder to name as the run's, and to draw the figure in; that of the ``CSVLogger`` if not given.
@@ -98,7 +99,7 @@ class RunSummary(RegimeWatch):
             rank_zero_warn(f"RunSummary draws no curves: {in_short(error)}")
             return
         if any(key in series for key in ("train/loss", "val/loss", "elr/total", "effective_grad_norm/total")):
-            of_run = (series, self._name(trainer, pl_module), _validation_name(trainer))
+            of_run = (series, self._name(trainer, pl_module), _validation_name(trainer), marked_groups(trainer))
             save_picture(trainer, Path(self.folder or loggers[0].log_dir), "curves", lambda: draw_curves(*of_run))
 
     def _name(self, trainer: Trainer, pl_module: LightningModule) -> str:

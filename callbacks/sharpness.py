@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 from lit_sphere.analysis.curvature import measure_curvature
 from lit_sphere.analysis.edge_of_stability import Rate, descent_rate, edge_of_stability
 from lit_sphere.analysis.sharpness import Weighting, train_pass
-from lit_sphere.effective import QUANTITIES
+from lit_sphere.effective import NOT_STEPPED, QUANTITIES
 from lit_sphere.observe.optimizer_steps import StepWatch, clips_gradients
 from lit_sphere.observe.passes import TrainSetObjective, train_batches, untouched
-from lit_sphere.observe.publishing import check_single, run_folder_of, save_picture
+from lit_sphere.observe.publishing import check_single, log_numbers, run_folder_of, save_picture
 from lit_sphere.observe.stopping import PassStopped, can_stop
 from lit_sphere.observe.train_loss import TrainLoss
 from lit_sphere.report.sharpness import draw_sharpness
@@ -58,7 +58,8 @@ class SharpnessMonitor(Callback):
     Under FSDP2 a pass gathers the whole module on each device.
 
     The passes need batches of (inputs, labels), and call the module itself and its ``criterion(logits, labels)``,
-    cross-entropy where it has none.
+    cross-entropy where it has none. Where nothing is scale-invariant, or no optimizer trains a group as a whole, the
+    monitor warns and stays out.
 
     Args:
         train_pass_every: Make the extra pass every n epochs; null for never.
@@ -71,9 +72,8 @@ class SharpnessMonitor(Callback):
         seed: Seed of the random vectors, the same at each measurement.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no scale-invariant
-            group, no optimizer trains one as a whole, the train set cannot be passed over, its batches are no pairs or
-            have no loss, or there is another ``SharpnessMonitor``.
+        ValueError: If an argument is out of range; at the start of ``fit``, if the train set cannot be passed over, its
+            batches are no pairs or have no loss, or there is another ``SharpnessMonitor``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -154,11 +154,13 @@ class SharpnessMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try a batch of the train set, if it is to be passed over."""
-        if self.train_pass_every is None and not self._measures_curvature:
+        if self._watch.stays_out or (self.train_pass_every is None and not self._measures_curvature):
             return
         with untouched(pl_module):
             batch = next(iter(train_batches(self, trainer, pl_module)))
         self._watch.batch_start(trainer, pl_module, batch)
+        if self._watch.stays_out:
+            return
         self._objective.check(trainer, pl_module, list(self._watch.parameters), batch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -186,6 +188,8 @@ class SharpnessMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss for the picture, where the training step gives one."""
+        if self._watch.stays_out:
+            return
         self._loss.add(trainer, outputs, batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -227,7 +231,8 @@ class SharpnessMonitor(Callback):
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         means = None if self._watch.means is None else self._watch.means.mean()
         assert means is not None
-        row = {"sharpness/online": means[QUANTITIES.index("effective_grad_norm"), 0].item()}
+        online = means[QUANTITIES.index("effective_grad_norm"), 0].item()
+        row = {} if online == NOT_STEPPED else {"sharpness/online": online}
         if self.train_pass_every is not None and (self._epoch + 1) % self.train_pass_every == 0:
             what = (trainer, pl_module, list(self._watch.parameters), "pass over the train set")
             with self._objective.at_fixed_weights(*what) as objective:
@@ -258,8 +263,7 @@ class SharpnessMonitor(Callback):
         return row
 
     def _log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics({"epoch": self._epoch, **row}, step=trainer.global_step - 1)
+        log_numbers(trainer, {"epoch": self._epoch, **row}, trainer.global_step - 1)
         # All ranks have the same numbers: there is nothing to reduce, and self.log costs more than the steps' norms.
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.items()})
 

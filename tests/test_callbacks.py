@@ -191,13 +191,6 @@ def test_elr_monitor_gives_quantiles_of_many_filters(tmp_path: Path) -> None:
     assert not any("weight" in key for key in metrics)
 
 
-def test_elr_monitor_refuses_a_module_without_groups() -> None:
-    module = Foreign(example=True)
-    module.model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    with pytest.raises(ValueError, match="no scale-invariant group"):
-        fit(module, EffectiveLearningRateMonitor())
-
-
 @pytest.mark.parametrize("options", [{"granularity": "layer"}, {"per": "batch"}, {"every_n_steps": 0}])
 def test_elr_monitor_refuses_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

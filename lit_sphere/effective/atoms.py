@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_sphere.effective.sources import HALF
 from lit_sphere.groups import Group
 from lit_sphere.optim import block_norms, block_owners
 from lit_sphere.optim.shards import ShardSums, first_row, is_distributed, local_parts
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class Atoms:
@@ -142,6 +141,18 @@ class Atoms:
             return torch.stack([t.sum() for t in products]).double()
         return torch.cat([t.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else t.reshape(-1) for t in products]).double()
 
+    def differences(self, these: Sequence[Tensor], those: Sequence[Tensor]) -> list[Tensor]:
+        """Subtract one list from another, without rounding to half precision.
+
+        Args:
+            these: Tensors shaped as ``params``.
+            those: As ``these``.
+
+        Returns:
+            As many tensors, for :meth:`products`.
+        """
+        return list(torch._foreach_sub(_wide(these), _wide(those)))
+
     def carriers(self, numbers: Sequence[int]) -> Tensor:
         """Find where :meth:`products` of some of ``params`` stand among the norms of all.
 
@@ -186,4 +197,4 @@ class Atoms:
 
 
 def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.float() if t.dtype in _HALF else t for t in tensors]
+    return [t.float() if t.dtype in HALF else t for t in tensors]

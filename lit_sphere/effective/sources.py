@@ -1,7 +1,7 @@
 """Where the effective learning rate of an optimizer is taken from, and the steps that torch's optimizers took."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -14,20 +14,37 @@ from lit_sphere.optim.shards import local_parts
 
 Source = Literal["gradients", "state", "weights"]
 
+HALF = (torch.float16, torch.bfloat16)
 
-def source_of(optimizer: Optimizer, altered: bool = False) -> Source:
+
+def rounds_steps(params: Iterable[Tensor]) -> bool:
+    """Return whether a step is rounded so much that the intended one says little of it.
+
+    Args:
+        params: The parameters.
+
+    Returns:
+        Whether one of them is of half precision: bfloat16 has 8 bits, and steps are often smaller than the last.
+    """
+    return any(p.dtype in HALF for p in params)
+
+
+def source_of(optimizer: Optimizer, altered: bool = False, rounded: bool = False) -> Source:
     """Find where the effective learning rate and the step of an optimizer can be taken from.
 
     Args:
         optimizer: Any optimizer.
         altered: Something stands between the gradients and the step: clipping, or a gradient scaler.
+        rounded: As :func:`rounds_steps` says.
 
     Returns:
         ``gradients``: the step is η∇, known beforehand: ``SphereSGD``, ``torch.optim.SGD`` without momentum.
         ``state``: known afterwards from the optimizer's buffers: ``torch.optim.SGD``, ``Adam``, ``AdamW``.
-        ``weights``: anything else, subclasses with a ``step`` of their own included: from the weights before
-        and after.
+        ``weights``: anything else, subclasses with a ``step`` of their own and rounded steps included: from the
+        weights before and after.
     """
+    if rounded:
+        return "weights"
     cls: Any = type(optimizer)
     kind = _kind(cls)
     if kind is SphereSGD and not altered:

@@ -335,7 +335,7 @@ def groups_of_one_optimizer(
         The optimizer's number, and its groups.
 
     Raises:
-        ValueError: If no optimizer trains one as a whole.
+        NoGroups: If no optimizer trains one as a whole.
     """
     name, main, trained_groups = type(owner).__name__, 0, list[Group]()
     for number, optimizer in enumerate(trainer.optimizers):
@@ -344,7 +344,7 @@ def groups_of_one_optimizer(
         if len(complete) > len(trained_groups):
             main, trained_groups = number, complete
     if not trained_groups:
-        raise ValueError(
+        raise NoGroups(
             f"{name}: no optimizer trains a scale-invariant group as a whole; give all parameters of a group to one "
             "optimizer"
         )

@@ -15,7 +15,7 @@ from lit_sphere.analysis.regimes import (
     name_regime,
 )
 from lit_sphere.observe.dynamics import DynamicsObserver, callbacks_of
-from lit_sphere.observe.epoch_curves import CurveCallback, known_rows
+from lit_sphere.observe.epoch_curves import CurveCallback, Row, known_rows
 from lit_sphere.report.regime_curves import RegimeSegment
 
 
@@ -85,6 +85,11 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         self._judge()
 
     @property
+    def stays_out(self) -> bool:
+        """Whether there is nothing to watch in this run, so that no regime will be named."""
+        return self._curves.stays_out
+
+    @property
     def segments(self) -> list[RegimeSegment]:
         """The curve's parts between changes of the effective learning rate, the present one last."""
         rows = self._curves.rows
@@ -102,7 +107,7 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         if not rows:
             return
         errors = [row["error"] for row in rows] if self._classes and rows[0]["error"] is not None else None
-        esses = [row["ess"] for row in rows] if all(row["ess"] is not None for row in rows) else None
+        esses = _step_sizes(rows)
         before = self.verdict
         self.verdict = name_regime(
             [row["loss"] for row in rows],
@@ -143,6 +148,17 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         self._segments = [dict(segment) for segment in state_dict["segments"]]
         verdict = state_dict["verdict"]
         self.verdict = None if verdict is None else RegimeVerdict(**verdict)
+
+
+def _step_sizes(rows: list[Row]) -> list[list[float]] | None:
+    """Give the ESS of all groups together and of each that was stepped in every epoch; None where not known."""
+    esses = [row["ess"] for row in rows]
+    if None in esses:
+        return None
+    if not any(None in each for each in esses):
+        return esses
+    columns = [column for column in zip(*esses, strict=False) if None not in column]
+    return [list(each) for each in zip(*columns, strict=True)]
 
 
 def regime_watch_of(trainer: Trainer) -> RegimeWatch | None:

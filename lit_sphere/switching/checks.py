@@ -70,6 +70,24 @@ def check_requirements(owner: Any, trainer: Trainer) -> None:
         )
 
 
+def check_regime_is_watched(owner: Any, trainer: Trainer) -> None:
+    """Refuse switches that wait for a regime where nobody can name one, once groups have been sought.
+
+    Args:
+        owner: A ``FineTuneSwitch``.
+        trainer: Its trainer, at the start of a batch.
+
+    Raises:
+        ValueError: If ``RegimeMonitor`` stays out of the run.
+    """
+    watch = regime_watch_of(trainer)
+    if watch is not None and watch.stays_out and any(switch.regime is not None for switch in owner.switches):
+        raise ValueError(
+            "FineTuneSwitch: a switch waits for a regime, but RegimeMonitor stays out of this run, where nothing is "
+            "scale-invariant; let the switch wait for an epoch, a step or a loss"
+        )
+
+
 def datamodule_of(trainer: Trainer) -> Any:
     """Give the trainer's data module, or None."""
     return getattr(trainer, "datamodule", None)
