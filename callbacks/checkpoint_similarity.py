@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_sphere.analysis import cosine_matrix, ensemble_errors, take_weights
+from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.observe.passes import add_up_ranks, untouched
 from lit_sphere.observe.publishing import check_single, save_picture
 from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
@@ -41,6 +42,12 @@ class CheckpointSimilarity(StoppablePasses):
 
     Attributes:
         pairs: What was measured, for each pair of snapshots.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if batches are no pairs of tensors, or
@@ -60,7 +67,15 @@ class CheckpointSimilarity(StoppablePasses):
 
     _sets = ("val",)
 
-    def __init__(self, every_n_epochs: int = 10, keep: int = 20) -> None:
+    def __init__(
+        self,
+        every_n_epochs: int = 10,
+        keep: int = 20,
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
+    ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         super().__init__()
         for name, value, least in (("every_n_epochs", every_n_epochs, 1), ("keep", keep, 2)):
             if value < least:

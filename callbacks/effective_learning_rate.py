@@ -26,6 +26,7 @@ from lit_sphere.effective import (
     quantiles_over_groups,
 )
 from lit_sphere.observe.dynamics import controls_of
+from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network
 from lit_sphere.observe.optimizer_steps import StepWatch
 from lit_sphere.observe.publishing import log_numbers, run_folder_of, save_picture
 from lit_sphere.observe.watched_groups import Watch
@@ -38,7 +39,7 @@ _EXTREME = ("radial", "ess", "step_length")  # what SP §5 takes to be small at 
 _NAME = "EffectiveLearningRateMonitor"
 
 
-class EffectiveLearningRateMonitor(Callback):
+class EffectiveLearningRateMonitor(FindsGroups):
     """Monitor: logs the effective quantities of the scale-invariant groups of any module.
 
     The groups are found by Euler's identity (:func:`~lit_sphere.groups.find_groups`) in the module's
@@ -110,6 +111,12 @@ class EffectiveLearningRateMonitor(Callback):
         watch: ``scale_invariant``: the scale-invariant groups; ``matrices``: each other trainable tensor of two or
             more dimensions as well, embeddings too; a list of names or patterns such as ``*.attn.*``: these tensors
             only, with the scale-invariant group that one is in.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if a pattern of ``watch`` matches nothing.
@@ -134,7 +141,11 @@ class EffectiveLearningRateMonitor(Callback):
         quantiles: Sequence[float] | None = None,
         scatter_epochs: int = 0,
         watch: Watch = "scale_invariant",
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         _check(granularity, per, every_n_steps, quantiles, scatter_epochs)
         _check_watch(watch)
         self.watch: Watch = watch if isinstance(watch, str) else list(watch)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_sphere.groups import Group
 from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.dynamics import Control, dynamics_change
-from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network, groups_of
 from lit_sphere.observe.publishing import log_numbers
 from lit_sphere.optim import NormKeeper, SphereSGD
 from lit_sphere.optim.granularity import granularity_of
@@ -20,7 +20,7 @@ from lit_sphere.optim.granularity import granularity_of
 NormGranularity = Literal["joint", "tensor"]
 
 
-class FixedNorm(Control):
+class FixedNorm(Control, FindsGroups):
     """Control: fixes the norm of the scale-invariant parameters, from the start or from an epoch or step on.
 
     After each optimizer step the parameters are rescaled to the norm that they had when fixing began, or to
@@ -42,6 +42,12 @@ class FixedNorm(Control):
         granularity: ``joint``: the norm of all scale-invariant parameters together is fixed. ``tensor``: that of each
             scale-invariant tensor, or of the tensors that are scale-invariant jointly.
         per: Old name of ``granularity``, and ``group`` of ``tensor``.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
         ValueError: If an argument is out of its range; at the start of ``fit``, if the module has no
@@ -70,7 +76,11 @@ class FixedNorm(Control):
         from_step: int | None = None,
         granularity: NormGranularity = "joint",
         per: Literal["joint", "group"] | None = None,
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         super().__init__()
         if norm is not None and not (math.isfinite(norm) and norm > 0):
             raise ValueError(f"FixedNorm: norm must be positive and finite, got {norm}")

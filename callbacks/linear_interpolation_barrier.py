@@ -18,6 +18,7 @@ from lit_sphere.analysis import (
 )
 from lit_sphere.analysis.interpolation import Statistics
 from lit_sphere.observe.dynamics import DynamicsObserver
+from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.observe.passes import add_up_ranks, criterion_of, untouched
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
@@ -64,6 +65,12 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
 
     Attributes:
         results: What was measured, by the name of the picture.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if ``start`` cannot be read or is of
@@ -92,7 +99,11 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
         points: int = 21,
         great_circle: bool = False,
         statistics: Statistics = "batch",
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         super().__init__()
         between = between or ("snapshots" if start is None else "checkpoint")
         for name, value, known in (

@@ -41,6 +41,12 @@ class RegimeMonitor(RegimeWatch):
         converged_loss: Loss below which a run counts as converged; 1e-2 if not given, and for a module whose
             ``loss`` is ``"mse"`` :func:`~lit_sphere.analysis.regimes.converged_mse`.
         every_n_steps: ESS is measured at the first and then every n-th optimizer step of an epoch.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if there is another ``RegimeMonitor``.

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
@@ -12,6 +12,7 @@ from lit_sphere.analysis.curvature import measure_curvature
 from lit_sphere.analysis.edge_of_stability import Rate, descent_rate, edge_of_stability
 from lit_sphere.analysis.sharpness import Weighting, train_pass
 from lit_sphere.effective import NOT_STEPPED, QUANTITIES
+from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network
 from lit_sphere.observe.optimizer_steps import StepWatch, clips_gradients
 from lit_sphere.observe.passes import TrainSetObjective, train_batches, untouched
 from lit_sphere.observe.publishing import check_single, log_numbers, run_folder_of, save_picture
@@ -22,7 +23,7 @@ from lit_sphere.report.sharpness import draw_sharpness
 _MOST_VECTORS = 10_000  # a trace to one per cent of its standard deviation
 
 
-class SharpnessMonitor(Callback):
+class SharpnessMonitor(FindsGroups):
     """Monitor: logs how sharp the loss is along the scale-invariant parameters of any module.
 
     Sharpness is the mean norm of stochastic gradients, made effective by the norm ρ of the parameters (TR §4), so that
@@ -70,6 +71,12 @@ class SharpnessMonitor(Callback):
         curvature_batches: Use only the first n batches of the train set for it; null for all.
         curvature_vectors: Random vectors for each trace, at least 2, at most 10 000.
         seed: Seed of the random vectors, the same at each measurement.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if the train set cannot be passed over, its
@@ -97,7 +104,11 @@ class SharpnessMonitor(Callback):
         curvature_batches: int | None = None,
         curvature_vectors: int = 16,
         seed: int = 0,
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         if weighting not in ("sample", "batch"):
             raise ValueError(f"SharpnessMonitor: weighting must be 'sample' or 'batch', got {weighting!r}")
         counts = {

@@ -369,7 +369,7 @@ def test_a_whole_space_run_on_digits_stays_about_its_predicted_equilibrium(tmp_p
     """ηλ = 0.03 is settled after some 8 of 12 steps of an epoch; of such a run theory is seen, in numbers and drawn."""
     lr, decay = 1.0, 3e-2
     torch.manual_seed(0)
-    callbacks = [EffectiveLearningRateMonitor(), RunSummary()]
+    callbacks: list[Callback] = [EffectiveLearningRateMonitor(), RunSummary()]
     options = {"max_epochs": 10, "logger": CSVLogger(tmp_path), "limit_val_batches": 0}
     trainer = trainer_for("ours", callbacks, tmp_path, **options)
     module = SIConvNet(width=8, in_channels=1, optimizer=lambda p: SGD(p, lr=lr, weight_decay=decay))
@@ -434,7 +434,7 @@ def test_the_predicted_equilibrium_is_that_of_the_epochs_own_learning_rate(liste
 
 def test_a_fixed_norm_has_no_equilibrium_to_go_to(tmp_path: Path) -> None:
     memory, monitor = Memory(), EffectiveLearningRateMonitor()
-    watched_by = [FixedNorm(), monitor]
+    watched_by: list[Callback] = [FixedNorm(), monitor]
     module = with_optimizer(lambda p: SGD(p, lr=0.1, weight_decay=1e-2))
     trainer = trainer_for("layer_norm", watched_by, tmp_path, max_epochs=1, logger=memory)
     trainer.fit(module, cases()["layer_norm"].data())

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lit_sphere.analysis.regimes import CONVERGED_LOSS, converged_mse
 from lit_sphere.effective import NOT_STEPPED, QUANTITIES
+from lit_sphere.observe.module_groups import FindsGroups
 from lit_sphere.observe.optimizer_steps import StepWatch
 from lit_sphere.observe.publishing import run_folder_of
 from lit_sphere.observe.train_loss import TrainLoss
@@ -246,7 +247,7 @@ def classes_and_threshold(
     return classes, converged_loss
 
 
-class CurveCallback(Callback):
+class CurveCallback(FindsGroups):
     """Collects :class:`EpochCurves`; subclasses judge them at the end of epochs and of the run.
 
     Args:
@@ -332,6 +333,7 @@ class CurveCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete the last epoch's row also in what is being saved."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if not self._curves.open:
             self._curves.settle(trainer)
             checkpoint["callbacks"][self.state_key] = self.state_dict()

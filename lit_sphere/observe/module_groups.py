@@ -16,6 +16,9 @@ from lit_sphere.groups.sharded import reshard
 from lit_sphere.observe.quiet_step import silence, step_losses
 
 GroupNames = Sequence[str | Sequence[str]]
+"""For each group the name of a parameter, or of several that are scale-invariant together."""
+Network = str | Callable[..., Any] | None
+"""Attribute of a module that is its network, or a function of the network's input."""
 _SAVED = "lit_sphere_groups"
 
 
@@ -35,7 +38,7 @@ class GroupOptions:
     """
 
     example_input: Any = None
-    network: str | Callable[..., Any] | None = None
+    network: Network = None
     groups: GroupNames | None = None
 
 
@@ -63,6 +66,7 @@ class _Found:
 
     def __init__(self) -> None:
         self._groups: dict[str, list[Group]] = {}
+        self._reasons: dict[str, str] = {}  # why there is none
         self._trained: dict[str, list[Any]] = {}  # in which modes, and which tensors
 
     @classmethod
@@ -76,14 +80,18 @@ class _Found:
         known = {p for p in pl_module.parameters() if p.requires_grad}
         return groups if all(known.issuperset(group.parameters) for group in groups) else None
 
-    def put(self, pl_module: LightningModule, key: str, groups: list[Group]) -> None:
-        self._groups[key], self._trained[key] = groups, _training_of(pl_module)
+    def put(self, pl_module: LightningModule, key: str, groups: list[Group], reason: str) -> None:
+        self._groups[key], self._reasons[key], self._trained[key] = groups, reason, _training_of(pl_module)
+
+    def reason(self, key: str) -> str:
+        return self._reasons[key]
 
     def state(self, pl_module: LightningModule) -> dict[str, Any]:
         return {
             key: {
                 "trained": self._trained[key],
                 "groups": _names(groups),
+                "reason": self._reasons[key],
             }
             for key, groups in self._groups.items()
             if self.get(pl_module, key) is not None
@@ -92,7 +100,7 @@ class _Found:
     def load(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         for key, saved in state.items():
             if saved["trained"] == _training_of(pl_module):
-                self.put(pl_module, key, _groups(pl_module, saved["groups"]))
+                self.put(pl_module, key, _groups(pl_module, saved["groups"]), saved["reason"])
 
 
 def _names(groups: Sequence[Group]) -> list[Any]:
@@ -154,8 +162,9 @@ def groups_of(
         return named_groups(pl_module, options.groups, name)
     key = granularity if options.network is None else f"{granularity} of {options.network}"
     known = _Found.of(pl_module)
-    groups, reason = known.get(pl_module, key), f"{type(pl_module).__name__} has none but rows of tensors"
+    groups = known.get(pl_module, key)
     if groups is None:
+        reason = f"{type(pl_module).__name__} has no scale-invariant tensor, only rows of some"
         failure: str | None = None
         search = None
         try:
@@ -172,14 +181,13 @@ def groups_of(
         if names is None:
             return None
         groups = _groups(pl_module, names)
-        if groups:
-            known.put(pl_module, key, groups)
+        known.put(pl_module, key, groups, reason)
         if search is not None:
             _tell_choice(name, search)
     if granularity == "tensor" and not rows:
         groups = [group for group in groups if group.rows is None]
     if not groups:
-        raise NoGroups(f"{name}: {reason}")
+        raise NoGroups(f"{name}: {known.reason(key)}")
     return groups
 
 

@@ -16,6 +16,7 @@ from lit_sphere.analysis.regimes import (
 )
 from lit_sphere.observe.dynamics import DynamicsObserver, callbacks_of
 from lit_sphere.observe.epoch_curves import CurveCallback, Row, known_rows
+from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.report.regime_curves import RegimeSegment
 
 
@@ -41,7 +42,11 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         error_key: str | None = None,
         converged_loss: float | None = None,
         every_n_steps: int = 4,
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         super().__init__(num_classes, loss_key, error_key, converged_loss, every_n_steps)
         self.verdict: RegimeVerdict | None = None
         self._segments: list[dict[str, Any]] = []  # those before it, with their verdicts

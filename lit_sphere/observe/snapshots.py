@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lit_sphere.analysis import take_weights
-from lit_sphere.observe.module_groups import NoGroups, groups_of
+from lit_sphere.observe.module_groups import FindsGroups, NoGroups, groups_of
 from lit_sphere.observe.passes import MACHINE_ERRORS, check_batch, train_batches, untouched, val_batches
 from lit_sphere.observe.publishing import log_numbers, run_folder_of
 from lit_sphere.observe.stopping import PassStopped, can_stop, until_stopped
@@ -46,7 +46,7 @@ def snapshot(trainer: Trainer, pl_module: LightningModule, epochs: int) -> Snaps
     return {"epochs": epochs, "step": trainer.global_step, "weights": take_weights(pl_module)}
 
 
-class BetweenEpochs(Callback):
+class BetweenEpochs(FindsGroups):
     """Base of callbacks that look at the weights after each epoch; subclasses say what they do then.
 
     Lightning does not end an epoch again whose last batch was the last thing saved: a resumed run makes up
