@@ -121,7 +121,7 @@ class FixedNorm(Control, FindsGroups):
         if others:
             raise ValueError("FixedNorm: there are two of them, which would fight over the norm; remove one")
         self._detach()
-        self._groups = []
+        self._groups, self._sure = [], False
         self._find(trainer, groups_of(self, pl_module))
 
     def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
@@ -146,7 +146,8 @@ class FixedNorm(Control, FindsGroups):
         """Begin to fix the norm when it is time; go on with it after a resume."""
         if self._keeper is not None:
             return
-        if not self._groups:
+        if not self._sure:  # hooks at the start of training may have frozen norm layers since
+            self._sure = True
             self._find(trainer, groups_of(self, pl_module, batch))
         reached = trainer.current_epoch >= self.from_epoch
         if self.from_step is not None:

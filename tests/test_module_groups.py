@@ -187,6 +187,31 @@ def test_wrong_words_are_named(options: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("when", ["before", "at the start"])
+@pytest.mark.filterwarnings("ignore:.*(num_workers|logging interval|eval mode|Experiment logs directory)")
+def test_norms_that_training_leaves_frozen_normalise_nothing(when: str, tmp_path: Path) -> None:
+    class Finetuned(NoForward):
+        def __init__(self) -> None:
+            super().__init__()
+            # Without a shift the frozen norm is a scale, which the norm behind it undoes.
+            self.after = nn.Sequential(nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8))
+            self.net = nn.Sequential(*self.net, self.after)
+            nn.init.normal_(cast(Tensor, self.net[2].running_mean))
+            self.example_input_array = torch.zeros(2, 3, 4, 4)
+            if when == "before":
+                self.net[2].eval()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.net(x))
+
+        def on_train_start(self) -> None:
+            self.net[2].eval()
+
+    monitor = EffectiveLearningRateMonitor()
+    train(Finetuned, tmp_path, monitor)
+    assert monitor._watch.names == ["4.0.weight"]
+
+
 def test_a_resumed_run_does_not_search_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(module: NoForward, epochs: int, path: str | None = None) -> Trainer:
         trainer = Trainer(

@@ -124,7 +124,12 @@ def _of_first_rank(pl_module: LightningModule, value: Any) -> Any:
 def _training_of(pl_module: LightningModule) -> list[Any]:
     """What a search depends on: names and shapes of what is trained, and which modules are in eval mode."""
     trained = [[name, *p.shape] for name, p in pl_module.named_parameters() if p.requires_grad]
-    return [trained, [name for name, module in pl_module.named_modules() if not module.training]]
+    return [trained, modules_in_eval_mode(pl_module)]
+
+
+def modules_in_eval_mode(pl_module: LightningModule) -> list[str]:
+    """Give the names of a module's parts that are in eval mode."""
+    return [name for name, module in pl_module.named_modules() if not module.training]
 
 
 def groups_of(

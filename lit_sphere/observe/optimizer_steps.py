@@ -15,7 +15,12 @@ from lit_sphere.effective import EffectiveQuantities, Source, StepMeans, rounds_
 from lit_sphere.effective.step_options import StepOptions
 from lit_sphere.groups import Group, GroupGranularity
 from lit_sphere.observe.both_lightnings import overrides
-from lit_sphere.observe.module_groups import NoGroups, groups_of_one_optimizer, short_names
+from lit_sphere.observe.module_groups import (
+    NoGroups,
+    groups_of_one_optimizer,
+    modules_in_eval_mode,
+    short_names,
+)
 from lit_sphere.observe.watched_groups import Watch, WatchedGroups, stay_out, watched_groups
 from lit_sphere.optim import Granularity
 
@@ -131,6 +136,7 @@ class StepWatch:
         self._scales = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._altered = self._scales or clips_gradients(trainer, pl_module)
         self._find(trainer, pl_module)
+        self._modes: list[str] | None = modules_in_eval_mode(pl_module)
         return resumed
 
     def forget(self) -> None:
@@ -145,10 +151,13 @@ class StepWatch:
             pl_module: Its module.
             batch: The batch.
         """
-        if self.stays_out:
+        # Hooks at the start of training may have frozen norm layers since.
+        frozen, self._modes = self._modes is not None and self._modes != modules_in_eval_mode(pl_module), None
+        if self.stays_out and not frozen:
             return
         if (
-            self.means is None
+            frozen
+            or self.means is None
             or self.optimizer not in trainer.optimizers
             or source_of(self.optimizer, self._altered, self._rounded) != self.source
         ):
