@@ -152,6 +152,14 @@ def test_tied_language_models_have_no_exact_group_and_t5_trains_on() -> None:
     model(example).last_hidden_state.sum().backward()
 
 
+def test_experts_that_run_in_float32_only() -> None:
+    model = decoder("MixtralForCausalLM", num_key_value_heads=1, num_local_experts=3)
+    writers = {
+        f"model.layers.{i}.{part}" for i in (0, 1) for part in ("self_attn.o_proj.weight", "mlp.experts.down_proj")
+    }
+    assert names(search_groups(model, TOKENS)) == {"model.embed_tokens.weight", *writers}
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_switches_of_the_libraries(reentrant: bool) -> None:
     model: Any = decoder("LlamaForCausalLM")

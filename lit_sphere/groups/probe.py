@@ -173,6 +173,8 @@ class Probe:
             return value + noise
         value.mul_(noise.add_(1))
         least = _LEAST_VECTOR if value.dim() < 2 else _LEAST_MATRIX
+        if value.dim() > 1 and self.precision.dtype == torch.float32:  # small terms of sums would be lost in the digits
+            least = (len(value) / value.numel()) ** 0.5
         size = float(torch.linalg.vector_norm(value)) / value.numel() ** 0.5
         return value.mul_(least / size) if size < least else value
 
@@ -221,16 +223,18 @@ class Probe:
                 for column, value in kept.items():
                     self.leaves[column].copy_(value)
 
-    def go_to(self, index: int) -> None:
+    def go_to(self, index: int | None) -> None:
         """Scale the trainable tensors as belongs to inputs number ``index``, each by another factor.
 
         Inputs alone leave some networks in one linear piece, with symmetries that hold in that piece only.
 
         Args:
-            index: Number of the inputs.
+            index: Number of the inputs; None for the tensors' own scales.
         """
-        powers = torch.randint(-2, 3, (len(self.leaves),), generator=self._generator(index)).tolist()
-        factors = [2.0**power for power in powers]
+        factors = [1.0] * len(self.leaves)
+        if index is not None:
+            powers = torch.randint(-2, 3, (len(self.leaves),), generator=self._generator(index))
+            factors = (2.0**powers).tolist()
         with torch.no_grad():
             for leaf, new, old in zip(self.leaves, factors, self._factors, strict=True):
                 leaf.mul_(new / old)
