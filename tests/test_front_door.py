@@ -164,8 +164,8 @@ _README = "## Tests\n\n```bash\nmkdir -p .venv/bin && cp bin/python3.10 .venv/bi
     ("fails", "seconds", "said"),
     [
         ("", 5400, []),
-        ("*/venv/bin/python -m pytest --lowest callbacks", 5400, ["FAILED: lowest versions"]),
-        ("*/venv/bin/python -m pytest --lowest command", 5400, ["FAILED: lowest versions"]),
+        ("*/venv/bin/python -m pytest --lowest=callbacks", 5400, ["FAILED: lowest versions"]),
+        ("*/venv/bin/python -m pytest --lowest=command", 5400, ["FAILED: lowest versions"]),
         ("*.ci/lowest.py test", 5400, ["FAILED: lowest versions"]),
         ("* -m pytest -m slow", 5400, ["FAILED: slow tests"]),
         ("*/venv/bin/python -m pytest*", 1100, []),  # no time for them
@@ -205,7 +205,7 @@ def test_ci_ends_with_the_lowest_versions_where_there_is_time(
             ("test", "command", asked[-3:]),
         ):
             assert re.fullmatch(install.format(extra), done_now[1])
-            assert done_now[2] == f"-m pytest --lowest {part}"
+            assert done_now[2] == f"-m pytest --lowest={part}"
     assert not list((tmp_path / "temporary").iterdir()), "gigabytes are left"
 
 
