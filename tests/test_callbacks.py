@@ -222,7 +222,7 @@ def test_what_an_accelerator_remembers_names_the_first_bad_step() -> None:
     callback = StopOnNonFinite()
 
     class FakeTrainer:
-        global_step, current_epoch, checkpoint_callbacks = 0, 3, ()
+        global_step, current_epoch, callbacks = 0, 3, ()
 
     trainer: Any = FakeTrainer()
     callback._tensors[1, 2] = ["the gradient of a", "the gradient of b"]

@@ -119,7 +119,7 @@ class Memory(Logger):
 
 
 class Wandb(WandbLogger):
-    name = version = save_dir = None
+    name = version = save_dir = experiment = None
 
     def __init__(self) -> None:
         self.images: set[str] = set()

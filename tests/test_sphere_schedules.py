@@ -24,7 +24,7 @@ from lit_sphere.callbacks import EffectiveLearningRateMonitor, RegimeMonitor, Sh
 from lit_sphere.groups import find_groups
 from lit_sphere.optim import SphereSGD
 
-pytestmark = quietly
+pytestmark = [quietly, pytest.mark.filterwarnings("ignore:The epoch parameter in")]  # torch 2.4's own SequentialLR
 ELR = 0.02
 
 _SCHEDULES: dict[str, Callable[[Any], Any]] = {

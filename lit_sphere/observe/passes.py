@@ -20,7 +20,11 @@ from lit_sphere.analysis.sharpness import Objective
 from lit_sphere.groups.sharded import whole_parameters
 from lit_sphere.observe.stopping import until_stopped
 
-MACHINE_ERRORS: tuple[type[Exception], ...] = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+MACHINE_ERRORS: tuple[type[Exception], ...] = (
+    MemoryError,
+    torch.OutOfMemoryError,
+    *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),  # since torch 2.8
+)
 """Not for a trial to explain: the batch and the module may be as they should."""
 
 

@@ -18,9 +18,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _traced(step: _Function) -> _Function:
-    """Leave a step to the compilers that see through groups which are not plain dictionaries; others call it."""
+    """Leave a step to compilers that have been seen to trace it, with groups that are no plain dictionaries."""
     release = tuple(int(number) for number in torch.__version__.split(".")[:2])
-    return step if release >= (2, 9) else torch.compiler.disable(step)
+    return step if release >= (2, 14) else torch.compiler.disable(step)
 
 
 class _ParamGroup(dict[str, Any]):
@@ -68,13 +68,14 @@ class SphereSGD(Optimizer):
     sphere gets another ρ, ``elr`` is kept. (Spheres of filters have as many η as filters: there ``lr`` is what these
     have in common, η/ρ² = η̃.) So torch's schedulers schedule the ELR. Factors are the same for both; what a scheduler
     is told in absolute numbers, such as ``max_lr``, ``eta_min`` and ``swa_lr``, is η: multiply an ELR by
-    ``group["radius"] ** 2``. An ELR of 0, at which some schedules end, rests. Under ``torch.compile`` each new value
-    compiles the step once more, as for any optimizer.
+    ``group["radius"] ** 2``. An ELR of 0, at which some schedules end, rests. Under ``torch.compile`` a new value
+    may compile the step once more, as for any optimizer; before torch 2.14 the step is not compiled.
 
     An average of points on a sphere (``torch.optim.swa_utils``, Lightning's ``StochasticWeightAveraging``) lies
     inside the sphere. For scale-invariant weights the function is that of the direction, so that it can be used as it
     is; where training goes on from it, the first step puts it back on the sphere of radius ρ, but is too long by the
-    factor ρ²/‖θ‖², since gradients are larger inside.
+    factor ρ²/‖θ‖², since gradients are larger inside. (Lightning's callback needs automatic optimisation, and is
+    refused beside :class:`~lit_sphere.modules.SphereModule`, which steps by itself.)
 
     Args:
         params: Parameters, or parameter groups with keys ``elr``, ``granularity`` and ``lr`` of their own.
