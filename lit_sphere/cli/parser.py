@@ -32,6 +32,19 @@ class Parser(LightningArgumentParser):
             action._typehint = int_before_float(action._typehint)
         return action
 
+    def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> Any:
+        """Add the options of a function that returns a network; jsonargparse hands it a link that only classes take.
+
+        Args:
+            *args: As for jsonargparse.
+            linked_targets: Not used: no link reaches into the network.
+            **kwargs: As for jsonargparse.
+
+        Returns:
+            The arguments added.
+        """
+        return super().add_function_arguments(*args, **kwargs)
+
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """Parse a config's text, whose options may have the names of earlier versions.
 
