@@ -157,7 +157,7 @@ def make_scale_invariant(
         >>> print(make_scale_invariant(network, torch.zeros(2, 4)).table())
         0.weight  8×4  length fixed  nothing undid its scale
         0.bias    8    frozen        a gain, a bias or a single vector
-        2.weight  3×8  head          the last linear map: frozen at norm 10
+        2.weight  3×8  head          the last linear map, frozen at norm 10
         2.bias    3    frozen        a gain, a bias or a single vector
     """  # noqa: DOC502
     _check(network, how, free, head_norm)
@@ -269,7 +269,7 @@ class _Work:
         done: dict[str, tuple[Action, str]] = {}
         for name, p in self.trainable.items():
             if name in roles.heads:
-                done[name] = ("head", f"the last linear map, at norm {head_norm:g}")
+                done[name] = ("head", f"the last linear map, frozen at norm {head_norm:g}")
             elif name in roles.idle:
                 done[name] = ("frozen", "without influence on the output")
             elif name in roles.gates and self._free == "freeze":

@@ -1,6 +1,7 @@
 """What makes one tensor scale-invariant: a fixed length of the tensor itself, or a norm of its module's output."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,35 @@ def fix_length(sites: Iterable[Site]) -> None:
     norm = torch.linalg.vector_norm(parameter.detach(), dtype=torch.promote_types(parameter.dtype, torch.float32))
     shared = FixedLength(norm)
     for module, name in sites:
-        parametrize.register_parametrization(module, name, shared)
+        _register(module, name, shared)
+
+
+def _register(module: nn.Module, name: str, fixed: nn.Module) -> None:
+    parametrize.register_parametrization(module, name, fixed, unsafe=True)
+    # torch has made a class for this one module, which refuses to be pickled.
+    type(module).__reduce_ex__ = _reduce  # type: ignore[assignment, method-assign]
+
+
+def _reduce(module: nn.Module, protocol: SupportsIndex) -> Any:
+    """Pickle a module as it was before, and its fixed lengths."""
+    lists = dict(module.get_submodule("parametrizations").named_children())
+    lengths = {name: list(each.children()) for name, each in lists.items()}
+    if not all(len(each) == 1 and isinstance(each[0], FixedLength) for each in lengths.values()):
+        return object.__reduce_ex__(module, protocol)  # torch says why not
+    state = vars(module).copy()
+    state["_modules"] = {name: each for name, each in state["_modules"].items() if name != "parametrizations"}
+    originals = {name: each.get_parameter("original") for name, each in lists.items()}
+    state["_parameters"] = {**state["_parameters"], **originals}
+    before = parametrize.type_before_parametrizations(module)
+    return _rebuilt, (before, state, {name: each for name, (each,) in lengths.items()})
+
+
+def _rebuilt(before: type[nn.Module], state: dict[str, Any], lengths: dict[str, nn.Module]) -> nn.Module:
+    module = before.__new__(before)
+    module.__setstate__(state)
+    for name, fixed in lengths.items():
+        _register(module, name, fixed)
+    return module
 
 
 def has_room(sites: Iterable[Site]) -> bool:
