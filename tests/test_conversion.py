@@ -134,7 +134,7 @@ def made(name: str) -> tuple[Any, Tensor]:
     return NETWORKS[name](), TOKENS if name.startswith("GPT") else IMAGES
 
 
-def logits(network: nn.Module, inputs: Tensor) -> Tensor:
+def logits(network: Callable[..., Any], inputs: Tensor) -> Tensor:
     output = network(inputs)
     return cast(Tensor, output["logits"] if isinstance(output, dict) else output)
 
@@ -310,15 +310,15 @@ def test_the_plan_of_another_network_is_refused() -> None:
 
 @pytest.mark.parametrize("how", ["weights", "activations"])
 def test_converted_networks_are_copied_pickled_and_compiled(how: How) -> None:
-    network: nn.Module = made("ViT")[0]
-    inputs = torch.randn(4, 3, 16, 16)
-    make_scale_invariant(network, IMAGES, how)
-    expected = network(inputs)
+    network: nn.Module = made("GPT with a head")[0]
+    inputs = torch.randint(11, (4, 8))
+    make_scale_invariant(network, TOKENS, how)
+    expected = logits(network, inputs)
     for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(copy.deepcopy(network)))):
-        assert other(inputs).equal(expected)
+        assert logits(other, inputs).equal(expected)
         assert other.state_dict().keys() == network.state_dict().keys()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(inputs), expected)
+    torch.testing.assert_close(logits(compiled, inputs), expected)
 
 
 def test_half_precision() -> None:
@@ -374,6 +374,10 @@ def test_the_module_trains_what_it_has_converted_on_the_sphere(tmp_path: Path) -
     assert set(sphere["params"]) == {p for p in ours.parameters() if p.requires_grad}
     norm = torch.cat([p.detach().flatten() for p in sphere["params"]]).norm().item()
     assert norm == pytest.approx(sphere["radius"], rel=1e-5)
+    ours.trainer.save_checkpoint(tmp_path / "one.ckpt", weights_only=False)
+    loaded = SphereModule.load_from_checkpoint(tmp_path / "one.ckpt", network=Resized(vit(8, 4), channels=3))
+    images = torch.randn(4, 1, 8, 8)
+    assert loaded.eval()(images).equal(ours.eval()(images))
 
 
 def test_with_a_learning_rate_gains_and_biases_are_trained_too(tmp_path: Path) -> None:
@@ -391,6 +395,7 @@ def test_in_the_whole_space_too(tmp_path: Path) -> None:
     assert "output normalised" in actions(ours.conversion).values()
 
 
+@pytest.mark.slow
 def test_checkpoints_of_converted_modules_load_and_resume(tmp_path: Path) -> None:
     whole, first, resumed = module(), module(), module()
     trainer(2, tmp_path, enable_checkpointing=False).fit(whole, digits())
@@ -406,6 +411,24 @@ def test_checkpoints_of_converted_modules_load_and_resume(tmp_path: Path) -> Non
         for each, path in ((first, None), (loaded, None), (module(), tmp_path / "half.ckpt"))
     ]
     assert tested[0] == tested[1] == tested[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_two_processes_train_the_converted_network(is_checked: bool, tmp_path: Path) -> None:
+    ours = module()
+    options: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
+    two = trainer(1, tmp_path, enable_checkpointing=False, **options)
+    if not is_checked:
+        with pytest.warns(UserWarning, match="so that its weights do not come back: call check_trainable"):
+            two.fit(ours, digits())
+        return
+    ours.check_trainable(digits())
+    before = {name: p.detach().clone() for name, p in ours.named_parameters()}
+    two.fit(ours, digits())
+    assert ours.conversion is not None
+    for name, p in ours.named_parameters():
+        assert p.equal(before[name]) != p.requires_grad, name
 
 
 def test_of_a_ready_module_nothing_is_changed(tmp_path: Path) -> None:

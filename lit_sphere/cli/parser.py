@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_sphere.cli.config_names import find_config, is_text, read_config
 from lit_sphere.cli.old_names import rename_in_text
 from lit_sphere.cli.shipped_classes import classes_in_text
+from lit_sphere.cli.yaml_text import without_unserialised
 
 
 class Parser(LightningArgumentParser):
@@ -57,6 +58,19 @@ class Parser(LightningArgumentParser):
             What is parsed.
         """
         return super().parse_string(classes_in_text(rename_in_text(content)), *args, **kwargs)
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Give the text of a config, which can be read again.
+
+        Args:
+            *args: As for jsonargparse.
+            **kwargs: As for jsonargparse.
+
+        Returns:
+            YAML; without defaults that cannot be written, such as torchvision's layers with options filled in.
+        """
+        text: str = super().dump(*args, **kwargs)
+        return without_unserialised(text)
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Give the help without those classes."""

@@ -62,7 +62,6 @@ from lit_sphere.cli.trainer_options import (
 )
 from lit_sphere.cli.values_given import check_linked, check_no_null, check_values
 from lit_sphere.cli.wandb_run import WandbMode, check_given_wandb
-from lit_sphere.cli.yaml_text import without_unserialised
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.modules.lightning_options import check_trainer
@@ -318,7 +317,7 @@ class SphereCLI(LightningCLI):
         if self._is_in_place():
             config.ckpt_path = None  # the run repeated from its start passes the checkpoint by itself
         text: str = self._parser("fit").dump(config, skip_none=False)
-        return without_unserialised(text)
+        return text
 
     def _record(self, text: str) -> list[Callback]:
         history, steps = None, 0 if self.checkpoint is None else self.checkpoint["global_step"]

@@ -219,6 +219,25 @@ class SphereModule(LightningModule):
             apply_plan(self.network, plan)
             self._plan = dict(plan)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; says where a strategy of forked processes brings home those of a converted network.
+
+        Args:
+            state_dict: As for any module.
+            strict: As for any module.
+            assign: As for any module.
+
+        Returns:
+            Missing and unexpected keys.
+        """
+        loaded = super().load_state_dict(state_dict, strict, assign)
+        if self._convert and self._plan is None and loaded.unexpected_keys:
+            rank_zero_warn(
+                "the network was converted in other processes and not here, so that its weights do not come back: call "
+                "check_trainable(datamodule) before fit, or take them from a checkpoint"
+            )
+        return loaded
+
     def configure_optimizers(self) -> Any:
         """Make one optimizer: a sphere and, with ``lr``, plain SGD for the rest; or the one given.
 
