@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -161,6 +162,41 @@ def test_all_that_is_trained_is_scale_invariant_afterwards(name: str, how: How) 
     assert len(heads) == (name != "GPT"), "where the head is the embedding as well, it is no head"
     assert len(conversion.table().splitlines()) == len(conversion.tensors)
     assert all(each.reason for each in conversion.tensors)
+
+
+def timm_conv_next() -> tuple[nn.Module, Tensor]:
+    timm = pytest.importorskip("timm")
+    return timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=10), torch.zeros(2, 3, 32, 32)
+
+
+def gpt_2() -> tuple[nn.Module, Tensor]:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 11, "n_positions": 8, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    return transformers.GPT2LMHeadModel(config), TOKENS
+
+
+def resnet() -> tuple[nn.Module, Tensor]:
+    blocks = torchvision.models.resnet.BasicBlock
+    return torchvision.models.ResNet(blocks, [1, 1, 1, 1], num_classes=10, zero_init_residual=True), IMAGES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "counts"),
+    [
+        (resnet, {"kept": 12, "head": 1, "set to 1": 4, "frozen": 21}),
+        (timm_conv_next, {"kept": 11, "length fixed": 5, "head": 1, "set to 1": 4, "frozen": 35}),
+        (gpt_2, {"length fixed": 10, "frozen": 18}),
+    ],
+)
+def test_networks_of_libraries(make: Callable[[], tuple[nn.Module, Tensor]], counts: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    network, example = make()
+    conversion = make_scale_invariant(network, example)
+    assert Counter(actions(conversion).values()) == counts
+    trained = {p for p in network.parameters() if p.requires_grad}
+    assert trained == {p for group in find_groups(network, example) for p in group.parameters}
 
 
 def test_fixed_lengths_change_nothing_of_the_function() -> None:

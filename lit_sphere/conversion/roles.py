@@ -74,9 +74,10 @@ def find_roles(network: nn.Module, inputs: Sequence[Tensor]) -> Roles:
     Raises:
         ValueError: If the network cannot be copied, fails on the inputs, or returns no floating-point tensor.
     """  # noqa: DOC502
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.enable_grad():
         trial = _Trial(network, inputs)
         redrawn = {name: fresh(p) for name, p in trial.parameters.items() if not p.any() and not is_vector(p)}
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name, value in redrawn.items():
             trial.parameters[name].data.copy_(value)
         gates = _gates(trial)
