@@ -128,7 +128,8 @@ def make_scale_invariant(
       initialisation the network computes what it did. This works for every tensor, attention's and tied ones too.
     - **activations** (``how="activations"``): the output of its module is normalised instead, by batch norm without
       affine parameters after convolutions and by layer norm after other modules, where that undoes the scale; the
-      rest gets a fixed length. The network is another one then, whose activations are held back throughout.
+      rest gets a fixed length. The network is another one then, whose activations are held back throughout: it trains
+      faster where the network has no normalisation of its own, and alike where it has some.
 
     Gains that start at or near zero (layer scale, the last gain of a residual block) are set to 1: frozen there, what
     they multiply would never matter. Weights that are zero throughout are drawn anew, as those of a fresh layer. Both
