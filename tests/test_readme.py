@@ -95,7 +95,7 @@ def test_module_without_forward(empty_folder: Path) -> None:
     namespace: dict[str, Any] = {}
     exec(block.replace("Trainer(", "Trainer(logger=False, accelerator='cpu', "), namespace)
     words = torch.randint(0, 1000, (16, 8), generator=torch.Generator().manual_seed(0))
-    batches = DataLoader([{"input_ids": each, "labels": each} for each in words], 4)  # type: ignore[arg-type]
+    batches: Any = DataLoader([{"input_ids": each, "labels": each} for each in words], 4)  # type: ignore[arg-type]
     namespace["trainer"].fit(namespace["LanguageModel"](), batches)
     assert namespace["trainer"].callback_metrics["elr/total"] > 0
 

@@ -18,7 +18,7 @@ from lit_sphere.conversion.normalisation import (
     takes_output_norm,
 )
 from lit_sphere.conversion.roles import Roles, find_roles, fresh, is_vector
-from lit_sphere.groups import Group, find_groups
+from lit_sphere.groups import Group, search_groups
 
 How = Literal["weights", "activations"]
 Free = Literal["freeze", "train"]
@@ -253,12 +253,8 @@ class _Work:
         return Conversion(type(self._network).__name__, tuple(tensors), tuple(groups))
 
     def groups(self) -> list[Group]:
-        try:
-            return find_groups(self._network, self._inputs, progress=self._progress)
-        except ValueError as error:
-            if not str(error).startswith("no scale-invariant group"):
-                raise
-            return []
+        found = search_groups(self._network, self._inputs, progress=self._progress).groups
+        return [group for group in found if group.rows is None]  # what becomes of a tensor becomes of all its rows
 
     def in_groups(self, groups: list[Group]) -> set[str]:
         members = {p for group in groups for p in group.parameters}
