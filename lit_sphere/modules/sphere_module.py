@@ -115,6 +115,7 @@ class SphereModule(LightningModule):
         self._convert, self._head_norm = convert, head_norm
         self.conversion: Conversion | None = None
         self._plan: dict[str, str] | None = None  # of the conversion; in the checkpoint
+        self._saved_spheres: dict[str, Any] = {}  # of the run that is resumed
         self._checked = False
         self._sphere_names: list[list[str]] = []  # parameters of each sphere
         self._changed: dict[str, tuple[Any, Any]] = {}
@@ -168,7 +169,12 @@ class SphereModule(LightningModule):
         if self.elr is not None:
             assert isinstance(self.example_input_array, Tensor)
             known = self.conversion.groups if self.conversion is not None else ()
-            self._sphere_names = find_spheres(self.network, self.example_input_array, self.granularity, self.lr, known)
+            if self._saved_spheres.get("of") == self._trained():
+                self._sphere_names = self._saved_spheres["names"]
+            else:
+                self._sphere_names = find_spheres(
+                    self.network, self.example_input_array, self.granularity, self.lr, known
+                )
         elif self._optimizer is None:
             raise ValueError(
                 "neither elr nor optimizer is given: --model.elr trains on the sphere, --model.optimizer SGD "
@@ -208,6 +214,8 @@ class SphereModule(LightningModule):
     def restore_conversion(self, checkpoint: Mapping[str, Any]) -> None:
         """Convert the network as that of a checkpoint was, so that its weights can be loaded; done by loading, too.
 
+        A run that is resumed has its spheres from there as well, and need not search for them.
+
         Args:
             checkpoint: Its content. Nothing is done without ``convert``, or where the network is converted already.
 
@@ -218,6 +226,20 @@ class SphereModule(LightningModule):
         if self._convert and self._plan is None and isinstance(plan, dict):
             apply_plan(self.network, plan)
             self._plan = dict(plan)
+        spheres = checkpoint.get("spheres")
+        names = spheres.get("names") if isinstance(spheres, dict) else None
+        known = {name for name, _ in self.network.named_parameters()}
+        if (
+            isinstance(names, list)
+            and names
+            and all(isinstance(each, list) and known.issuperset(each) for each in names)
+        ):
+            self._saved_spheres = dict(spheres)
+
+    def _trained(self) -> list[Any]:
+        """What spheres depend on: how they are shared out, and what is trained."""
+        trained = [[name, *p.shape] for name, p in self.network.named_parameters() if p.requires_grad]
+        return [self.granularity, self.lr is None, trained]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights; says where a strategy of forked processes brings home those of a converted network.
@@ -364,6 +386,8 @@ class SphereModule(LightningModule):
         """Keep the running means of an unfinished epoch (rank 0's), and what the conversion has done."""
         if self._plan is not None:
             checkpoint["conversion"] = self._plan
+        if self.elr is not None:
+            checkpoint["spheres"] = {"of": self._trained(), "names": self._sphere_names}
         checkpoint["scheduled_epochs"] = self._scheduled
         checkpoint["train_metrics"] = {"epoch": self._metrics_epoch, **self.train_metrics.state()}
 
