@@ -273,7 +273,9 @@ class Probe:
         self._reseed(index)
         shapes = ", ".join(str(tuple(each.shape)) for each in tensors_in((positional, named)))
         name = type(self._model).__name__
-        who, kind = (name, "samples") if self._real else (f"the forward of {name}", "random inputs")
+        who, kind, made = f"the forward of {name}", "random inputs", ", made after the example input"
+        if self._real:
+            who, kind, made = name, "samples", ""
         try:
             with warnings.catch_warnings(), _Exact(self.precision), mode or nullcontext():
                 warnings.simplefilter("ignore")
@@ -281,8 +283,7 @@ class Probe:
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
-                f"{who} fails on {kind} of shape {shapes}, made after the "
-                f"example input: {type(error).__name__}: {reason}"
+                f"{who} fails on {kind} of shape {shapes}{made}: {type(error).__name__}: {reason}"
             ) from error
         outputs = list(_floating(result))
         if not outputs or not all(bool(output.isfinite().all()) for output in outputs):

@@ -226,15 +226,11 @@ class SphereModule(LightningModule):
         if self._convert and self._plan is None and isinstance(plan, dict):
             apply_plan(self.network, plan)
             self._plan = dict(plan)
-        spheres = checkpoint.get("spheres")
-        names = spheres.get("names") if isinstance(spheres, dict) else None
-        known = {name for name, _ in self.network.named_parameters()}
-        if (
-            isinstance(names, list)
-            and names
-            and all(isinstance(each, list) and known.issuperset(each) for each in names)
-        ):
-            self._saved_spheres = dict(spheres)
+        spheres: Any = checkpoint.get("spheres")
+        if isinstance(spheres, dict) and isinstance(spheres.get("names"), list):
+            known = dict(self.network.named_parameters())
+            fit = all(isinstance(each, list) and set(known).issuperset(each) for each in spheres["names"])
+            self._saved_spheres = spheres if fit else {}
 
     def _trained(self) -> list[Any]:
         """What spheres depend on: how they are shared out, and what is trained."""
