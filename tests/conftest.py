@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
+from lightning_utilities.core import rank_zero
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _WATCHED = ("WANDB_MODE", "LIT_SPHERE_RUN", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK")
@@ -149,6 +150,8 @@ def lit_sphere(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     from lit_sphere.cli import main
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    # As in a process of the command: of two packages that hold Lightning, the last one imported has the messages.
+    monkeypatch.setattr(rank_zero, "log", logging.getLogger("lightning.pytorch.utilities.rank_zero"))
 
     def call(*args: str) -> Result:
         capsys.readouterr()
