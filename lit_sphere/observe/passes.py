@@ -9,36 +9,125 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from lit_sphere.analysis.evaluation import Criterion
 from lit_sphere.analysis.sharpness import Objective
+from lit_sphere.observe.quiet_step import StepLoss
 from lit_sphere.observe.stopping import until_stopped
 
 MACHINE_ERRORS: tuple[type[Exception], ...] = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 """Not for a trial to explain: the batch and the module may be as they should."""
 
 
-def check_batch(owner: Callback, batch: object) -> None:
-    """Refuse batches that are no pairs of two tensors.
+def choose_loss(
+    owner: Callback,
+    trainer: Trainer,
+    pl_module: LightningModule,
+    batch: Any,
+    logits_fail: str | None,
+    what: str = "a batch",
+) -> StepLoss | None:
+    """Choose how batches are evaluated: by logits and their criterion, or else by the module's training step.
+
+    Call it inside :func:`untouched`, on all ranks, which agree.
 
     Args:
         owner: The callback, to be named in errors.
-        batch: The first batch.
+        trainer: Its trainer.
+        pl_module: Its module.
+        batch: The first batch, of training; None if this rank has none.
+        logits_fail: Why it cannot be by logits here, see :func:`logits_failure`; None if it can.
+        what: The batch, in errors.
+
+    Returns:
+        The loss by the training step; None where there are logits.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If neither runs.
     """
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
-        name = type(owner).__name__
-        raise ValueError(
-            f"{name} evaluates batches of (inputs, labels), two tensors, but got a {type(batch).__name__}: use a "
-            f"collate_fn that makes such pairs, or leave {name} out"
+    if runs_everywhere(trainer, logits_fail):
+        return None
+    step = StepLoss(pl_module)
+    step_fails = None if batch is None else failure_of(step.try_out, batch)
+    name, kind, elsewhere = type(owner).__name__, type(pl_module).__name__, "not in another process"
+    if runs_everywhere(trainer, step_fails):
+        rank_zero_info(
+            f"{name}: {kind} gives no logits of {what} ({logits_fail or elsewhere}): the loss is that of its training "
+            "step, and there is no error"
         )
+        return step
+    raise ValueError(
+        f"{name} cannot evaluate {what} by {kind}: not by criterion(module(inputs), labels) "
+        f"({logits_fail or elsewhere}), nor by its training step, run apart ({step_fails or elsewhere}); change what "
+        f"fails, or leave {name} out"
+    )
+
+
+def runs_everywhere(trainer: Trainer, failure: str | None) -> bool:
+    """Return whether something has failed on no rank; a collective.
+
+    Args:
+        trainer: The trainer.
+        failure: What has failed on this rank.
+
+    Returns:
+        The same on all ranks.
+    """
+    return bool(trainer.strategy.reduce_boolean_decision(failure is None))
+
+
+def logits_failure(batch: Any, by_logits: Callable[[Any], object]) -> str | None:
+    """Try to evaluate a batch by logits.
+
+    Args:
+        batch: Any batch.
+        by_logits: Evaluates one of inputs and labels.
+
+    Returns:
+        Why that cannot be, in one line; None if it can.
+    """
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        return f"a batch is a {type(batch).__name__}{size}, no pair of inputs and labels"
+    if batch[1].is_floating_point():
+        return "labels are no whole numbers"
+    return failure_of(by_logits, batch)
+
+
+def failure_of(run: Callable[[Any], object], batch: Any) -> str | None:
+    """Run something on a batch for a trial.
+
+    Args:
+        run: What may fail.
+        batch: The batch.
+
+    Returns:
+        Why it fails, in one line; None if it does not.
+    """
+    try:
+        run(batch)
+    except Exception as error:
+        if isinstance(error, MACHINE_ERRORS):
+            raise
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def seed_all(seed: int) -> None:
+    """Seed what dropout, transforms and training steps draw from; inside :func:`untouched`, which gives it back.
+
+    Args:
+        seed: The seed.
+    """
+    for each in (torch.manual_seed, random.seed, np.random.seed):
+        each(seed)
 
 
 @contextmanager
@@ -171,12 +260,14 @@ def _on_device(trainer: Trainer, loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def _none_of_one_sample(batches: Iterable[Any]) -> Iterator[Any]:
-    """Join a batch of one sample to a larger one before it, where both are tuples or lists of tensors."""
+    """Join a batch of one sample to a larger one before it, where both hold nothing but tensors of that many."""
     kept: list[Any] = []
     for batch in batches:
         if kept and _samples(batch) == 1 < _samples(kept[0]) and _shape(batch) == _shape(kept[0]):
-            parts = [torch.cat(pair) for pair in zip(kept[0], batch, strict=True)]
-            kept = [type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)]
+            leaves, structure = tree_flatten(kept[0])
+            kept = [
+                tree_unflatten([torch.cat(pair) for pair in zip(leaves, tree_leaves(batch), strict=True)], structure)
+            ]
             continue
         yield from kept
         kept = [batch]
@@ -185,15 +276,17 @@ def _none_of_one_sample(batches: Iterable[Any]) -> Iterator[Any]:
 
 def _samples(batch: Any) -> int:
     """Number of samples; 0 where it cannot be told."""
-    if not isinstance(batch, (tuple, list)) or not all(isinstance(each, Tensor) and each.ndim for each in batch):
+    leaves = tree_leaves(batch)
+    if not all(isinstance(each, Tensor) and each.ndim for each in leaves):
         return 0
-    counts = {len(each) for each in batch}
+    counts = {len(each) for each in leaves}
     return counts.pop() if len(counts) == 1 else 0
 
 
-def _shape(batch: Any) -> list[torch.Size]:
-    """Shapes of a sample."""
-    return [each.shape[1:] for each in batch]
+def _shape(batch: Any) -> Any:
+    """Structure of a batch, and shapes of a sample."""
+    leaves, structure = tree_flatten(batch)
+    return structure, [each.shape[1:] for each in leaves]
 
 
 _SECONDS_BEFORE_BAR = 2.0
@@ -208,11 +301,13 @@ class TrainSetObjective:
 
     Attributes:
         may_stop: Whether a signal ends a pass, by :class:`~lit_sphere.observe.stopping.PassStopped`.
+        loss: The training step's, where there are no logits.
     """
 
     def __init__(self, owner: Callback, seed: int) -> None:
         self._owner, self._seed = owner, seed
         self.may_stop = False
+        self.loss: StepLoss | None = None
 
     @contextmanager
     def at_fixed_weights(
@@ -242,8 +337,7 @@ class TrainSetObjective:
 
         def batches() -> Iterator[Any]:
             # Passes are to agree in dropout and random transforms; `untouched` gives the generators' states back.
-            for seed in (torch.manual_seed, random.seed, np.random.seed):
-                seed(self._seed + trainer.global_rank)
+            seed_all(self._seed + trainer.global_rank)
             source = given or train_batches(self._owner, trainer, pl_module)
             for batch in islice(until_stopped(trainer, source) if self.may_stop else source, most):
                 yield trainer.precision_plugin.convert_input(batch)
@@ -252,10 +346,10 @@ class TrainSetObjective:
         # In the weights' own precision: autocast would blur second derivatives.
         full = torch.autocast(pl_module.device.type, enabled=False)
         with untouched(pl_module), bar, trainer.precision_plugin.forward_context(), full:
-            yield Objective(pl_module, batches, parameters, criterion_of(pl_module), add_up_ranks(trainer))
+            yield Objective(pl_module, batches, parameters, criterion_of(pl_module), add_up_ranks(trainer), self.loss)
 
-    def check(self, trainer: Trainer, pl_module: LightningModule, parameters: Sequence[Tensor], batch: Any) -> None:
-        """Try a batch of the train set, before training.
+    def choose(self, trainer: Trainer, pl_module: LightningModule, parameters: Sequence[Tensor], batch: Any) -> None:
+        """Try a batch of the train set, before training, and choose how batches are evaluated.
 
         Args:
             trainer: The trainer.
@@ -264,23 +358,9 @@ class TrainSetObjective:
             batch: Of the train set.
 
         Raises:
-            ValueError: If it is no pair, or has no loss.
-        """
-        name, module = type(self._owner).__name__, type(pl_module).__name__
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-            size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-            raise ValueError(
-                f"{name}: a pass over the train set needs batches of (inputs, labels), not a {type(batch).__name__}"
-                f"{size}; leave out train_pass_every and curvature_… to watch only the steps"
-            )
+            ValueError: If there is no way to.
+        """  # noqa: DOC502
+        self.loss = None
         with self.at_fixed_weights(trainer, pl_module, parameters, "trying a batch", [batch]) as objective:
-            try:
-                for _ in objective.gradients():
-                    pass
-            except Exception as error:
-                if isinstance(error, MACHINE_ERRORS):
-                    raise
-                raise ValueError(
-                    f"{name}: {module} gives no loss of a batch by criterion(module(inputs), labels) ({error}); give "
-                    "it a method criterion(logits, labels), or leave out train_pass_every and curvature_…"
-                ) from error
+            fails = logits_failure(batch, lambda _: [None for _ in objective.gradients()])
+            self.loss = choose_loss(self._owner, trainer, pl_module, batch, fails, "a batch of the train set")
