@@ -160,7 +160,7 @@ class SharpnessMonitor(Callback):
         with untouched(pl_module):
             batch = next(iter(train_batches(self, trainer, pl_module)))
         self._watch.batch_start(trainer, pl_module, batch)
-        self._objective.choose(trainer, pl_module, list(self._watch.parameters), batch)
+        self._objective.choose(trainer, pl_module, list(self._watch.parameters), batch, self._measures_curvature)
         if self._objective.loss is not None and self._measures_curvature:
             rank_zero_info("SharpnessMonitor: without logits there is no Fisher information, whose trace is left out")
 

@@ -145,13 +145,9 @@ class Probe:
         leaves: dict[int, nn.Parameter] = {}
         for parameter in self._model.parameters():
             number = known.get(id(parameter))
-            value = self._copied(parameter)
             if number is not None:
-                value = self._nudged(number, value)
-            leaf = nn.Parameter(value, requires_grad=number is not None)
-            self._copies[id(parameter)] = leaf
-            if number is not None:
-                leaves[number] = leaf
+                leaves[number] = nn.Parameter(self._nudged(number, self._copied(parameter)))
+                self._copies[id(parameter)] = leaves[number]
         self.leaves = [leaves[number] for number in range(len(leaves))]
         self._factors = [1.0] * len(leaves)
 
@@ -294,7 +290,12 @@ class Probe:
         ]
 
     def _dress(self) -> None:
-        self._held.dress(dict(self._copies), self._copied)
+        def fresh(tensor: Tensor) -> Tensor:
+            # What is frozen, too: a training step may write to it, such as to a teacher that follows the network.
+            value = self._copied(tensor)
+            return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+
+        self._held.dress(dict(self._copies), fresh)
         for module in self._model.modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue

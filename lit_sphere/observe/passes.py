@@ -1,8 +1,9 @@
 """Passes over data at fixed weights, in the middle of a training that must not notice."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from itertools import islice
 from typing import Any
 
@@ -11,14 +12,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.apply_func import apply_to_collections
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from lit_sphere.analysis.curvature import sphere_hessian
 from lit_sphere.analysis.evaluation import Criterion
-from lit_sphere.analysis.sharpness import Objective
+from lit_sphere.analysis.sharpness import Objective, flatten
 from lit_sphere.observe.quiet_step import StepLoss
 from lit_sphere.observe.stopping import until_stopped
 
@@ -264,10 +266,7 @@ def _none_of_one_sample(batches: Iterable[Any]) -> Iterator[Any]:
     kept: list[Any] = []
     for batch in batches:
         if kept and _samples(batch) == 1 < _samples(kept[0]) and _shape(batch) == _shape(kept[0]):
-            leaves, structure = tree_flatten(kept[0])
-            kept = [
-                tree_unflatten([torch.cat(pair) for pair in zip(leaves, tree_leaves(batch), strict=True)], structure)
-            ]
+            kept = [apply_to_collections(kept[0], batch, Tensor, lambda *both: torch.cat(both))]
             continue
         yield from kept
         kept = [batch]
@@ -276,17 +275,29 @@ def _none_of_one_sample(batches: Iterable[Any]) -> Iterator[Any]:
 
 def _samples(batch: Any) -> int:
     """Number of samples; 0 where it cannot be told."""
-    leaves = tree_leaves(batch)
-    if not all(isinstance(each, Tensor) and each.ndim for each in leaves):
-        return 0
-    counts = {len(each) for each in leaves}
+    parts = [each for _, each in _parts(batch)]
+    counts = {len(each) if isinstance(each, Tensor) and each.ndim else 0 for each in parts}
     return counts.pop() if len(counts) == 1 else 0
 
 
-def _shape(batch: Any) -> Any:
-    """Structure of a batch, and shapes of a sample."""
-    leaves, structure = tree_flatten(batch)
-    return structure, [each.shape[1:] for each in leaves]
+def _shape(batch: Any) -> list[Any]:
+    """Shapes of a sample, by their places in the batch."""
+    return [(place, each.shape[1:]) for place, each in _parts(batch)]
+
+
+def _parts(batch: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    inner: Mapping[Any, Any]
+    if isinstance(batch, Mapping):
+        inner = batch
+    elif isinstance(batch, (tuple, list)):
+        inner = dict(enumerate(batch))
+    elif is_dataclass(batch):
+        inner = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    else:
+        yield place, batch
+        return
+    for key, each in inner.items():
+        yield from _parts(each, (*place, key))
 
 
 _SECONDS_BEFORE_BAR = 2.0
@@ -348,7 +359,9 @@ class TrainSetObjective:
         with untouched(pl_module), bar, trainer.precision_plugin.forward_context(), full:
             yield Objective(pl_module, batches, parameters, criterion_of(pl_module), add_up_ranks(trainer), self.loss)
 
-    def choose(self, trainer: Trainer, pl_module: LightningModule, parameters: Sequence[Tensor], batch: Any) -> None:
+    def choose(
+        self, trainer: Trainer, pl_module: LightningModule, parameters: Sequence[Tensor], batch: Any, twice: bool
+    ) -> None:
         """Try a batch of the train set, before training, and choose how batches are evaluated.
 
         Args:
@@ -356,11 +369,22 @@ class TrainSetObjective:
             pl_module: Its module.
             parameters: What to differentiate by.
             batch: Of the train set.
+            twice: Whether second derivatives are needed.
 
         Raises:
             ValueError: If there is no way to.
-        """  # noqa: DOC502
-        self.loss = None
-        with self.at_fixed_weights(trainer, pl_module, parameters, "trying a batch", [batch]) as objective:
+        """
+        self.loss, what = None, "a batch of the train set"
+        trial = (trainer, pl_module, parameters, f"trying {what}", [batch])
+        with self.at_fixed_weights(*trial) as objective:
             fails = logits_failure(batch, lambda _: [None for _ in objective.gradients()])
-            self.loss = choose_loss(self._owner, trainer, pl_module, batch, fails, "a batch of the train set")
+            self.loss = choose_loss(self._owner, trainer, pl_module, batch, fails, what)
+        if self.loss is None or not twice:
+            return
+        with self.at_fixed_weights(*trial) as objective:
+            reason = failure_of(sphere_hessian(objective), torch.ones_like(flatten(objective.parameters)))
+        if reason is not None:
+            raise ValueError(
+                f"{type(self._owner).__name__}: the loss of {type(pl_module).__name__}'s training step cannot be "
+                f"differentiated twice ({reason}); leave out curvature_…"
+            )
