@@ -62,20 +62,32 @@ class Pair(LightningModule):
         return [x, y]
 
 
+class Average:
+    """A running average of the user's own."""
+
+    def __init__(self) -> None:
+        self.count, self.mean = 0, torch.zeros(())
+
+    def update(self, value: Tensor) -> None:
+        self.count += 1
+        self.mean += (value.detach() - self.mean) / self.count
+
+
 class NoForward(Pair):
-    """Keeps a metric, a list and a sum of its own."""
+    """Keeps a metric, a list, a sum and an average of its own."""
 
     forward = LightningModule.forward
 
     def __init__(self) -> None:
         super().__init__()
-        self.mean, self.seen, self.total = MeanMetric(), list[float](), torch.zeros(())
+        self.mean, self.seen, self.total, self.average = MeanMetric(), list[float](), torch.zeros(()), Average()
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = F.cross_entropy(self.net(batch[0]), batch[1])
         self.mean.update(loss)
         self.seen.append(float(loss))
         self.total += loss.detach()
+        self.average.update(loss)
         self.log("mean", self.mean)
         return {"loss": loss}
 
@@ -238,6 +250,8 @@ def test_they_run_wherever_a_training_step_runs_and_leave_it_alone(kind: type[Pa
         assert module.seen == bare.seen
         assert len(module.seen) == 4
         assert torch.equal(module.total, bare.total)
+        assert module.average.count == 4
+        assert torch.equal(module.average.mean, bare.average.mean)
     if isinstance(module, Views) and isinstance(bare, Views):
         assert torch.equal(module.generator.get_state(), bare.generator.get_state())
     assert not set(vars(module)) ^ set(vars(bare)), "what silenced the step is gone"

@@ -102,10 +102,12 @@ def fisher_trace(
         The mean over samples.
 
     Raises:
-        ValueError: If there is no mini-batch, or ``vectors`` is less than 2.
+        ValueError: If there is no mini-batch, ``vectors`` is less than 2, or the objective has no logits.
     """
     if vectors < 2:
         raise ValueError(f"a trace needs at least 2 random vectors, got {vectors}")
+    if objective.loss is not None:
+        raise ValueError("the Fisher information is that of logits, and the objective has a loss only")
     generator = torch.Generator().manual_seed(seed)
 
     def score(logits: Tensor) -> Tensor:

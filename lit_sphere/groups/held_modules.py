@@ -4,6 +4,7 @@ import copy
 import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 _NOT_OURS = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "wandb", "numpy")
+_AS_IS = {bool, int, float, str, type(None)}
+_BY_KEY = {dict, OrderedDict, defaultdict}
 
 
 class HeldModules:
@@ -72,31 +75,32 @@ class _Held:
 
 def _stand_in(value: Any, memo: dict[int, Any], copied: Callable[[Tensor], Tensor]) -> Any:
     """Copy tensors and what holds them; modules, functions and the like stay themselves."""
+    kind: Any = type(value)
+    if kind in _AS_IS:
+        return value
     if id(value) in memo:
         return memo[id(value)]
     new: Any
-    if isinstance(value, Tensor):
+    if kind in _BY_KEY:
+        new = memo[id(value)] = value.copy()
+        for key, each in value.items():
+            new[key] = _stand_in(each, memo, copied)
+    elif kind in (list, deque):
+        new = memo[id(value)] = value.copy()
+        for place, each in enumerate(value):
+            new[place] = _stand_in(each, memo, copied)
+    elif kind is tuple:
+        new = tuple(_stand_in(each, memo, copied) for each in value)
+    elif kind is set:
+        new = value.copy()
+    elif isinstance(value, Tensor):
         new = copied(value)
     elif isinstance(value, torch.Generator):
         new = value.clone_state()
     elif isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
         new = copy.deepcopy(value)
-    elif type(value) in (dict, OrderedDict, defaultdict):
-        new = copy.copy(value)
-        memo[id(value)] = new
-        new.update({key: _stand_in(each, memo, copied) for key, each in value.items()})
-    elif type(value) in (list, deque):
-        new = copy.copy(value)
-        memo[id(value)] = new
-        for place, each in enumerate(value):
-            new[place] = _stand_in(each, memo, copied)
-    elif type(value) is tuple:
-        new = tuple(_stand_in(each, memo, copied) for each in value)
-    elif type(value) is set:
-        new = set(value)
-    elif _is_plain_object(value):
-        new = copy.copy(value)
-        memo[id(value)] = new
+    elif _is_plain(kind) and isinstance(getattr(value, "__dict__", None), dict):
+        new = memo[id(value)] = copy.copy(value)
         vars(new).update({key: _stand_in(each, memo, copied) for key, each in vars(value).items()})
     else:
         return value
@@ -104,16 +108,15 @@ def _stand_in(value: Any, memo: dict[int, Any], copied: Callable[[Tensor], Tenso
     return new
 
 
-def _is_plain_object(value: object) -> bool:
-    """Whether an attribute is an object of the user's own, such as a running average, that may be copied in parts."""
-    kind = type(value)
+@cache
+def _is_plain(kind: type) -> bool:
+    """Whether objects of a class are the user's own, such as a running average, and may be copied in parts."""
     homes = {each.__module__.partition(".")[0] for each in kind.__mro__[:-1]}  # a trainer of the user's own is none
     return (
         kind.__module__ != "builtins"
         and homes.isdisjoint(_NOT_OURS)
-        and not isinstance(value, (nn.Module, type))
-        and isinstance(getattr(value, "__dict__", None), dict)
+        and not issubclass(kind, type)
         and kind.__reduce_ex__ is object.__reduce_ex__
         and not hasattr(kind, "__deepcopy__")
-        and not callable(value)
+        and not any("__call__" in vars(each) for each in kind.__mro__)
     )

@@ -105,7 +105,7 @@ class NetworkCopy:
         """
         module, mine = self._module, self._tensors
         tensors = [*module.named_parameters(), *module.named_buffers()]
-        stand_ins = {tensor: mine[name] for name, tensor in tensors if name in mine}
+        stand_ins = {tensor: mine.get(name, tensor) for name, tensor in tensors}
         with self._trainer.precision_plugin.train_step_context(), quiet(module, stand_ins):
             found = self._loss_of(batch) if self._step_loss is None else self._step_loss.run(batch, batch_idx)
             # Inside: what was checkpointed is computed once more.
