@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_sphere.analysis import cosine_matrix, ensemble_errors, take_weights
+from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.observe.passes import add_up_ranks, runs_everywhere, untouched
 from lit_sphere.observe.publishing import check_single, save_picture
 from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
@@ -34,7 +35,8 @@ class CheckpointSimilarity(StoppablePasses):
 
     ``similarity.csv`` and, at the end, ``similarity.png`` lie in the run's folder: a matrix of all pairs that were
     kept at the same time, and the errors of ensembles and members. Cost: two passes over the validation set for
-    each snapshot; ``keep`` copies of the weights in memory on the CPU, and as many in the run's checkpoints.
+    each snapshot; ``keep`` copies of the weights in memory on the CPU, and as many in the run's checkpoints. Under
+    FSDP2 the whole module is gathered on each device for it. Where nothing is scale-invariant it warns and stays out.
 
     Args:
         every_n_epochs: Epochs between two snapshots.
@@ -43,10 +45,16 @@ class CheckpointSimilarity(StoppablePasses):
 
     Attributes:
         pairs: What was measured, for each pair of snapshots.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no scale-invariant
-            group, or there is another ``CheckpointSimilarity``.
+        ValueError: If an argument is out of range; at the start of ``fit``, if there is another
+            ``CheckpointSimilarity``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -63,7 +71,15 @@ class CheckpointSimilarity(StoppablePasses):
     _sets = ("val",)
     _has_logits = True
 
-    def __init__(self, every_n_epochs: int = 10, keep: int = 20) -> None:
+    def __init__(
+        self,
+        every_n_epochs: int = 10,
+        keep: int = 20,
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
+    ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         super().__init__()
         for name, value, least in (("every_n_epochs", every_n_epochs, 1), ("keep", keep, 2)):
             if value < least:
@@ -82,6 +98,8 @@ class CheckpointSimilarity(StoppablePasses):
         check_single(self, CheckpointSimilarity, trainer, "similarity/…, ensemble/… and similarity.csv")
         super().on_fit_start(trainer, pl_module)
         epochs = trainer.max_epochs
+        if self._stays_out:
+            return
         if epochs and 0 < epochs < 2 * self.every_n_epochs:
             rank_zero_warn(
                 f"CheckpointSimilarity measures nothing: there are no two snapshots {self.every_n_epochs} epochs apart "

@@ -8,7 +8,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis, analyse_schedule
 from lit_sphere.observe.epoch_curves import CurveCallback, Row, known_rows
-from lit_sphere.observe.publishing import check_single, save_picture
+from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
+from lit_sphere.observe.publishing import check_single, log_numbers, save_picture
 from lit_sphere.observe.stopping import NonFinite
 from lit_sphere.report.schedule_regimes import draw_schedule_regimes, schedule_report, write_schedule_regimes
 
@@ -33,7 +34,8 @@ class CosineRegimeAnalysis(CurveCallback):
     :class:`~lit_sphere.callbacks.RegimeMonitor`. Without an error, regime 3 is told by a loss at log(classes).
 
     Costs one pass over parameters and gradients at every n-th step and a few additions at each; nothing waits for the
-    device within an epoch.
+    device within an epoch. Where nothing is scale-invariant, or no optimizer trains a group as a whole, it warns and
+    stays out.
 
     ``cosine_regimes.json`` holds ``verdict``, ``evidence``, ``shares`` (part of training in each regime), ``peak`` and
     ``passed`` (``epoch``, ``step``, ``lr``, ``loss``, ``sharpness`` where the sharpness was greatest outside regime
@@ -46,10 +48,16 @@ class CosineRegimeAnalysis(CurveCallback):
         error_key: Logged key of the train error (a fraction), if the training step returns none.
         converged_loss: Loss below which a run counts as converged; as of ``RegimeMonitor`` if not given.
         every_n_steps: Sharpness is measured at the first and then every n-th optimizer step of an epoch.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no
-            scale-invariant group, or there is another ``CosineRegimeAnalysis``.
+        ValueError: If an argument is out of range; at the start of ``fit``, if there is another
+            ``CosineRegimeAnalysis``.
 
     Attributes:
         analysis: The :class:`~lit_sphere.analysis.ScheduleAnalysis`, after training.
@@ -76,7 +84,11 @@ class CosineRegimeAnalysis(CurveCallback):
         error_key: str | None = None,
         converged_loss: float | None = None,
         every_n_steps: int = 1,
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         super().__init__(num_classes, loss_key, error_key, converged_loss, every_n_steps)
         self.analysis: ScheduleAnalysis | None = None
 
@@ -94,11 +106,12 @@ class CosineRegimeAnalysis(CurveCallback):
         totals = {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
         metrics = {f"schedule/{name}": value for name, value in totals.items() if value is not None}
         if metrics:
-            for logger in trainer.loggers:
-                logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+            log_numbers(trainer, {**metrics, "epoch": trainer.current_epoch}, trainer.global_step - 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse, print, and draw."""
+        if self._curves.stays_out:
+            return
         self._curves.settle(trainer)
         self._report(trainer, pl_module)
 

@@ -14,18 +14,22 @@ from torch.optim import Optimizer
 
 from lit_sphere.analysis import equal_ess
 from lit_sphere.effective import (
+    NOT_STEPPED,
     QUANTITIES,
     EquilibriumRule,
     Source,
     StepSummary,
+    mean_where_stepped,
     predicted_equilibrium,
     predicted_interval,
     quantile_name,
     quantiles_over_groups,
 )
 from lit_sphere.observe.dynamics import controls_of
+from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network
 from lit_sphere.observe.optimizer_steps import StepWatch
-from lit_sphere.observe.publishing import run_folder_of, save_picture
+from lit_sphere.observe.publishing import log_numbers, run_folder_of, save_picture
+from lit_sphere.observe.watched_groups import Watch
 from lit_sphere.optim import Granularity
 from lit_sphere.report import draw_equal_ess, write_equal_ess
 
@@ -35,13 +39,15 @@ _EXTREME = ("radial", "ess", "step_length")  # what SP §5 takes to be small at 
 _NAME = "EffectiveLearningRateMonitor"
 
 
-class EffectiveLearningRateMonitor(Callback):
+class EffectiveLearningRateMonitor(FindsGroups):
     """Monitor: logs the effective quantities of the scale-invariant groups of any module.
 
     The groups are found by Euler's identity (:func:`~lit_sphere.groups.find_groups`) in the module's
     ``forward``, from its ``example_input_array`` or else from the inputs of the first batch. Works under
     automatic and manual optimisation, under DDP, with gradient accumulation, clipping and AMP. What is measured
-    waits on the device until it is logged.
+    waits on the device until it is logged. A mean is one over the steps that moved a group; of a group without any in
+    an epoch nothing is logged, and the totals are those of the other groups. Where nothing is scale-invariant, or no
+    optimizer trains a group as a whole, the monitor warns and stays out.
 
     | key | quantity (TR §3; SP Theorem 2) |
     |---|---|
@@ -52,6 +58,8 @@ class EffectiveLearningRateMonitor(Callback):
     | ``angle/total``, ``angle/<group>`` | angle of the step in radians |
     | ``radial/total``, ``radial/<group>`` | share of the norm that the step takes away along the weights, A⟨c, u⟩ |
     | ``step_length/total``, ``step_length/<group>`` | length of the step across the weights, η‖∇L(u)‖/ρ of SGD |
+    | ``gradient_radial/total``, ``gradient_radial/<group>`` | with ``watch``: share of the gradient along the \
+    weights, ⟨∇, w⟩/(‖∇‖ρ) without its sign, 0 of what is scale-invariant |
     | ``radial/step_max``, ``ess/step_max``, ``step_length/step_max`` | largest of the groups' absolute values at a \
     measured step of the epoch: SP §5 bounds maxima |
     | ``equilibrium/ess`` | predicted: the ESS at which a group's ELR stays (TR eq. (5); PB §3) |
@@ -59,7 +67,7 @@ class EffectiveLearningRateMonitor(Callback):
     | ``equilibrium/elr_low``, ``equilibrium/elr_high`` | predicted: between these the ELR of all groups stays while \
     g̃ does as in this epoch, [√(2ηλ)/L, √(2ηλ)/ℓ] of PB §3 |
     | ``equilibrium/norm_low``, ``equilibrium/norm_high`` | the same of the norm ρ of all groups, κℓ ≤ ρ² ≤ κL |
-    | ``equal_ess/slope`` | slope of the scatter at the end of fit: −1 where all groups have one ESS |
+    | ``equal_ess/slope`` | slope of the scatter at the end of fit: −1 where all (scale-invariant) groups have one ESS |
     | ``equal_ess/spread`` | standard deviation of ln ESS over the groups: 0 where all have one |
 
     Where the numbers come from is said once, and stands in :attr:`source` and in checkpoints
@@ -69,7 +77,8 @@ class EffectiveLearningRateMonitor(Callback):
     * ``state``: the optimizer's own buffers after the step (SP Table 1), for ``torch.optim.SGD``, ``Adam`` and
       ``AdamW`` with any of their options, with gradients clipped too;
     * ``weights``: anything else (a third party's optimizer, a subclass with a ``step`` of its own, a gradient
-      scaler): weights before and after the step, for which one copy of them is kept. ``elr`` = ``ess`` / g̃ then.
+      scaler), and parameters of half precision (``bf16-true``), to which steps are rounded: weights before and after
+      the step, for which one copy of them is kept. ``elr`` = ``ess`` / g̃ then.
 
     Predictions (:func:`~lit_sphere.effective.predicted_equilibrium`) are made where the papers make them, for
     ``SphereSGD`` on one sphere and for ``torch.optim.SGD`` with weight decay and without momentum (and without
@@ -79,6 +88,14 @@ class EffectiveLearningRateMonitor(Callback):
 
     Of several optimizers the one that trains most of the groups is watched. Other callbacks find the totals in
     ``trainer.callback_metrics``.
+
+    Networks that are not scale-invariant, or only in part, are watched with ``watch``. All quantities of a matrix are
+    right for it, too: angles and effective step sizes are those of the real step. What says little of it is how the
+    step depends on the norm. It is marked by its ``gradient_radial/<group>``, and dotted or hollow in pictures; totals
+    are those of all that is watched, and no equilibrium is predicted.
+
+    MLflow takes few characters in names: ``stem.weight+4`` is ``stem.weight and 4 more`` there, and
+    ``conv.weight[3]`` is ``conv.weight row 3``.
 
     Args:
         granularity: ``tensor``: whole weight tensors, or the tensors that are scale-invariant jointly;
@@ -91,10 +108,18 @@ class EffectiveLearningRateMonitor(Callback):
             ``…/median``, 1 as ``…/max``, others like ``…/q25``. None: the quartiles with more than 64 groups.
         scatter_epochs: At the end of fit draw the groups' mean η̃ and g̃ over this many last epochs, with the line
             of equal ESS: ``equal_ess.png`` and ``equal_ess.csv`` in the run's folder. 0: no picture.
+        watch: ``scale_invariant``: the scale-invariant groups; ``matrices``: each other trainable tensor of two or
+            more dimensions as well, embeddings too; a list of names or patterns such as ``*.attn.*``: these tensors
+            only, with the scale-invariant group that one is in.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no
-            scale-invariant group, or no optimizer trains one as a whole.
+        ValueError: If an argument is out of range; at the start of ``fit``, if a pattern of ``watch`` matches nothing.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -115,12 +140,19 @@ class EffectiveLearningRateMonitor(Callback):
         every_n_steps: int = 1,
         quantiles: Sequence[float] | None = None,
         scatter_epochs: int = 0,
+        watch: Watch = "scale_invariant",
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         _check(granularity, per, every_n_steps, quantiles, scatter_epochs)
+        _check_watch(watch)
+        self.watch: Watch = watch if isinstance(watch, str) else list(watch)
         self.granularity, self.per, self.every_n_steps = granularity, per, every_n_steps
         self.quantiles = None if quantiles is None else [float(q) for q in quantiles]
         self.scatter_epochs = scatter_epochs
-        self._watch = StepWatch(self, self._on_measured, every_n_steps, granularity)
+        self._watch = StepWatch(self, self._on_measured, every_n_steps, granularity, watch=self.watch)
         self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
         self._rule: EquilibriumRule | None = None  # of the last step
         self._last_epochs: list[Tensor] = []  # (elr and effective gradient norm, groups), for the scatter
@@ -129,13 +161,24 @@ class EffectiveLearningRateMonitor(Callback):
     @property
     def state_key(self) -> str:
         """Differs between two monitors of one trainer."""
-        options = {"every": self.every_n_steps, "quantiles": self.quantiles, "scatter": self.scatter_epochs}
+        options: dict[str, Any] = {
+            "every": self.every_n_steps,
+            "quantiles": self.quantiles,
+            "scatter": self.scatter_epochs,
+        }
+        if self.watch != "scale_invariant":  # else as in checkpoints without this option
+            options["watch"] = self.watch
         return self._generate_state_key(granularity=self.granularity, per=self.per, **options)
 
     @property
     def source(self) -> Source | None:
         """Where the numbers come from: ``gradients``, ``state`` or ``weights``; None before the groups are found."""
         return self._watch.source
+
+    @property
+    def not_scale_invariant(self) -> frozenset[str]:
+        """Names, in keys, of the watched groups that are not scale-invariant."""
+        return self._watch.others
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training, if the module says what its input looks like."""
@@ -174,11 +217,16 @@ class EffectiveLearningRateMonitor(Callback):
         if self.per == "epoch":
             self._log(trainer, mean, trainer.global_step - 1, metrics)
         else:
-            _log_everywhere(trainer, metrics, trainer.global_step - 1)
+            _log(trainer, metrics, trainer.global_step - 1)
         # All ranks have the same gradients and weights, so the same totals: there is nothing to reduce, and
         # self.log would cost more than the measurement.
-        totals = zip(QUANTITIES, mean[:, 0].tolist(), strict=True)
-        trainer.callback_metrics.update({f"{quantity}/total": torch.tensor(value) for quantity, value in totals})
+        names = [f"{quantity}/total" for quantity in self._quantities]
+        totals = _present(dict(zip(names, mean[:, 0].tolist(), strict=True)))
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in totals.items()})
+
+    @property
+    def _quantities(self) -> tuple[str, ...]:
+        return () if self._watch.means is None else self._watch.means.quantities.quantities
 
     def _summary_of_epoch(self) -> StepSummary | None:
         summary = None if self._watch.means is None else self._watch.means.summary()
@@ -191,7 +239,7 @@ class EffectiveLearningRateMonitor(Callback):
         largest = torch.maximum(summary.high[rows, 1:], -summary.low[rows, 1:]).amax(1)
         grad_norms = torch.stack([summary.low, summary.high])[:, QUANTITIES.index("effective_grad_norm"), 0]
         *maxima, low, high = torch.cat([largest, grad_norms]).tolist()
-        metrics = {f"{quantity}/step_max": value for quantity, value in zip(_EXTREME, maxima, strict=True)}
+        metrics = _present({f"{quantity}/step_max": value for quantity, value in zip(_EXTREME, maxima, strict=True)})
         interval = predicted_interval(self._rule, low, high)
         return {**metrics, **{f"equilibrium/{name}": value for name, value in interval.items()}}
 
@@ -205,21 +253,24 @@ class EffectiveLearningRateMonitor(Callback):
         if quantiles is not None and self._watch.names:
             names = ["total", *map(quantile_name, quantiles)]
             measured = quantiles_over_groups(measured, quantiles)
-        rows = dict(zip(QUANTITIES, measured.tolist(), strict=True))
+        rows = dict(zip(self._quantities, measured.tolist(), strict=True))
         predicted = predicted_equilibrium(self._rule, rows["effective_grad_norm"][0], rows["ess"][0])
         metrics = {**more}
         metrics.update({f"equilibrium/{quantity}": value for quantity, value in predicted.items()})
         for quantity, row in rows.items():
             metrics.update({f"{quantity}/{name}": value for name, value in zip(names, row, strict=False)})
-        _log_everywhere(trainer, metrics, step)
+        _log(trainer, _present(metrics), step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the scatter over the last epochs."""
         if not self._last_epochs:
             return
-        elrs, grad_norms = torch.stack(self._last_epochs).mean(0).tolist()
+        elrs, grad_norms = mean_where_stepped(torch.stack(self._last_epochs)).tolist()
         title = f"{type(pl_module).__name__}: means over the last {len(self._last_epochs)} epochs"
-        report_equal_ess(self, trainer, self._folder, self._watch.names, elrs, grad_norms, title)
+        known = [each for each in zip(self._watch.names, elrs, grad_norms, strict=True) if NOT_STEPPED not in each]
+        names, elrs, grad_norms = zip(*known, strict=True) if known else ((), (), ())
+        marks = None if self.watch == "scale_invariant" else [name not in self._watch.others for name in names]
+        report_equal_ess(self, trainer, self._folder, names, elrs, grad_norms, title, marks)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizer as it was."""
@@ -240,9 +291,23 @@ class EffectiveLearningRateMonitor(Callback):
         self._rule = state_dict.get("rule")
 
 
-def _log_everywhere(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics({"epoch": trainer.current_epoch, **metrics}, step=step)
+def _log(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
+    if metrics:  # else nothing was stepped
+        log_numbers(trainer, {"epoch": trainer.current_epoch, **metrics}, step)
+
+
+def _present(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if value != NOT_STEPPED}
+
+
+def _check_watch(watch: Watch) -> None:
+    known = ("scale_invariant", "matrices")
+    names = () if isinstance(watch, str) else tuple(watch)
+    if watch not in known and not (names and all(isinstance(name, str) for name in names)):
+        raise ValueError(
+            f"{_NAME}: watch must be one of {known}, or a list of parameters' names or patterns, at least one; got "
+            f"{watch!r}"
+        )
 
 
 def _check(
@@ -271,6 +336,7 @@ def report_equal_ess(
     elrs: Sequence[float],
     grad_norms: Sequence[float],
     title: str,
+    scale_invariant: Sequence[bool] | None = None,
 ) -> None:
     """Log ``equal_ess/slope`` and ``equal_ess/spread``, write ``equal_ess.png`` and ``equal_ess.csv``.
 
@@ -282,9 +348,10 @@ def report_equal_ess(
         elrs: Their effective learning rates.
         grad_norms: Their effective gradient norms.
         title: Of the picture.
+        scale_invariant: Which groups are scale-invariant, where others are watched, too.
     """
     try:
-        found = equal_ess(elrs, grad_norms)
+        found = equal_ess(elrs, grad_norms, scale_invariant)
     except ValueError as error:
         rank_zero_warn(f"{type(owner).__name__} draws no scatter: {error}")
         return
@@ -292,9 +359,9 @@ def report_equal_ess(
     for key, value in (("equal_ess/slope", found.slope), ("equal_ess/spread", found.spread)):
         if math.isfinite(value):  # neither is defined for too few groups
             metrics[key] = value
-    for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=trainer.global_step - 1)
+    log_numbers(trainer, metrics, trainer.global_step - 1)
     if folder is not None and trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
-        write_equal_ess(folder / "equal_ess.csv", names, elrs, grad_norms)
-        save_picture(trainer, folder, "equal_ess", lambda: draw_equal_ess(elrs, grad_norms, title))
+        write_equal_ess(folder / "equal_ess.csv", names, elrs, grad_norms, scale_invariant)
+        picture = (elrs, grad_norms, title, scale_invariant)
+        save_picture(trainer, folder, "equal_ess", lambda: draw_equal_ess(*picture))

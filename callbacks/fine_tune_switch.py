@@ -10,12 +10,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lit_sphere.analysis.regimes import REGIME_NUMBERS
 from lit_sphere.groups import Group
 from lit_sphere.observe.dynamics import Control, callbacks_of, dynamics_change
-from lit_sphere.observe.module_groups import groups_of
-from lit_sphere.observe.publishing import run_folder_of
+from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network, groups_of
+from lit_sphere.observe.publishing import log_numbers, run_folder_of
 from lit_sphere.observe.stopping import is_over
 from lit_sphere.switching import Switch, SwitchableOptions
 from lit_sphere.switching.checks import (
     check_exclusive,
+    check_regime_is_watched,
     check_requirements,
     datamodule_of,
 )
@@ -23,7 +24,7 @@ from lit_sphere.switching.resume import made_others, state_key_of, state_of_a_sh
 from lit_sphere.switching.times import WatchedLoss, is_due, last_epoch, warn_of_those_too_late
 
 
-class FineTuneSwitch(Control):
+class FineTuneSwitch(Control, FindsGroups):
     """Control: changes ELR, LR, weight decay, momentum, augmentation, or the sphere itself, in the middle of a run.
 
     Switches take place one after another, each at an epoch, at a step, some epochs after the one before, when the
@@ -53,6 +54,12 @@ class FineTuneSwitch(Control):
             the weights move; ``train/loss`` of lit-sphere's modules.
         snapshot: Keep a checkpoint before each switch.
         stop_after_last: End the run this number of epochs after the last switch.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
         ValueError: If there is no switch, or one cannot come after the one before; at the start of ``fit``, if
@@ -80,7 +87,11 @@ class FineTuneSwitch(Control):
         loss_key: str | None = None,
         snapshot: bool = True,
         stop_after_last: int | None = None,
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         super().__init__()
         if not switches:
             raise ValueError("FineTuneSwitch: there is no switch; give at least one, e.g. Switch(epoch=100, elr=1e-3)")
@@ -168,6 +179,7 @@ class FineTuneSwitch(Control):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find the groups from the first batch, where the module does not say what its input looks like."""
+        check_regime_is_watched(self, trainer)
         if self._needs_groups() and self._options is not None and self._options.invariant is None:
             self._find(groups_of(self, pl_module, batch))
             self._check(self._options)
@@ -221,11 +233,8 @@ class FineTuneSwitch(Control):
         record = {"epoch": epoch, "step": trainer.global_step, "switch": asdict(switch), "values": new}
         self.fired.append(record)
         self._announce(trainer, switch, epoch, values)
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                {"epoch": epoch, **{f"switch/{name}": value for name, value in new.items()}},
-                step=trainer.global_step - 1,
-            )
+        named = {f"switch/{name}": value for name, value in new.items()}
+        log_numbers(trainer, {"epoch": epoch, **named}, trainer.global_step - 1)
 
     def _announce(self, trainer: Trainer, switch: Switch, epoch: int, values: dict[str, tuple[Any, Any]]) -> None:
         shown = ", ".join(f"{name} {_shown(old)} → {_shown(new)}" for name, (old, new) in values.items())
@@ -267,10 +276,12 @@ class FineTuneSwitch(Control):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the metric that is waited for: a resumed run has logged nothing."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
         checkpoint["callbacks"][self.state_key]["loss"] = self._loss.state(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with a longer list that changes more options, so that what took place is not repeated."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
         state = state_of_a_shorter_list(self, trainer, checkpoint)
         if state is not None:
             self.load_state_dict(state)

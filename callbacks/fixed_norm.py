@@ -10,23 +10,25 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_sphere.groups import Group
+from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.dynamics import Control, dynamics_change
-from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network, groups_of
+from lit_sphere.observe.publishing import log_numbers
 from lit_sphere.optim import NormKeeper, SphereSGD
 from lit_sphere.optim.granularity import granularity_of
 
 NormGranularity = Literal["joint", "tensor"]
 
 
-class FixedNorm(Control):
+class FixedNorm(Control, FindsGroups):
     """Control: fixes the norm of the scale-invariant parameters, from the start or from an epoch or step on.
 
     After each optimizer step the parameters are rescaled to the norm that they had when fixing began, or to
     ``norm``: the network's function stays the same, its effective learning rate no longer drifts with the norm
     (PB: without a changing norm, training with weight decay has no periods). Works with any optimizer, under
-    automatic and manual optimisation, with gradient accumulation and under DDP. Momentum buffers and second moments
-    stay as the optimizer left them. ``EffectiveLearningRateMonitor`` shows ``norm/…`` flat; ``RegimeMonitor`` begins
-    anew where fixing begins.
+    automatic and manual optimisation, with gradient accumulation, under DDP and FSDP2 (``fully_shard``). Momentum
+    buffers and second moments stay as the optimizer left them. ``EffectiveLearningRateMonitor`` shows ``norm/…``
+    flat; ``RegimeMonitor`` begins anew where fixing begins.
 
     | key | quantity |
     |---|---|
@@ -40,6 +42,12 @@ class FixedNorm(Control):
         granularity: ``joint``: the norm of all scale-invariant parameters together is fixed. ``tensor``: that of each
             scale-invariant tensor, or of the tensors that are scale-invariant jointly.
         per: Old name of ``granularity``, and ``group`` of ``tensor``.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
         ValueError: If an argument is out of its range; at the start of ``fit``, if the module has no
@@ -68,7 +76,11 @@ class FixedNorm(Control):
         from_step: int | None = None,
         granularity: NormGranularity = "joint",
         per: Literal["joint", "group"] | None = None,
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         super().__init__()
         if norm is not None and not (math.isfinite(norm) and norm > 0):
             raise ValueError(f"FixedNorm: norm must be positive and finite, got {norm}")
@@ -103,13 +115,13 @@ class FixedNorm(Control):
                 "FixedNorm: SphereSGD keeps the norm already; remove FixedNorm, or train in the whole space (elr null, "
                 "torch.optim.SGD)"
             )
-        if isinstance(trainer.strategy, FSDPStrategy):
+        if is_a(trainer.strategy, FSDPStrategy):
             raise ValueError("FixedNorm: FSDP1 would have each shard rescaled by itself; use --trainer.strategy ddp")
         others = [each for each in trainer.callbacks if isinstance(each, FixedNorm) and each is not self]  # type: ignore[attr-defined]
         if others:
             raise ValueError("FixedNorm: there are two of them, which would fight over the norm; remove one")
         self._detach()
-        self._groups = []
+        self._groups, self._sure = [], False
         self._find(trainer, groups_of(self, pl_module))
 
     def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
@@ -134,7 +146,8 @@ class FixedNorm(Control):
         """Begin to fix the norm when it is time; go on with it after a resume."""
         if self._keeper is not None:
             return
-        if not self._groups:
+        if not self._sure:  # hooks at the start of training may have frozen norm layers since
+            self._sure = True
             self._find(trainer, groups_of(self, pl_module, batch))
         reached = trainer.current_epoch >= self.from_epoch
         if self.from_step is not None:
@@ -161,8 +174,7 @@ class FixedNorm(Control):
     def _announce(self, trainer: Trainer, norm: float) -> None:
         epoch, step = trainer.current_epoch, trainer.global_step
         rank_zero_info(f"FixedNorm: from epoch {epoch}, step {step} on, ρ = {norm:.5g}")
-        for logger in trainer.loggers:
-            logger.log_metrics({"epoch": epoch, "switch/fixed_norm": norm}, step=max(0, step - 1))
+        log_numbers(trainer, {"epoch": epoch, "switch/fixed_norm": norm}, max(0, step - 1))
 
     def _begin(self) -> NormKeeper:
         norms = NormKeeper(self._groups).norms

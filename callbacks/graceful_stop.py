@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_sphere.observe.both_lightnings import put_checkpoints_last
 from lit_sphere.observe.checkpoint_files import PendingCheckpoint, write_whole_checkpoints
 from lit_sphere.observe.stopping import Stopper, nothing_is_left
 
@@ -79,6 +80,7 @@ class GracefulStop(Stopper, Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take over how checkpoints are written."""
+        put_checkpoints_last(trainer)
         write_whole_checkpoints(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

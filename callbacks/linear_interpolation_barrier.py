@@ -18,6 +18,7 @@ from lit_sphere.analysis import (
 )
 from lit_sphere.analysis.interpolation import Statistics
 from lit_sphere.observe.dynamics import DynamicsObserver
+from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.observe.passes import add_up_ranks, criterion_of, untouched
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
@@ -53,7 +54,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
     ``barrier-….csv`` and ``.png`` of each path lie in the run's folder, and :attr:`results` holds the curves. Cost:
     ``points`` forward passes over both sets for each path (twice over the train set with ``reestimated``), one
     or two copies of the weights in memory on the CPU, and one in the run's checkpoints (with ``switches``, one
-    for each since the last epoch).
+    for each since the last epoch). Under FSDP2 the whole module is gathered on each device for a path. Where nothing
+    is scale-invariant it warns and stays out.
 
     Args:
         between: ``snapshots``: consecutive ones, ``every_n_epochs`` apart; ``checkpoint``: from ``start`` to the
@@ -69,11 +71,16 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
 
     Attributes:
         results: What was measured, by the name of the picture.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if ``start`` cannot be read or is of
-            another architecture, the module has no scale-invariant group, or batches cannot be read in order or give
-            no loss.
+            another architecture, or batches cannot be read in order or give no loss.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -96,7 +103,11 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
         points: int = 21,
         great_circle: bool = False,
         statistics: Statistics = "batch",
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         super().__init__()
         between = between or ("snapshots" if start is None else "checkpoint")
         for name, value, known in (
@@ -156,6 +167,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
             self._ends = [(Path(self.start).stem, self._read(self.start, pl_module))]
         super().on_fit_start(trainer, pl_module)
         epochs = trainer.max_epochs
+        if self._stays_out:
+            return
         if self.between == "snapshots" and epochs and 0 < epochs < 2 * (self.every_n_epochs or 1):
             rank_zero_warn(
                 f"LinearInterpolationBarrier measures nothing: there are no two snapshots {self.every_n_epochs} epochs "
@@ -214,6 +227,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
         """
         if self.between != "switches":
             raise ValueError(f"LinearInterpolationBarrier marks switches with between='switches', not {self.between!r}")
+        if self._stays_out:
+            return
         if self._ends and self._ends[-1][1]["step"] == trainer.global_step:
             return
         self._marks += 1
@@ -240,6 +255,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the path to the end, unless that is done."""
+        if self._stays_out:
+            return
         if self.between == "switches" and not self._ends:
             rank_zero_warn(
                 "LinearInterpolationBarrier measured nothing: no switch was marked; add FineTuneSwitch, or call mark"

@@ -9,8 +9,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_sphere.groups.sharded import reshard
+from lit_sphere.observe.both_lightnings import is_a
+from lit_sphere.observe.dynamics import callbacks_of
 from lit_sphere.observe.stopping import NonFinite
 from lit_sphere.optim import squared_norms
+from lit_sphere.optim.shards import local_parts
 
 
 class StopOnNonFinite(Callback):
@@ -41,6 +45,7 @@ class StopOnNonFinite(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn the parameters' names."""
+        reshard(pl_module)  # as they are when their gradients are checked
         self._name = {p: name for name, p in pl_module.named_parameters()}
         self._first_bad, self._tensors = {}, {}
 
@@ -72,9 +77,11 @@ class StopOnNonFinite(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look before anything is saved, at the outcome of the last step too."""
         self._look(trainer)
-        for name, tensor in checkpoint["state_dict"].items():
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
-                self._stop(trainer, trainer.global_step - 1, f"after the step {name}")
+        tensors = {name: each for name, each in checkpoint["state_dict"].items() if isinstance(each, Tensor)}
+        parts = zip(tensors, local_parts(list(tensors.values())), strict=True)
+        bad = next((name for name, each in parts if each.is_floating_point() and not each.isfinite().all()), None)
+        if not trainer.strategy.reduce_boolean_decision(bad is None):  # weights may be shards, or rank 0's alone
+            self._stop(trainer, trainer.global_step - 1, f"after the step {bad or 'a weight of another process'}")
 
     def _see(self, trainer: Trainer, key: tuple[int, ...], values: Tensor) -> None:
         bad = ~values.isfinite()
@@ -103,7 +110,7 @@ class StopOnNonFinite(Callback):
         self._stop(trainer, step, ", ".join(names[:2]) + more)
 
     def _stop(self, trainer: Trainer, step: int, what: str) -> NoReturn:
-        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        kept = [each for each in callbacks_of(trainer) if is_a(each, ModelCheckpoint)]
         paths = [c.last_model_path or c.best_model_path for c in kept]
         # ModelCheckpoint takes the name down before it saves.
         saved = next((path for path in paths if path and Path(path).exists()), "none yet")

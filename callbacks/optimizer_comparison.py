@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lit_sphere.analysis import Directions
 from lit_sphere.groups import Group, GroupGranularity
-from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network, groups_of
 from lit_sphere.observe.optimizer_steps import RealSteps
 from lit_sphere.observe.passes import choose_loss, criterion_of, logits_failure, untouched
 from lit_sphere.observe.publishing import check_single, run_folder_of
@@ -33,7 +33,7 @@ from lit_sphere.rivals.rivals import ComparedCopies
 _NAME = "OptimizerComparison"
 
 
-class OptimizerComparison(Callback):
+class OptimizerComparison(FindsGroups):
     """Monitor: trains the network by other optimizers beside the run, and logs how far their weights get from its own.
 
     From some epoch on, each *rival* is a copy of the network that sees the same batches and the same dropout masks as
@@ -79,6 +79,12 @@ class OptimizerComparison(Callback):
         granularity: ``filter``: what is compared, and what the rivals' optimizers train, are the single output
             channels that are scale-invariant. ``tensor``: all scale-invariant tensors, and those that are so only
             jointly; each of these groups is one parameter group of the rivals' optimizers.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit`` or at its first step, if the module has no
@@ -112,7 +118,11 @@ class OptimizerComparison(Callback):
         steps: int | None = 500,
         every_n_steps: int = 10,
         granularity: GroupGranularity = "filter",
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         numbers = {"start_epoch": (start_epoch, 0), "steps": (steps, 1), "every_n_steps": (every_n_steps, 1)}
         check_arguments(_NAME, optimizers, numbers, granularity)
         self.optimizers, self.start_epoch, self.steps = dict(optimizers), start_epoch, steps

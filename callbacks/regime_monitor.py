@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_sphere.analysis.regimes import REGIME_NUMBERS
-from lit_sphere.observe.publishing import check_single, save_picture
+from lit_sphere.observe.publishing import check_single, log_numbers, save_picture
 from lit_sphere.observe.regime import RegimeWatch
 from lit_sphere.report.regime_curves import draw_regimes
 
@@ -31,7 +31,8 @@ class RegimeMonitor(RegimeWatch):
     between consecutive iterates, atan(ESS), alone. All ranks come to the same verdict.
 
     Costs one pass over parameters and gradients at every n-th step and a few additions at each; nothing waits for the
-    device within an epoch.
+    device within an epoch. Where nothing is scale-invariant, or no optimizer trains a group as a whole, the monitor
+    warns and stays out.
 
     Args:
         num_classes: Number of classes; that of the data module or of the module if not given.
@@ -40,10 +41,15 @@ class RegimeMonitor(RegimeWatch):
         converged_loss: Loss below which a run counts as converged; 1e-2 if not given, and for a module whose
             ``loss`` is ``"mse"`` :func:`~lit_sphere.analysis.regimes.converged_mse`.
         every_n_steps: ESS is measured at the first and then every n-th optimizer step of an epoch.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no
-            scale-invariant group, or there is another ``RegimeMonitor``.
+        ValueError: If an argument is out of range; at the start of ``fit``, if there is another ``RegimeMonitor``.
 
     Attributes:
         verdict: The :class:`~lit_sphere.analysis.RegimeVerdict` of the present curve; None before the first epoch's
@@ -72,14 +78,17 @@ class RegimeMonitor(RegimeWatch):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the regime, and log it."""
+        if self.stays_out:
+            return
         super().on_train_epoch_end(trainer, pl_module)
         number = float(REGIME_NUMBERS[self.verdict.regime] if self.verdict else 0)
-        for logger in trainer.loggers:
-            logger.log_metrics({"regime": number, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+        log_numbers(trainer, {"regime": number, "epoch": trainer.current_epoch}, trainer.global_step - 1)
         pl_module.log("regime", number, logger=False, sync_dist=True, batch_size=1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once more, at the last epoch as a whole, and draw."""
+        if self.stays_out:
+            return
         super().on_train_end(trainer, pl_module)
         if self.verdict is not None and self.verdict.regime not in (self.announced, "undecided"):
             rank_zero_info(f"regime at the end: {self.verdict.regime}: {self.verdict.evidence}")

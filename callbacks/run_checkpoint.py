@@ -9,6 +9,7 @@ from weakref import proxy
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_sphere.observe.both_lightnings import put_checkpoints_last
 from lit_sphere.observe.checkpoint_files import (
     PendingCheckpoint,
     is_local,
@@ -81,6 +82,7 @@ class RunCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take over how files are written, and remove what a kill left unfinished."""
         super().setup(trainer, pl_module, stage)
+        put_checkpoints_last(trainer)
         write_whole_checkpoints(trainer)
         if stage == "fit" and trainer.is_global_zero and is_local(self.dirpath):
             remove_unfinished(Path(str(self.dirpath)))

@@ -10,6 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
+from lit_sphere.observe.both_lightnings import is_a
+from lit_sphere.observe.dynamics import callbacks_of
+
 _SHOWN = {
     "train/loss": "loss {:.3g}",
     "elr/total": "ELR {:.3g}",
@@ -38,6 +41,13 @@ class RunProgressBar(ProgressBar):
         self._bar: tqdm[Any] | None = None
         self._enabled = True
         self._printed = -math.inf
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the place of the bar that a trainer of ``pytorch_lightning`` adds, which does not know this one."""
+        super().setup(trainer, pl_module, stage)
+        for other in callbacks_of(trainer):
+            if is_a(other, ProgressBar) and other is not self:
+                other.disable()
 
     def disable(self) -> None:
         """Show nothing (ranks other than the first)."""

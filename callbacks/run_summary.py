@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
+from lit_sphere.observe.watched_groups import marked_groups
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import draw_curves, in_short, read_metrics
+
+_Line = tuple[str, float | None, str, str]
 
 
 class RunSummary(RegimeWatch):
@@ -23,7 +28,7 @@ class RunSummary(RegimeWatch):
     way and at the same steps, and comes to the same verdict.
 
     The figure needs a ``CSVLogger`` among the trainer's loggers, beside whose file it is put; W&B gets it too.
-    It is drawn for interrupted and failed runs as well.
+    It is drawn for interrupted and failed runs as well. Groups that are not scale-invariant are dotted.
 
     Args:
         folder: Folder to name as the run's, and to draw the figure in; that of the ``CSVLogger`` if not given.
@@ -63,7 +68,8 @@ class RunSummary(RegimeWatch):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table, then draw the figure."""
         folder = trainer.log_dir  # a collective: all ranks must call this
-        self._print(trainer, pl_module, self.folder or folder)
+        sphere = _sphere_lines(trainer)  # of sharded parameters a collective, too
+        self._print(trainer, pl_module, self.folder or folder, sphere)
         self._draw(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -80,7 +86,7 @@ class RunSummary(RegimeWatch):
 
     @rank_zero_only
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+        loggers = [logger for logger in trainer.loggers if is_a(logger, CSVLogger)]
         if not loggers:
             rank_zero_warn("RunSummary draws no curves: there is no CSVLogger")
             return
@@ -93,7 +99,7 @@ class RunSummary(RegimeWatch):
             rank_zero_warn(f"RunSummary draws no curves: {in_short(error)}")
             return
         if any(key in series for key in ("train/loss", "val/loss", "elr/total", "effective_grad_norm/total")):
-            of_run = (series, self._name(trainer, pl_module), _validation_name(trainer))
+            of_run = (series, self._name(trainer, pl_module), _validation_name(trainer), marked_groups(trainer))
             save_picture(trainer, Path(self.folder or loggers[0].log_dir), "curves", lambda: draw_curves(*of_run))
 
     def _name(self, trainer: Trainer, pl_module: LightningModule) -> str:
@@ -101,7 +107,9 @@ class RunSummary(RegimeWatch):
         return self.title or type(pl_module).__name__ + (f" on {type(data).__name__}" if data else "")
 
     @rank_zero_only
-    def _print(self, trainer: Trainer, pl_module: LightningModule, folder: str | Path | None) -> None:
+    def _print(
+        self, trainer: Trainer, pl_module: LightningModule, folder: str | Path | None, sphere: Sequence[_Line]
+    ) -> None:
         seconds = time.perf_counter() - self._started
         steps = trainer.global_step - self._first_step
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -117,7 +125,7 @@ class RunSummary(RegimeWatch):
                 "mean of ρ‖∇‖ over the last epoch",
             ),
             ("ELR", metrics.get("elr/total"), "{:.4g}", "effective learning rate"),
-            *_sphere_lines(trainer),
+            *sphere,
         ]
         watch = regime_watch_of(trainer) or self
         regime = watch.verdict
@@ -143,7 +151,7 @@ class RunSummary(RegimeWatch):
         return super().state_dict() if self._judges else {}
 
 
-def _sphere_lines(trainer: Trainer) -> list[tuple[str, float | None, str, str]]:
+def _sphere_lines(trainer: Trainer) -> list[_Line]:
     """Radius of the joint sphere, or of several together, and how far the points are from them."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups if "radius" in group]
     if not groups:

@@ -4,17 +4,18 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from lit_sphere.analysis.curvature import measure_curvature
 from lit_sphere.analysis.edge_of_stability import Rate, descent_rate, edge_of_stability
 from lit_sphere.analysis.sharpness import Weighting, train_pass
-from lit_sphere.effective import QUANTITIES
+from lit_sphere.effective import NOT_STEPPED, QUANTITIES
+from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network
 from lit_sphere.observe.optimizer_steps import StepWatch, clips_gradients
 from lit_sphere.observe.passes import TrainSetObjective, train_batches, untouched
-from lit_sphere.observe.publishing import check_single, run_folder_of, save_picture
+from lit_sphere.observe.publishing import check_single, log_numbers, run_folder_of, save_picture
 from lit_sphere.observe.stopping import PassStopped, can_stop
 from lit_sphere.observe.train_loss import TrainLoss
 from lit_sphere.report.sharpness import draw_sharpness
@@ -22,7 +23,7 @@ from lit_sphere.report.sharpness import draw_sharpness
 _MOST_VECTORS = 10_000  # a trace to one per cent of its standard deviation
 
 
-class SharpnessMonitor(Callback):
+class SharpnessMonitor(FindsGroups):
     """Monitor: logs how sharp the loss is along the scale-invariant parameters of any module.
 
     Sharpness is the mean norm of stochastic gradients, made effective by the norm ρ of the parameters (TR §4), so that
@@ -55,11 +56,13 @@ class SharpnessMonitor(Callback):
 
     Other callbacks find these in ``trainer.callback_metrics``. ``sharpness.png`` is drawn into the folder of the first
     logger, and sent to W&B, when training ends. Under DDP a mini-batch is the global one, batch statistics each rank's.
+    Under FSDP2 a pass gathers the whole module on each device.
 
     The passes evaluate batches of (inputs, labels) by the module itself and its ``criterion(logits, labels)``,
     cross-entropy where it has none. Where that does not run (no ``forward``, batches that are dictionaries, labels that
     are no classes), they take the loss of the training step, which is run so that it leaves no trace; there is no error
-    then, and no Fisher trace.
+    then, and no Fisher trace. Where nothing is scale-invariant, or no optimizer trains a group as a whole, the monitor
+    warns and stays out.
 
     Args:
         train_pass_every: Make the extra pass every n epochs; null for never.
@@ -70,11 +73,16 @@ class SharpnessMonitor(Callback):
         curvature_batches: Use only the first n batches of the train set for it; null for all.
         curvature_vectors: Random vectors for each trace, at least 2, at most 10 000.
         seed: Seed of the random vectors, the same at each measurement.
+        example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
+            a tuple of inputs by position, or a dictionary of inputs by name.
+        network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
+            input. None: the module itself, or where that does not run, its training step.
+        groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
+            that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if the module has no scale-invariant
-            group, no optimizer trains one as a whole, the train set cannot be passed over, its batches have no loss, or
-            there is another ``SharpnessMonitor``.
+        ValueError: If an argument is out of range; at the start of ``fit``, if the train set cannot be passed over, its
+            batches have no loss, or there is another ``SharpnessMonitor``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -98,7 +106,11 @@ class SharpnessMonitor(Callback):
         curvature_batches: int | None = None,
         curvature_vectors: int = 16,
         seed: int = 0,
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         if weighting not in ("sample", "batch"):
             raise ValueError(f"SharpnessMonitor: weighting must be 'sample' or 'batch', got {weighting!r}")
         counts = {
@@ -155,11 +167,13 @@ class SharpnessMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try a batch of the train set, if it is to be passed over."""
-        if self.train_pass_every is None and not self._measures_curvature:
+        if self._watch.stays_out or (self.train_pass_every is None and not self._measures_curvature):
             return
         with untouched(pl_module):
             batch = next(iter(train_batches(self, trainer, pl_module)))
         self._watch.batch_start(trainer, pl_module, batch)
+        if self._watch.stays_out:
+            return
         self._objective.choose(trainer, pl_module, list(self._watch.parameters), batch, self._measures_curvature)
         if self._objective.loss is not None and self._measures_curvature:
             rank_zero_info("SharpnessMonitor: without logits there is no Fisher information, whose trace is left out")
@@ -189,6 +203,8 @@ class SharpnessMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss for the picture, where the training step gives one."""
+        if self._watch.stays_out:
+            return
         self._loss.add(trainer, outputs, batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -230,7 +246,8 @@ class SharpnessMonitor(Callback):
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         means = None if self._watch.means is None else self._watch.means.mean()
         assert means is not None
-        row = {"sharpness/online": means[QUANTITIES.index("effective_grad_norm"), 0].item()}
+        online = means[QUANTITIES.index("effective_grad_norm"), 0].item()
+        row = {} if online == NOT_STEPPED else {"sharpness/online": online}
         if self.train_pass_every is not None and (self._epoch + 1) % self.train_pass_every == 0:
             what = (trainer, pl_module, list(self._watch.parameters), "pass over the train set")
             with self._objective.at_fixed_weights(*what) as objective:
@@ -261,8 +278,7 @@ class SharpnessMonitor(Callback):
         return row
 
     def _log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics({"epoch": self._epoch, **row}, step=trainer.global_step - 1)
+        log_numbers(trainer, {"epoch": self._epoch, **row}, trainer.global_step - 1)
         # All ranks have the same numbers: there is nothing to reduce, and self.log costs more than the steps' norms.
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.items()})
 

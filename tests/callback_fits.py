@@ -46,7 +46,7 @@ class Memory(Logger):
 class Wandb(WandbLogger):
     """Notes the pictures that a W&B run would get."""
 
-    name = version = save_dir = None
+    name = version = save_dir = experiment = None
 
     def __init__(self) -> None:
         self.images: set[str] = set()

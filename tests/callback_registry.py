@@ -51,6 +51,7 @@ class Entry:
         cases: Names of the modules that it works on.
         logs: Regular expressions of keys that it must log, on every module.
         needs_groups: Refuses a module without scale-invariant groups.
+        stays_out: Warns of such a module, and does nothing.
         pictures: Files that it leaves in the run's folder.
         waits_for_nothing: Nothing is brought to the host between logging points.
         says: What it warns of, by module.
@@ -62,6 +63,7 @@ class Entry:
     cases: tuple[str, ...] = ANYWHERE
     logs: tuple[str, ...] = ()
     needs_groups: bool = False
+    stays_out: bool = False
     pictures: tuple[str, ...] = ()
     waits_for_nothing: bool = False
     says: dict[str, str] = field(default_factory=dict)
@@ -88,20 +90,28 @@ REGISTRY: dict[str, Entry] = {
         lambda _: EffectiveLearningRateMonitor(),
         lambda _: EffectiveLearningRateMonitor("filter"),
         logs=(r"(norm|effective_grad_norm|elr|ess|angle|radial)/total", r"(elr|ess)/.*weight.*"),
-        needs_groups=True,
+        stays_out=True,
         waits_for_nothing=True,
     ),
     "elr-step": Entry(
         lambda _: EffectiveLearningRateMonitor("filter", per="step", every_n_steps=3),
         lambda _: EffectiveLearningRateMonitor("filter", per="step", every_n_steps=2),
         logs=(r"norm/total", r"effective_grad_norm/total"),
-        needs_groups=True,
+        stays_out=True,
     ),
     "elr-scatter": Entry(
         lambda _: EffectiveLearningRateMonitor("filter", quantiles=[0.05, 0.5, 0.95], scatter_epochs=2),
         lambda _: EffectiveLearningRateMonitor("filter", quantiles=[0.05, 0.5, 0.95]),
         logs=(r"ess/q05", r"elr/median", r"equal_ess/spread"),
-        needs_groups=True,
+        stays_out=True,
+        pictures=("equal_ess.png",),
+        waits_for_nothing=True,
+    ),
+    "elr-matrices": Entry(
+        lambda _: EffectiveLearningRateMonitor(watch="matrices", scatter_epochs=1),
+        lambda _: EffectiveLearningRateMonitor(watch=["*.weight"], scatter_epochs=1),
+        cases=("layer_norm", "plain"),
+        logs=(r"gradient_radial/total", r"gradient_radial/.*weight", r"ess/.*weight"),
         pictures=("equal_ess.png",),
         waits_for_nothing=True,
     ),
@@ -109,7 +119,7 @@ REGISTRY: dict[str, Entry] = {
         lambda _: SharpnessMonitor(train_pass_every=1, curvature_every=2, curvature_batches=1, curvature_vectors=2),
         lambda _: SharpnessMonitor(train_pass_every=1, weighting="batch"),
         logs=("sharpness/(train_pass|fisher_trace|hessian_trace|top_eigenvalue)", "train_pass/(loss|error)"),
-        needs_groups=True,
+        stays_out=True,
         pictures=("sharpness.png",),
         waits_for_nothing=True,
     ),
@@ -117,7 +127,7 @@ REGISTRY: dict[str, Entry] = {
         lambda _: SharpnessMonitor(),
         lambda _: SharpnessMonitor(train_pass_every=1),
         logs=("sharpness/online",),
-        needs_groups=True,
+        stays_out=True,
         pictures=("sharpness.png",),
         waits_for_nothing=True,
     ),
@@ -125,7 +135,7 @@ REGISTRY: dict[str, Entry] = {
         lambda _: LinearInterpolationBarrier(every_n_epochs=1, points=3),
         lambda _: LinearInterpolationBarrier(every_n_epochs=1, points=3, statistics="reestimated"),
         logs=(r"barrier/(train|val)_(loss|error)", r"barrier/(train|val)_loss_dip", r"barrier/cosine"),
-        needs_groups=True,
+        stays_out=True,
         pictures=("barrier-0001-to-0002.png", "barrier-0002-to-0003.png"),
     ),
     "barrier-circle": Entry(
@@ -138,14 +148,14 @@ REGISTRY: dict[str, Entry] = {
         lambda _: CheckpointSimilarity(every_n_epochs=1, keep=2),
         lambda _: CheckpointSimilarity(every_n_epochs=1, keep=3),
         logs=(r"similarity/(previous|first)", r"ensemble/(error|member_error|gain)"),
-        needs_groups=True,
+        stays_out=True,
         pictures=("similarity.png",),
     ),
     "regime": Entry(
         lambda _: RegimeMonitor(),
         lambda _: RegimeMonitor(every_n_steps=2),
         logs=("regime",),
-        needs_groups=True,
+        stays_out=True,
         pictures=("regime.png",),
         waits_for_nothing=True,
     ),
@@ -153,7 +163,7 @@ REGISTRY: dict[str, Entry] = {
         lambda _: CosineRegimeAnalysis(),
         lambda _: CosineRegimeAnalysis(num_classes=3),
         logs=("schedule/lr", "schedule/elr", "schedule/sharpness"),
-        needs_groups=True,
+        stays_out=True,
         pictures=("cosine_regimes.png",),
         waits_for_nothing=True,
     ),

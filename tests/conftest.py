@@ -1,5 +1,6 @@
 """What every test gets: one thread, a look for leaks, and the command line in-process."""
 
+import importlib.util
 import logging
 import os
 import signal
@@ -18,6 +19,47 @@ _WATCHED_PREFIXES = ("PL_", "MASTER_")
 # By every run of Lightning (seed_everything, two processes): taken back without complaint.
 _LIGHTNING_SETS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "MASTER_PORT")
 _TOOLS_MAKE = ("__pycache__", "build", "dist")
+
+
+# Tried by .ci/run with the lowest versions of the package without its extra cli; the others with those of the extra.
+WITHOUT_COMMAND = {
+    *("adagrad_g", "adagrad_g_precision", "aligned_filters", "barrier_callback", "callback_registry", "dynamics"),
+    *("edge_of_stability", "effective", "groups", "interpolation", "pytorch_lightning", "sharpness", "similarity"),
+    *("sphere_schedules", "sphere_sgd"),
+}
+# Tried with the newest versions only, for time.
+_OF_THE_REPOSITORY = {"front_door", "house", "packaging", "readme"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--lowest",
+        choices=("callbacks", "command"),
+        help="the part of the tests that .ci/run makes with the lowest versions: without the extra cli, and with it",
+    )
+
+
+class _Part:
+    """Registered as a plugin, since what a conftest.py ignores lies in its own folder."""
+
+    def __init__(self, without_command: bool) -> None:
+        self._without_command = without_command
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        if collection_path.suffix != ".py":
+            return None
+        is_test = collection_path.parent == REPOSITORY / "tests"
+        name = collection_path.stem.removeprefix("test_") if is_test else ""
+        chosen = (name in WITHOUT_COMMAND) == self._without_command and name not in _OF_THE_REPOSITORY
+        return None if chosen else True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--lowest"):
+        config.pluginmanager.register(_Part(config.getoption("--lowest") == "callbacks"))
+    if importlib.util.find_spec("jsonargparse"):  # else pytest would not know what is to be ignored
+        # Lightning 2.6.6 against jsonargparse 4.53 (2026-11)
+        config.addinivalue_line("filterwarnings", "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 
 
 class Result(NamedTuple):

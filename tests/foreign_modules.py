@@ -163,6 +163,32 @@ class PlainMLP(ForeignModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
+class ForeignTurns(ForeignModule):
+    """Two heads behind a common body; each batch trains one of them. All but the last layers are scale-invariant."""
+
+    optimizer: Callable[[Any], Any] = torch.optim.AdamW
+
+    def make_model(self) -> nn.Module:
+        heads = [nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, CLASSES)) for _ in range(2)]
+        body = nn.Sequential(nn.Flatten(), nn.Linear(3 * _SIDE * _SIDE, 8), nn.LayerNorm(8), nn.ReLU())
+        return nn.ModuleDict({"body": body, "heads": nn.ModuleList(heads)})
+
+    def forward(self, x: Tensor) -> Any:
+        body = self.model["body"](x)  # type: ignore[index]
+        return tuple(head(body) for head in self.model["heads"])  # type: ignore[index]
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self(x)[int(batch_idx == 1)], y)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = type(self).optimizer(self.parameters())
+        return optimizer
+
+
 class CountingLoader(DataLoader[Any]):
     """A loader that goes on where a checkpoint was saved, as torchdata's does."""
 

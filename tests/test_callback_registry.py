@@ -195,6 +195,18 @@ def test_it_refuses_a_module_without_groups_before_the_first_step(name: str, tmp
     assert re.search(remedy, str(refused.value), re.IGNORECASE), f"no remedy: {refused.value}"
 
 
+@each_entry(lambda entry: entry.stays_out)
+def test_a_monitor_stays_out_where_nothing_is_scale_invariant(name: str) -> None:
+    outcome, bare = fitted(name, "plain"), fitted(None, "plain")
+    (warned,) = [each for each in outcome.warned if "stays out" in each]
+    assert re.search(rf"{REGISTRY[name].kind.__name__} stays out of this run: no scale-invariant group found", warned)
+    assert "watch='matrices'" in warned
+    assert outcome.warned == [warned]
+    assert outcome.logged == bare.logged
+    assert not outcome.images
+    assert_equal(outcome.tensors, bare.tensors)
+
+
 @pytest.mark.slow
 @each_entry(lambda entry: "resnet" in entry.cases)
 def test_it_trains_the_real_resnet18(name: str) -> None:

@@ -21,6 +21,7 @@ from lit_sphere import __version__
 from lit_sphere.cli.config_names import find_config, shipped_configs
 from lit_sphere.cli.shipped_classes import shipped_classes
 from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.modules import sphere_module
 
 TINY = ("fit", "--trainer.max_epochs", "2", "--data.train_size", "256", "--wandb", "disabled")
 
@@ -346,6 +347,19 @@ def test_what_was_set_aside_once_stays(empty_folder: Path, lit_sphere: LitSphere
     kept = sorted(Path("a").glob("config-before-step-*.yaml"), key=lambda path: path.stem)
     assert [yaml.safe_load(path.read_text())["trainer"]["max_epochs"] for path in kept] == [1, 2]
     assert len(list(Path("a").glob("metrics-before-step-*.csv"))) == 2
+
+
+def test_a_resumed_run_does_not_search_for_its_spheres(
+    empty_folder: Path, lit_sphere: LitSphere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lit_sphere(*TINY, "--run", "a", "--trainer.max_epochs", "1").status == 0
+
+    def search(*_: Any) -> None:
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(sphere_module, "find_spheres", search)
+    resumed = lit_sphere("fit", "--run", "a", "--ckpt_path", "a/checkpoints/last.ckpt", "--trainer.max_epochs", "2")
+    assert resumed.status == 0, resumed.err
 
 
 def test_a_failed_resume_in_place_loses_no_history(empty_folder: Path, lit_sphere: LitSphere) -> None:

@@ -170,14 +170,6 @@ def test_a_resumed_run_says_the_same(tmp_path: Path) -> None:
     assert report(tmp_path / "resumed") == report(tmp_path / "whole")
 
 
-def test_a_module_without_groups_is_refused_with_a_remedy() -> None:
-    module = LayerNormNet()
-    module.model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    module.example_input_array = torch.zeros(2, 6)
-    with pytest.raises(ValueError, match=r"CosineRegimeAnalysis: no scale-invariant group .* Put BatchNorm"):
-        fit(module, CosineRegimeAnalysis())
-
-
 @pytest.mark.parametrize(
     "options", [{"num_classes": 1}, {"converged_loss": -1.0}, {"converged_loss": math.inf}, {"every_n_steps": 0}]
 )

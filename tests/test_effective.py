@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lit_sphere.data import Digits
 from lit_sphere.effective import (
+    NOT_STEPPED,
     QUANTITIES,
     EffectiveQuantities,
     StepMean,
@@ -322,9 +323,9 @@ def test_parameters_without_gradient_do_not_move() -> None:
             before = first.detach().clone()
             optimizer.step()
             measured = effective.measure()
-            assert measured[3, 2] == 0
+            assert measured[:, 2].isnan().all(), "there was no step to measure"
             assert_exact(measured[3, 1], tangent(before, first.detach()))
-            assert measured[:, 0].isfinite().all()
+            assert torch.equal(measured[:, 0], measured[:, 1]), "totals are those of what moved"
 
 
 class Subclass(torch.optim.SGD):
@@ -439,7 +440,7 @@ def test_extremes_over_steps_go_on_from_a_saved_state_and_from_one_without_them(
         second, old = StepMean(shape=(2,)), StepMean(shape=(2,))
         state = first.state()
         second.load_state(state)
-        old.load_state({key: value for key, value in state.items() if key != "extremes"})
+        old.load_state({key: value for key, value in state.items() if key not in ("extremes", "count")})
         for value in values[at:]:
             second.keep(value)
             old.keep(value)
@@ -491,6 +492,11 @@ def test_quantiles_are_values_of_groups_by_name() -> None:
     measured = torch.tensor([[9.0, 4.0, 1.0, 3.0, 2.0, 5.0], [9.0, 1.0, 1.0, 1.0, 1.0, math.inf]])
     spread = quantiles_over_groups(measured, [0, 0.25, 0.5, 1])
     assert spread.tolist() == [[9, 1, 2, 3, 5], [9, 1, 1, 1, math.inf]]
+    absent = torch.tensor([[9.0, 4.0, NOT_STEPPED, 2.0], [9.0, NOT_STEPPED, math.nan, 2.0], [9.0, *[NOT_STEPPED] * 3]])
+    few = quantiles_over_groups(absent, [0, 0.5, 1])
+    assert few[0].tolist() == [9, 2, 2, 4]
+    assert few[1, 1:].isnan().all()
+    assert few[2].tolist() == [9, NOT_STEPPED, NOT_STEPPED, NOT_STEPPED]
     names = [quantile_name(q) for q in (0, 0.05, 0.25, 0.5, 0.999, 1)]
     assert names == ["min", "q05", "q25", "median", "q99.9", "max"]
 
@@ -499,15 +505,24 @@ def test_a_changed_learning_rate_is_seen() -> None:
     _, groups = exact_conv_net()
     optimizer = SphereSGD([p for group in groups for p in group.parameters], elr=1e-3)
     effective = EffectiveQuantities(groups, optimizer)
+    with_zero_gradients(groups)
     assert effective.measure()[2, 0].item() == pytest.approx(1e-3)
     optimizer.param_groups[0]["elr"] = 5e-2
     assert effective.measure()[2, 0].item() == pytest.approx(5e-2)
 
 
-def test_missing_gradients_count_as_zero() -> None:
+def with_zero_gradients(groups: list[Group]) -> None:
+    for group in groups:
+        for p in group.parameters:
+            p.grad = torch.zeros_like(p)
+
+
+def test_gradients_of_zeros_are_a_step_and_missing_ones_are_none() -> None:
     _, groups = exact_conv_net()
-    optimizer = SphereSGD([p for group in groups for p in group.parameters], elr=1e-3)
-    measured = EffectiveQuantities(groups, optimizer).measure()
+    effective = EffectiveQuantities(groups, SphereSGD([p for g in groups for p in g.parameters], elr=1e-3))
+    assert effective.measure().isnan().all()
+    with_zero_gradients(groups)
+    measured = effective.measure()
     assert (measured[[1, 3, 4]] == 0).all()
     assert (measured[[0, 2]] > 0).all()
 
@@ -532,6 +547,7 @@ def test_scalars_and_biases_are_rows_of_one() -> None:
 def test_weight_decay_that_forgets_the_weights_has_no_finite_effective_learning_rate() -> None:
     _, groups = exact_conv_net()
     params = [p for group in groups for p in group.parameters]
+    with_zero_gradients(groups)
     for decay in (2.0, 3.0):
         assert (
             EffectiveQuantities(groups, torch.optim.SGD(params, lr=0.5, weight_decay=decay)).measure()[2, 0] == math.inf
@@ -617,3 +633,187 @@ def test_without_an_equilibrium_none_is_predicted(options: list[dict[str, Any]])
 
 def test_without_gradient_there_is_no_equilibrium() -> None:
     assert equilibrium(_groups({"lr": 0.1, "weight_decay": 0.1}), 0.0) == {}
+
+
+# --- steps that leave a group alone, parameters of half precision, groups that are not scale-invariant
+
+
+def two_groups(dtype: torch.dtype = torch.float64) -> tuple[list[nn.Parameter], list[Group]]:
+    g = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(3, 5, generator=g).to(dtype)) for _ in range(2)]
+    return params, [Group(str(i), (p,)) for i, p in enumerate(params)]
+
+
+ALL_SOURCES: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.05, weight_decay=0.1),
+    "ascent": lambda params: torch.optim.SGD(params, lr=0.05, weight_decay=0.1, maximize=True),
+    "momentum, L2": KNOWN["momentum, L2"],
+    "nesterov, L2": KNOWN["nesterov, L2"],
+    "Adam, L2, amsgrad": KNOWN["Adam, L2, amsgrad"],
+    "AdamW": KNOWN["AdamW"],
+    "NAdam": lambda params: torch.optim.NAdam(params, lr=3e-3, weight_decay=0.5),
+    "filters": lambda params: SphereSGD(params, elr=0.01, granularity="filter"),
+}
+
+
+@pytest.mark.parametrize("name", ALL_SOURCES)
+def test_a_mean_is_over_the_steps_that_moved_a_group(name: str) -> None:
+    params, groups = two_groups()
+    optimizer = ALL_SOURCES[name](params)
+    effective = EffectiveQuantities(groups, optimizer, radial_gradients=True)
+    means = StepMeans(effective)
+    g = torch.Generator().manual_seed(1)
+    seen: tuple[list[torch.Tensor], ...] = ([], [])
+    for step in range(9):
+        moves = step % 3 % 2  # the first group twice as often
+        for i, p in enumerate(params):
+            p.grad = torch.randn(p.shape, generator=g, dtype=p.dtype) if i == moves else None
+        before = params[moves].detach().flatten().clone()
+        effective.keep_gradients()
+        effective.keep_weights()
+        if effective.source == "gradients":
+            means.add()
+            optimizer.step()
+        else:
+            optimizer.step()
+            means.add()
+        seen[moves].append(tangent(before, params[moves].detach().flatten()))
+    summary = means.summary()
+    assert summary is not None
+    ess = QUANTITIES.index("ess")
+    expected = [torch.stack(each) for each in (seen[0] + seen[1], *seen)]
+    assert [len(each) for each in expected] == [9, 6, 3]
+    assert_close(summary.mean[ess], [each.mean() for each in expected])
+    assert_close(summary.low[ess], [each.min() for each in expected])
+    assert_close(summary.high[ess], [each.max() for each in expected])
+    assert summary.mean.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_what_is_frozen_in_mid_run_is_not_stepped_by_its_weight_decay(name: str) -> None:
+    params, groups = two_groups()
+    optimizer = ALL_SOURCES[name](params)
+    effective = EffectiveQuantities(groups, optimizer)
+    for frozen in (False, True):
+        params[1].requires_grad_(not frozen)
+        for p in params:
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        before = params[1].detach().clone()
+        if effective.source == "gradients":
+            measured = effective.measure()
+        optimizer.step()
+        if effective.source != "gradients":
+            measured = effective.measure()
+        assert torch.equal(params[1], before) == frozen
+        assert measured[:, 2].isnan().all() if frozen else (measured[[0, 3, 5], 2] != 0).all()
+
+
+def test_a_joint_sphere_is_stepped_as_a_whole() -> None:
+    params, groups = two_groups()
+    optimizer = SphereSGD(params, elr=0.01)
+    params[0].grad = torch.ones_like(params[0])
+    measured = EffectiveQuantities(groups, optimizer, radial_gradients=True).measure()
+    before = vectors(groups, {p: p.detach().clone() for p in params})
+    optimizer.step()
+    after = vectors(groups, {p: p.detach() for p in params})
+    assert_close(measured[3, :2], [tangent(x, new) for x, new in zip(before[:2], after[:2], strict=True)])
+    assert measured[3, 2] == 0
+    assert measured[-1, 2].isnan(), "a gradient of zeros points nowhere"
+
+
+@pytest.mark.parametrize("name", [*ALL_SOURCES, "joint"])
+def test_groups_that_are_not_scale_invariant_are_measured_by_the_real_step(name: str) -> None:
+    params, groups = two_groups()
+    groups = [Group("rows", (params[0],), slice(1, 3)), groups[1]] if name == "filters" else groups
+    optimizer = SphereSGD(params, elr=0.01) if name == "joint" else ALL_SOURCES[name](params)
+    effective = EffectiveQuantities(groups, optimizer, radial_gradients=True)
+    g = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=g, dtype=p.dtype) + 0.3 * p.detach()
+        grads = vectors(groups, {p: p.grad.clone() for p in params if p.grad is not None})
+        before = vectors(groups, {p: p.detach().clone() for p in params})
+        effective.keep_gradients()
+        effective.keep_weights()
+        if effective.source == "gradients":
+            measured = effective.measure()
+        optimizer.step()
+        if effective.source != "gradients":
+            measured = effective.measure()
+        after = vectors(groups, {p: p.detach().clone() for p in params})
+        norm, grad, elr, ess, _, radial, length, share = measured
+        assert_close(norm, [x.norm() for x in before])
+        assert_close(grad, [x.norm() * d.norm() for x, d in zip(before, grads, strict=True)])
+        assert_close(ess, [tangent(x, new) for x, new in zip(before, after, strict=True)])
+        assert_close(share, [(x @ d).abs() / x.norm() / d.norm() for x, d in zip(before, grads, strict=True)])
+        assert share.min() > 1e-3
+        if not isinstance(optimizer, SphereSGD):  # whose step is that before it is taken back
+            assert_close(radial, [1 - x @ new / (x @ x) for x, new in zip(before, after, strict=True)])
+            assert_close(length, [ess[i] * (x @ new) / x.norm() for i, (x, new) in enumerate(zip(before, after))])  # noqa: B905
+        if effective.source == "gradients" and not isinstance(optimizer, SphereSGD):
+            (options,) = optimizer.param_groups
+            kept = [x @ new for x, new in zip(before, after, strict=True)]
+            assert_close(elr, [options["lr"] / each for each in kept])
+
+
+def test_scale_invariant_groups_have_no_radial_gradient_and_the_same_numbers() -> None:
+    net, groups = exact_conv_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
+    x, y = next(digits())
+    gradient_step(net, optimizer, x, y)
+    strict = EffectiveQuantities(groups, optimizer).measure()
+    measured = EffectiveQuantities(groups, optimizer, radial_gradients=True).measure()
+    torch.testing.assert_close(measured[:-1], strict, rtol=1e-10, atol=1e-14)
+    assert (measured[-1] < 1e-10).all()
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "filters"])
+def test_steps_of_half_precision_are_those_of_the_rounded_weights(name: str) -> None:
+    params, groups = two_groups(torch.bfloat16)
+    exact, _ = two_groups()
+    optimizer, reference = ALL_SOURCES[name](params), ALL_SOURCES[name](exact)
+    for group in (*optimizer.param_groups, *reference.param_groups):
+        group.update({"elr": 1e-3} if "elr" in group else {"lr": 1e-3})
+    effective = EffectiveQuantities(groups, optimizer)
+    assert effective.source == "weights"
+    assert effective.equilibrium is None
+    g = torch.Generator().manual_seed(1)
+    for p, q in zip(params, exact, strict=True):
+        p.grad = torch.randn(p.shape, generator=g).bfloat16()
+        q.grad = p.grad.double()
+    before, wanted = (
+        vectors(groups, {p: t.detach().double() for p, t in zip(params, each, strict=True)}) for each in (params, exact)
+    )
+    effective.keep_weights()
+    optimizer.step()
+    reference.step()
+    after, meant = (
+        vectors(groups, {p: t.detach().double() for p, t in zip(params, each, strict=True)}) for each in (params, exact)
+    )
+    real = torch.stack([tangent(x, new) for x, new in zip(before, after, strict=True)])
+    intended = torch.stack([tangent(x, new) for x, new in zip(wanted, meant, strict=True)])
+    torch.testing.assert_close(effective.measure()[3], real, rtol=1e-4, atol=0)
+    assert ((real / intended - 1).abs() > 0.05).any(), "rounding must have changed the step"
+
+
+def test_values_that_are_not_there_are_not_counted_and_nan_is() -> None:
+    values = torch.tensor([[3.0, NOT_STEPPED], [NOT_STEPPED, NOT_STEPPED], [4.0, NOT_STEPPED]], dtype=torch.float64)
+    values = values.repeat(150, 1)
+    for at in (2, 300):
+        whole, first, second = (StepMean(shape=(2,)) for _ in range(3))
+        for step, value in enumerate(values):
+            whole.keep(value)
+            if step == at:
+                second.load_state(first.state())
+            (first if step < at else second).keep(value)
+        expected, found = whole.summary(), second.summary()
+        assert expected is not None
+        assert found is not None
+        assert all(map(torch.equal, expected, found))
+        assert [each.tolist() for each in expected] == [[3.5, NOT_STEPPED], [3, math.inf], [4, NOT_STEPPED]]
+    broken = StepMean(shape=(2,))
+    for value in (*values[:2], torch.tensor([math.nan, 1.0], dtype=torch.float64)):
+        broken.keep(value)
+    summary = broken.summary()
+    assert summary is not None
+    assert all(each[0].isnan() and each[1] == 1 for each in summary)

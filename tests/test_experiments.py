@@ -191,6 +191,16 @@ def test_a_whole_run_by_adagrad_g_is_that_of_its_sgd(fit: Fit) -> None:
     assert max(sgd["norm/total"].values) > 1.002 * min(sgd["norm/total"].values)
 
 
+@pytest.mark.parametrize(("elr", "epochs", "regime"), [("3e-4", 30, 1), ("1e-1", 25, 3)])
+def test_a_converted_transformer_converges_or_diverges(elr: str, epochs: int, regime: int, fit: Fit) -> None:
+    """Converged since epoch 16. The equilibrium between, at 5e-3, takes 100 epochs to be named: not tested."""
+    metrics = fit("converted_vit.yaml", "--model.elr", elr, "--trainer.max_epochs", str(epochs))
+    assert metrics["regime"].values[-1] == regime
+    loss, error = metrics["train/loss"].values, metrics["train/error"].values
+    assert (loss[-1] < 1e-2) == (regime == 1)
+    assert (fmean(error[-10:]) > 0.85) == (regime == 3)
+
+
 @pytest.mark.parametrize("config", ["adagradg.yaml", "paper/adagradg.yaml"])
 def test_the_config_has_the_options_of_its_sgd(config: str) -> None:
     text = yaml.safe_load((Path(__file__).parent.parent / "configs" / config).read_text())

@@ -255,7 +255,7 @@ def test_leaving_the_sphere_is_plain_sgd() -> None:
     assert SwitchableOptions([sphere]).apply({"sphere": True})["elr"][1] == pytest.approx(lr / now**2)
     sphere.step()
     assert joint_norm(mine).item() == pytest.approx(now, rel=1e-6)
-    left = {"lr", "weight_decay", "left_granularity"}
+    left = {"left_granularity"}
     assert sphere.param_groups[0].keys() == fresh.param_groups[0].keys() - left | {"granularity", "radius"}
 
 

@@ -107,28 +107,42 @@ def test_the_hooks_of_ruff_mend_a_file(number: int, tmp_path: Path) -> None:
 # --- .ci ---------------------------------------------------------------------------------------------------
 
 
-def _lowest(pyproject: Path) -> list[str]:
-    lines: list[str] = runpy.run_path(str(REPOSITORY / ".ci" / "lowest.py"))["lowest"](pyproject)
+def _lowest(pyproject: Path, *extras: str) -> list[str]:
+    lines: list[str] = runpy.run_path(str(REPOSITORY / ".ci" / "lowest.py"))["lowest"](pyproject, extras)
     return lines
 
 
-def test_every_requirement_is_tried_at_its_lowest_version() -> None:
+@pytest.mark.parametrize("extras", [["test-callbacks"], ["test", "cli", "test-callbacks"]])
+def test_every_requirement_is_tried_at_its_lowest_version(extras: list[str]) -> None:
     project = _project()
-    requirements = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["test"]]
-    lines = _lowest(REPOSITORY / "pyproject.toml")
-    assert len(lines) == len(requirements) > 15
-    for line, requirement in zip(lines, requirements, strict=True):
-        name, _, version = line.partition("==")
-        assert name == requirement.name
+    lines = dict(line.split("==") for line in _lowest(REPOSITORY / "pyproject.toml", extras[0]))
+    named = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    requirements = [each for each in map(Requirement, named) if each.name != "lit-sphere"]
+    assert lines.keys() == {each.name for each in requirements}
+    assert len(lines) > 12
+    for requirement in requirements:
+        version = lines[requirement.name]
         assert requirement.specifier.contains(version)
-        assert Version(version) <= Version(importlib.metadata.version(name))
+        assert Version(version) <= Version(importlib.metadata.version(requirement.name))
+    assert any(f">={lines['lightning']}" in str(each.specifier) for each in requirements if each.name == "lightning")
+
+
+def test_the_command_needs_a_newer_lightning_than_the_callbacks() -> None:
+    callbacks, whole = (_lowest(REPOSITORY / "pyproject.toml", extra) for extra in ("test-callbacks", "test"))
+    assert "lightning==2.4" in callbacks
+    assert "lightning==2.6" in whole
+    assert not any(line.startswith(("wandb", "jsonargparse")) for line in callbacks)
 
 
 def test_lowest_reads_bounds_and_refuses_what_has_none(tmp_path: Path) -> None:
     file = tmp_path / "pyproject.toml"
-    text = '[project]\ndependencies = ["a[b]>=1.2,<2,!=1.3", {}]\noptional-dependencies = {{ x = ["d>=4"], y = [] }}\n'
+    text = (
+        '[project]\nname = "me"\ndependencies = ["a[b]>=1.2,<2,!=1.3", {}]\n'
+        'optional-dependencies = {{ x = ["d>=4", "a>=1.10"], y = ["me[x]", "D>=3"] }}\n'
+    )
     file.write_text(text.format("\"c>3,>=3.1; python_version > '3'\""))
-    assert _lowest(file) == ["a==1.2", "c==3.1", "d==4"]
+    assert _lowest(file) == ["a==1.2", "c==3.1"]
+    assert _lowest(file, "y") == ["a==1.10", "c==3.1", "d==4"]
     file.write_text(text.format('"c<3"'))
     with pytest.raises(ValueError, match="'c<3' needs one lower bound"):
         _lowest(file)
@@ -139,7 +153,7 @@ _PYTHON = """#!/usr/bin/env bash
 echo "$0 $*" >> "$NOTES"
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-  .ci/lowest.py) echo "torch==2.9" ;;
+  ".ci/lowest.py "*) echo "torch==2.9" ;;
 esac
 if [[ "$0 $*" == $FAILS ]]; then exit 1; fi
 """
@@ -150,10 +164,11 @@ _README = "## Tests\n\n```bash\nmkdir -p .venv/bin && cp bin/python3.10 .venv/bi
     ("fails", "seconds", "said"),
     [
         ("", 5400, []),
-        ("*/venv/bin/python -m pytest", 5400, ["FAILED: lowest versions"]),
-        ("*.ci/lowest.py", 5400, ["FAILED: lowest versions"]),
+        ("*/venv/bin/python -m pytest --lowest=callbacks", 5400, ["FAILED: lowest versions"]),
+        ("*/venv/bin/python -m pytest --lowest=command", 5400, ["FAILED: lowest versions"]),
+        ("*.ci/lowest.py test", 5400, ["FAILED: lowest versions"]),
         ("* -m pytest -m slow", 5400, ["FAILED: slow tests"]),
-        ("*/venv/bin/python -m pytest", 1100, []),  # no time for them
+        ("*/venv/bin/python -m pytest*", 1100, []),  # no time for them
     ],
 )
 def test_ci_ends_with_the_lowest_versions_where_there_is_time(
@@ -183,10 +198,14 @@ def test_ci_ends_with_the_lowest_versions_where_there_is_time(
     if seconds < 2400:
         assert "=== lowest versions left out" in done.stdout
         assert asked[4:] == ["-c import ensurepip"]
-    elif not fails.endswith("lowest.py"):
-        *_, install, tests = asked
-        assert re.fullmatch(r"-m pip install .*-c \S+/constraints\.txt -e \.\[test\]", install)
-        assert tests == "-m pytest"
+    elif not fails:
+        install = r"-m pip install .*-c \S+/constraints\.txt -e \.\[{}\]"
+        for extra, part, done_now in (
+            ("test-callbacks", "callbacks", asked[-6:-3]),
+            ("test", "command", asked[-3:]),
+        ):
+            assert re.fullmatch(install.format(extra), done_now[1])
+            assert done_now[2] == f"-m pytest --lowest={part}"
     assert not list((tmp_path / "temporary").iterdir()), "gigabytes are left"
 
 

@@ -643,7 +643,7 @@ def test_result_does_not_depend_on_the_seed(seed: int) -> None:
     torch.manual_seed(seed)
     groups = find_groups(ResNet18(width=2), torch.zeros(2, 3, 8, 8), seed=seed)
     # Of a stage's stream the convolutions that write to it, rather than the norms before them.
-    assert [len(group.parameters) for group in groups] == [3, 2, 1, 2, 1, *([4, 1, 3, 2, 1] * 3)]
+    assert [len(group.parameters) for group in groups] == [3, 2, 1, 2, 1, *([4, 1, 5, 2, 1] * 3)]
 
 
 # ---------------------------------------------------------------- no trace, and bad input

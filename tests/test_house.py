@@ -19,7 +19,7 @@ _FLOORS = [
     {"report"},
     {"analysis"},
     {"modules"},
-    {"effective"},
+    {"effective", "conversion"},
     {"groups"},
     {"optim", "networks", "data", "theory", "configs", "metrics", "files"},
 ]

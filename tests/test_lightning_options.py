@@ -30,10 +30,6 @@ _BAD = {
         ["StochasticWeightAveraging", "EMAWeightAveraging"],
     ),
     "search of a rate": ("--trainer.callbacks LearningRateFinder", ["LearningRateFinder", "--model.elr"]),
-    "no learning rate": (
-        "--trainer.callbacks LearningRateMonitor",
-        ["LearningRateMonitor", "EffectiveLearningRateMonitor"],
-    ),
     "pruning": ("--trainer.callbacks ModelPruning --trainer.callbacks.pruning_fn l1_unstructured", ["ModelPruning"]),
     "backbone": ("--trainer.callbacks BackboneFinetuning", ["BackboneFinetuning", "FineTuneSwitch"]),
     "LBFGS": (f"{_WHOLE} LBFGS", ["--model.optimizer", "LBFGS", "SGD or Adam"]),
@@ -95,7 +91,8 @@ def test_accumulation_by_a_callback(on_sphere: bool) -> None:
 
 
 def test_others_are_taken() -> None:
-    check_trainer([LearningRateMonitor()], 0.0, 1, on_sphere=False)
+    for on_sphere in (False, True):
+        check_trainer([LearningRateMonitor()], 0.0, 1, on_sphere)
     check_trainer([EMAWeightAveraging()], None, 1, on_sphere=True)
 
 

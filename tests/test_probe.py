@@ -46,7 +46,7 @@ def snapshot(model: nn.Module) -> tuple[Any, ...]:
     """Objects by identity, and values of tensors and containers."""
     objects = [dict(vars(module)) for module in model.modules()]
     inner = [
-        {name: list(value.items()) for name, value in vars(module).items() if isinstance(value, dict)}
+        {name: [*value, *value.values()] for name, value in vars(module).items() if isinstance(value, dict)}
         for module in model.modules()
     ]
     lists = [
@@ -60,7 +60,7 @@ def snapshot(model: nn.Module) -> tuple[Any, ...]:
         lists,
         values,
         torch.get_default_dtype(),
-        np.random.get_state()[1].tolist(),
+        cast(Any, np.random.get_state())[1].tolist(),
         random.getstate(),
     )
 
@@ -69,12 +69,9 @@ def assert_same(before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
     for old, new in zip(before[0], after[0], strict=True):
         assert old.keys() == new.keys()
         assert [name for name in old if old[name] is not new[name]] == []
-    for kind in (1, 2):
-        for old, new in zip(before[kind], after[kind], strict=True):
-            for name in old:
-                flat = [list(each) if isinstance(each, tuple) else [each] for each in old[name]]
-                now = [list(each) if isinstance(each, tuple) else [each] for each in new[name]]
-                assert [[id(x) for x in each] for each in flat] == [[id(x) for x in each] for each in now], name
+    for containers in (1, 2):
+        for old, new in zip(before[containers], after[containers], strict=True):
+            assert [name for name in old if [*map(id, old[name])] != [*map(id, new[name])]] == []
     assert [name for name, value in before[3].items() if not torch.equal(value, after[3][name])] == []
     assert before[4:] == after[4:]
 
@@ -213,7 +210,8 @@ def test_a_norm_in_eval_mode_normalises_nothing() -> None:
 
 # ---------------------------------------------------------------- float32 made inside forward
 
-NARROW: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+MADE_BEFORE = torch.eye(6)
+NARROW: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "zeros": lambda m, x: x + torch.zeros(6),
     "linspace": lambda m, x: x + torch.linspace(0, 1, 6),
     "dtype": lambda m, x: x + torch.ones(6, dtype=torch.float32),
@@ -229,10 +227,9 @@ NARROW: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "half": lambda m, x: x.half().float(),
     "arange": lambda m, x: x + torch.arange(6, dtype=torch.float32),
     "new": lambda m, x: torch.cat([x, x.new_zeros(x.shape)], 1)[:, :6],
-    "type": lambda m, x: x.type(torch.FloatTensor),
+    "type": lambda m, x: x.type("torch.FloatTensor"),
     "numpy": lambda m, x: x + torch.as_tensor(x.detach().numpy().astype(np.float32)).mean(),
 }
-MADE_BEFORE = torch.eye(6)
 
 
 @pytest.mark.parametrize("pattern", NARROW)
@@ -317,7 +314,7 @@ def test_no_side_effect_of_the_probe_lasts() -> None:
 
 def test_inputs_by_name_and_nested() -> None:
     class Named(Net):
-        def forward(self, x: Tensor, extra: Any = None, scale: float = 1.0) -> Any:  # type: ignore[override]
+        def forward(self, x: Tensor, extra: Any = None, scale: float = 1.0) -> Any:
             return super().forward(x + extra["y"][0]) * scale
 
     example = {"x": FEATURES, "extra": {"y": [FEATURES]}, "scale": 2.0}

@@ -6,9 +6,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY, LitSphere
+from torch.utils.data import DataLoader
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -77,12 +80,24 @@ def test_story(commands: list[str], empty_folder: Path, lit_sphere: LitSphere) -
 
 
 def test_python_block(empty_folder: Path) -> None:
-    (block,) = [block for kind, block in BLOCKS if kind == "python"]
+    block, _ = [block for kind, block in BLOCKS if kind == "python"]
     namespace: dict[str, object] = {}
     exec(block.replace("Trainer(", "Trainer(logger=False, enable_checkpointing=False, "), namespace)
     groups = namespace["groups"]
     assert isinstance(groups, list)
     assert len(groups) == 31
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_module_without_forward(empty_folder: Path) -> None:
+    _, block = [block for kind, block in BLOCKS if kind == "python"]
+    namespace: dict[str, Any] = {}
+    exec(block.replace("Trainer(", "Trainer(logger=False, accelerator='cpu', "), namespace)
+    words = torch.randint(0, 1000, (16, 8), generator=torch.Generator().manual_seed(0))
+    batches: Any = DataLoader([{"input_ids": each, "labels": each} for each in words], 4)  # type: ignore[arg-type]
+    namespace["trainer"].fit(namespace["LanguageModel"](), batches)
+    assert namespace["trainer"].callback_metrics["elr/total"] > 0
 
 
 def _table(text: str) -> tuple[str, dict[str, list[str]]]:

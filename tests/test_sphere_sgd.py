@@ -160,12 +160,6 @@ def test_a_new_elr_takes_effect_at_once() -> None:
         assert torch.equal(p, q)
 
 
-def test_a_torch_scheduler_fails_at_its_construction_instead_of_changing_nothing() -> None:
-    optimizer = SphereSGD(parameters(0), elr=0.1)
-    with pytest.raises(KeyError, match="lr"):
-        torch.optim.lr_scheduler.StepLR(optimizer, 1)
-
-
 def test_parameters_without_gradient_are_still_part_of_the_sphere() -> None:
     params = parameters(0)
     rho = norm(params)

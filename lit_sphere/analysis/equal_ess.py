@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -23,7 +24,9 @@ class EqualESS(NamedTuple):
     groups: int
 
 
-def equal_ess(elrs: Sequence[float], grad_norms: Sequence[float]) -> EqualESS:
+def equal_ess(
+    elrs: Sequence[float], grad_norms: Sequence[float], scale_invariant: Sequence[bool] | None = None
+) -> EqualESS:
     """Compare groups with the line of equal effective step size, g̃_i = ESS/η̃_i (TR, regime 2).
 
     In a chaotic equilibrium on the sphere the effective learning rates settle where all groups take steps of one
@@ -32,6 +35,7 @@ def equal_ess(elrs: Sequence[float], grad_norms: Sequence[float]) -> EqualESS:
     Args:
         elrs: Effective learning rates η̃_i of the groups.
         grad_norms: Effective gradient norms g̃_i, as many.
+        scale_invariant: Which groups are scale-invariant: others do not count where there are such. All, if not given.
 
     Returns:
         The comparison.
@@ -46,7 +50,8 @@ def equal_ess(elrs: Sequence[float], grad_norms: Sequence[float]) -> EqualESS:
     """
     if len(elrs) != len(grad_norms):
         raise ValueError(f"{len(elrs)} effective learning rates but {len(grad_norms)} effective gradient norms")
-    pairs = zip(elrs, grad_norms, strict=True)
+    flags = scale_invariant if scale_invariant is not None and any(scale_invariant) else [True] * len(elrs)
+    pairs = compress(zip(elrs, grad_norms, strict=True), flags)
     points = [(math.log(x), math.log(y)) for x, y in pairs if 0 < x < math.inf and 0 < y < math.inf]
     if not points:
         raise ValueError("no group with a positive and finite effective learning rate and gradient norm")

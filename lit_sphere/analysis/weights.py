@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lit_sphere.optim.shards import whole
+
 Weights = Mapping[str, Tensor]
 """Parameters and buffers by their names in the ``state_dict``."""
 
@@ -18,12 +20,12 @@ def take_weights(model: nn.Module) -> dict[str, Tensor]:
     """Copy parameters and buffers to the CPU.
 
     Args:
-        model: Any module.
+        model: Any module; if its parameters are sharded over processes (FSDP2), all must call this.
 
     Returns:
-        A copy of every tensor of its ``state_dict``.
+        A copy of every tensor of its ``state_dict``, whole.
     """
-    return {name: value.to("cpu", copy=True) for name, value in tensors_of(model.state_dict()).items()}
+    return {name: whole(value).to("cpu", copy=True) for name, value in tensors_of(model.state_dict()).items()}
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -56,6 +58,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is missing, truncated, no Lightning checkpoint, or holds pickled code.
     """
+    if (Path(path) / ".metadata").is_file():  # as torch.distributed.checkpoint writes
+        raise ValueError(
+            f"{path}: a sharded checkpoint; take one that is whole, of ModelParallelStrategy("
+            "save_distributed_checkpoint=False)"
+        )
     if Path(path).is_dir():
         raise ValueError(f"{path}: is a folder; give the file in it, such as checkpoints/last.ckpt")
     if not Path(path).is_file():

@@ -57,6 +57,9 @@ def _answer(args: list[str]) -> None:
             raise CommandLineError(
                 f"unknown command {args[0]!r}{did_you_mean(args[0], SUBCOMMANDS, cutoff=0.6) or ';'} there are {known}"
             )
+        from lit_sphere.cli.extra import check_extra
+
+        check_extra()
         if args[0].partition("=")[0] == "--print_shtab":
             from lit_sphere.cli.completion import print_completion
 

@@ -108,7 +108,8 @@ def run_interpolate(args: list[str]) -> None:
     if len(paths) < 2 or any(path.startswith("-") for path in paths):
         raise CommandLineError(f"interpolate needs two checkpoints, first of all: {_USAGE}")
     check_values(args[2:])
-    states = [_read(path) for path in paths]
+    checkpoints = [_read(path) for path in paths]
+    states = [tensors_of(checkpoint["state_dict"]) for checkpoint in checkpoints]
     _compare(states[1], states[0], f"{paths[1]}: of another architecture than {paths[0]}", "there")
     base = base_config(paths[0], bool(typed.configs))
     with suggesting(lambda: [*option_strings(parser), *class_options()]):
@@ -123,6 +124,8 @@ def run_interpolate(args: list[str]) -> None:
     device = _device(config.device)
     made = parser.instantiate_classes(config)
     model, data = made.model, made.data
+    model.restore_conversion(checkpoints[0])
+    model.take_shape(data)
     of_model = f"{paths[0]}: of another architecture than --model {type(model).__name__}"
     _compare(states[0], model.state_dict(), of_model, "in the model; give the --model that it was trained with")
     for path, state in zip(paths, states, strict=True):
@@ -143,9 +146,9 @@ def run_interpolate(args: list[str]) -> None:
     leave_picture(folder / "interpolation.png", lambda: draw_interpolation(result, title, names))
 
 
-def _read(path: str) -> dict[str, Tensor]:
+def _read(path: str) -> dict[str, Any]:
     try:
-        return tensors_of(read_checkpoint(path)["state_dict"])
+        return read_checkpoint(path)
     except ValueError as error:
         raise CommandLineError(str(error)) from error
 

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_sphere.cli.config_names import find_config, is_text, read_config
 from lit_sphere.cli.old_names import rename_in_text
 from lit_sphere.cli.shipped_classes import classes_in_text
+from lit_sphere.cli.yaml_text import without_unserialised
 
 
 class Parser(LightningArgumentParser):
@@ -32,6 +33,19 @@ class Parser(LightningArgumentParser):
             action._typehint = int_before_float(action._typehint)
         return action
 
+    def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> Any:
+        """Add the options of a function that returns a network; jsonargparse hands it a link that only classes take.
+
+        Args:
+            *args: As for jsonargparse.
+            linked_targets: Not used: no link reaches into the network.
+            **kwargs: As for jsonargparse.
+
+        Returns:
+            The arguments added.
+        """
+        return super().add_function_arguments(*args, **kwargs)
+
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """Parse a config's text, whose options may have the names of earlier versions.
 
@@ -44,6 +58,19 @@ class Parser(LightningArgumentParser):
             What is parsed.
         """
         return super().parse_string(classes_in_text(rename_in_text(content)), *args, **kwargs)
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Give the text of a config, which can be read again.
+
+        Args:
+            *args: As for jsonargparse.
+            **kwargs: As for jsonargparse.
+
+        Returns:
+            YAML; without defaults that cannot be written, such as torchvision's layers with options filled in.
+        """
+        text: str = super().dump(*args, **kwargs)
+        return without_unserialised(text)
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Give the help without those classes."""

@@ -239,6 +239,9 @@ class SphereCLI(LightningCLI):
             CommandLineError: If an option needs a package that is not installed, or nothing can be trained.
         """  # noqa: DOC501, DOC502
         config = self.config[str(self.subcommand)]
+        for checkpoint in (self.checkpoint, self.weights):
+            if checkpoint is not None:
+                self.model.restore_conversion(checkpoint)
         if self.checkpoint is not None:
             check_weights(self.checkpoint, self.model, config.ckpt_path)
         if self.weights is not None:

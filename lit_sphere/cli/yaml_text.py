@@ -1,4 +1,4 @@
-"""What a YAML text may hold: each key once, and no more than can be walked through."""
+"""What a YAML text may hold: each key once, no more than can be walked through, and nothing unreadable."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +9,7 @@ from lit_sphere.cli.errors import CommandLineError
 
 _DEEPEST = 50
 _MOST = 100_000  # values, with what anchors repeat; a config has some hundred
+_UNSERIALISED = "Unable to serialize instance "
 
 
 @dataclass
@@ -82,3 +83,28 @@ def _count(around: _Open, nodes: int, event: Any, where: str) -> None:
         raise CommandLineError(
             f"{where}, line {line}: its anchors repeat more than {_MOST} values; write out what is meant"
         )
+
+
+def without_unserialised(text: str) -> str:
+    """Leave out the defaults of which jsonargparse has only written that it cannot write them.
+
+    Args:
+        text: A config as jsonargparse dumps it.
+
+    Returns:
+        The same, which can be read again: what is left out takes its default.
+    """
+    if _UNSERIALISED not in text:
+        return text
+    comments = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    pruned: str = yaml.safe_dump(_pruned(yaml.safe_load(text)), sort_keys=False)
+    return comments + pruned
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_pruned(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {k: v for k, v in value.items() if not (isinstance(v, str) and v.startswith(_UNSERIALISED))}
+    return {name: _pruned(each) for name, each in kept.items()}

@@ -12,12 +12,13 @@ from lit_sphere.effective.equilibrium import (
     predicted_equilibrium,
     predicted_interval,
 )
-from lit_sphere.effective.quantities import QUANTITIES, EffectiveQuantities
-from lit_sphere.effective.sources import Source, source_of
+from lit_sphere.effective.quantities import NOT_STEPPED, QUANTITIES, EffectiveQuantities
+from lit_sphere.effective.sources import Source, rounds_steps, source_of
 from lit_sphere.effective.spread import quantile_name, quantiles_over_groups
-from lit_sphere.effective.step_means import StepMean, StepMeans, StepSummary
+from lit_sphere.effective.step_means import StepMean, StepMeans, StepSummary, mean_where_stepped
 
 __all__ = [
+    "NOT_STEPPED",
     "QUANTITIES",
     "Atoms",
     "EffectiveQuantities",
@@ -27,9 +28,11 @@ __all__ = [
     "StepMeans",
     "StepSummary",
     "equilibrium_rule",
+    "mean_where_stepped",
     "predicted_equilibrium",
     "predicted_interval",
     "quantile_name",
     "quantiles_over_groups",
+    "rounds_steps",
     "source_of",
 ]

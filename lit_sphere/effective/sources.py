@@ -1,7 +1,7 @@
 """Where the effective learning rate of an optimizer is taken from, and the steps that torch's optimizers took."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -10,23 +10,41 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from lit_sphere.optim import SphereSGD
+from lit_sphere.optim.shards import local_parts
 
 Source = Literal["gradients", "state", "weights"]
 
+HALF = (torch.float16, torch.bfloat16)
 
-def source_of(optimizer: Optimizer, altered: bool = False) -> Source:
+
+def rounds_steps(params: Iterable[Tensor]) -> bool:
+    """Return whether a step is rounded so much that the intended one says little of it.
+
+    Args:
+        params: The parameters.
+
+    Returns:
+        Whether one of them is of half precision: bfloat16 has 8 bits, and steps are often smaller than the last.
+    """
+    return any(p.dtype in HALF for p in params)
+
+
+def source_of(optimizer: Optimizer, altered: bool = False, rounded: bool = False) -> Source:
     """Find where the effective learning rate and the step of an optimizer can be taken from.
 
     Args:
         optimizer: Any optimizer.
         altered: Something stands between the gradients and the step: clipping, or a gradient scaler.
+        rounded: As :func:`rounds_steps` says.
 
     Returns:
         ``gradients``: the step is η∇, known beforehand: ``SphereSGD``, ``torch.optim.SGD`` without momentum.
         ``state``: known afterwards from the optimizer's buffers: ``torch.optim.SGD``, ``Adam``, ``AdamW``.
-        ``weights``: anything else, subclasses with a ``step`` of their own included: from the weights before
-        and after.
+        ``weights``: anything else, subclasses with a ``step`` of their own and rounded steps included: from the
+        weights before and after.
     """
+    if rounded:
+        return "weights"
     cls: Any = type(optimizer)
     kind = _kind(cls)
     if kind is SphereSGD and not altered:
@@ -66,7 +84,7 @@ def step_taken(optimizer: Optimizer, group: dict[str, Any], params: Sequence[Ten
         params: Parameters of that group.
 
     Returns:
-        The step.
+        The step; of sharded parameters the parts that this process holds.
     """
     stepped = [p.grad is not None for p in params]
     mine = [p for p, moved in zip(params, stepped, strict=True) if moved]
@@ -74,7 +92,8 @@ def step_taken(optimizer: Optimizer, group: dict[str, Any], params: Sequence[Ten
 
     def all_of(found: Sequence[Tensor]) -> list[Tensor]:
         each = iter(found)
-        return [next(each) if moved else torch.zeros_like(p) for p, moved in zip(params, stepped, strict=True)]
+        pairs = zip(local_parts(params), stepped, strict=True)
+        return [next(each) if moved else torch.zeros_like(p) for p, moved in pairs]
 
     return Step(*rate_of(group), all_of(directions), None if divisors is None else all_of(divisors), stepped)
 
@@ -126,12 +145,12 @@ def _sgd(
 ) -> tuple[list[Tensor], None]:
     if not params:
         return [], None
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = local_parts([p.grad for p in params if p.grad is not None], params)
     if group["maximize"]:
         grads = list(torch._foreach_neg(grads))
     if not group["momentum"]:
         return grads, None
-    buffers = [state["momentum_buffer"] for state in states]
+    buffers = local_parts([state["momentum_buffer"] for state in states], params)
     if not group["nesterov"]:
         return buffers, None
     return list(torch._foreach_add(grads, buffers, alpha=group["momentum"])), None
@@ -145,9 +164,9 @@ def _adam(
     steps = torch.stack([state["step"] for state in states]).double()
     beta1, beta2 = map(float, group["betas"])
     first, second = 1 - beta1**steps, (1 - beta2**steps).sqrt()  # bias corrections
-    squares = [state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"] for state in states]
+    squares = local_parts([state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"] for state in states], params)
     divisor = list(torch._foreach_sqrt(squares))
-    averages = [state["exp_avg"] for state in states]
+    averages = local_parts([state["exp_avg"] for state in states], params)
     if steps.device.type == "cpu":  # as it is but for fused and capturable steps
         torch._foreach_div_(divisor, second.tolist())
         averages = list(torch._foreach_div(averages, first.tolist()))

@@ -1,27 +1,53 @@
 """Means and extremes over training steps, with next to no work at a step."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_sphere.effective.quantities import EffectiveQuantities
+from lit_sphere.effective.quantities import NOT_STEPPED, EffectiveQuantities
 from lit_sphere.effective.step_options import StepOptions
 
 
 class StepSummary(NamedTuple):
-    """Values over training steps, each of a value's shape.
+    """Values over the training steps that had one, each of a value's shape.
 
     Attributes:
-        mean: Mean.
-        low: Least value at a step; NaN where one is.
-        high: Greatest value at a step; NaN where one is.
+        mean: Mean; ``NOT_STEPPED`` where no step had a value.
+        low: Least value at a step; NaN where one is; ∞ where no step had a value.
+        high: Greatest value at a step; NaN where one is; ``NOT_STEPPED`` where no step had a value.
     """
 
     mean: Tensor
     low: Tensor
     high: Tensor
+
+
+def mean_where_stepped(values: Tensor) -> Tensor:
+    """Give the mean over the first dimension, of what is there.
+
+    Args:
+        values: Shape (steps, ...), ``NOT_STEPPED`` where a step had no value.
+
+    Returns:
+        Shape (...), ``NOT_STEPPED`` where no step had one.
+
+    Example:
+        >>> mean_where_stepped(torch.tensor([[1.0, 4.0], [3.0, -math.inf]])).tolist()
+        [2.0, 4.0]
+    """
+    return _mean(*_sum_and_count(values))
+
+
+def _sum_and_count(values: Tensor) -> tuple[Tensor, Tensor]:
+    there = values != NOT_STEPPED
+    return torch.where(there, values, 0.0).sum(0), there.sum(0)
+
+
+def _mean(total: Tensor, count: Tensor) -> Tensor:
+    return torch.where(count > 0, total / count, NOT_STEPPED)
 
 
 class StepMean:
@@ -30,7 +56,8 @@ class StepMean:
     Mean and extremes are the same to the last bit wherever a run is interrupted, its state saved and restored.
 
     Args:
-        evaluate: Makes the values of steps, stacked, of stacked observations; each of its own.
+        evaluate: Makes the values of steps, stacked, of stacked observations; each of its own. ``NOT_STEPPED`` where a
+            step has no value: it is not counted.
         shape: Of a value.
     """
 
@@ -41,6 +68,7 @@ class StepMean:
         self._observed: list[Tensor] = []
         self._values: list[Tensor] = []
         self._sum: Tensor | None = None
+        self._count: Tensor | None = None  # of the values in the sum
         self._extremes: tuple[Tensor, Tensor] | None = None
         self._steps = 0
 
@@ -92,8 +120,8 @@ class StepMean:
         """
         self._add_up()
         found = None
-        if self._sum is not None and self._extremes is not None:
-            found = StepSummary(self._sum / self._steps, *self._extremes)
+        if self._sum is not None and self._count is not None and self._extremes is not None:
+            found = StepSummary(_mean(self._sum, self._count), *self._extremes)
         self.load_state({})
         return found
 
@@ -107,6 +135,7 @@ class StepMean:
         return {
             "evaluated": list(self._values),
             "sum": self._sum,
+            "count": self._count,
             "extremes": None if self._extremes is None else list(self._extremes),
             "steps": self._steps,
         }
@@ -116,7 +145,8 @@ class StepMean:
 
         Args:
             state: As given by :meth:`state`; one of values of another shape, or of another form, is passed over. One
-                saved without extremes has only its mean for them, as far as its values were summed up.
+                saved without extremes has only its mean for them, as far as its values were summed up; one without
+                counts had a value at each step.
         """
         state = state if "evaluated" in state else {}
         values, total = state.get("evaluated", []), state.get("sum")
@@ -125,9 +155,11 @@ class StepMean:
             state = {}
         self._observed, self._values = [], list(state.get("evaluated", []))
         self._sum, self._steps, extremes = state.get("sum"), state.get("steps", 0), state.get("extremes")
-        if self._sum is not None and extremes is None:
-            summed = self._steps - sum(map(len, self._values))
-            extremes = [self._sum / summed] * 2
+        self._count = state.get("count")
+        if self._sum is not None and self._count is None:
+            self._count = torch.full_like(self._sum, self._steps - sum(map(len, self._values)), dtype=torch.long)
+        if self._sum is not None and self._count is not None and extremes is None:
+            extremes = [_mean(self._sum, self._count)] * 2
         self._extremes = None if extremes is None else (extremes[0], extremes[1])
 
     def _add_up(self) -> None:
@@ -135,18 +167,19 @@ class StepMean:
         if self._values:
             device = self._values[-1].device  # what was restored lies on the CPU
             chunk = torch.cat([part.to(device) for part in self._values])
-            low, high = chunk.amin(0), chunk.amax(0)
-            if self._sum is None or self._extremes is None:
-                self._sum, self._extremes = chunk.sum(0), (low, high)
+            (total, count), high = _sum_and_count(chunk), chunk.amax(0)
+            low = torch.where(chunk == NOT_STEPPED, math.inf, chunk).amin(0)
+            if self._sum is None or self._count is None or self._extremes is None:
+                self._sum, self._count, self._extremes = total, count, (low, high)
             else:
                 before = [part.to(device) for part in self._extremes]
-                self._sum = self._sum.to(device) + chunk.sum(0)
+                self._sum, self._count = self._sum.to(device) + total, self._count.to(device) + count
                 self._extremes = torch.minimum(before[0], low), torch.maximum(before[1], high)
             self._values = []
 
 
 class StepMeans(StepMean):
-    """Means of the effective quantities over steps, float64 of shape (len(QUANTITIES), 1 + groups).
+    """Means of the effective quantities over the steps that moved a group, float64 of shape (quantities, 1 + groups).
 
     Args:
         quantities: What is measured.

@@ -11,6 +11,7 @@ from lit_sphere.effective.atoms import Atoms
 from lit_sphere.effective.sources import rate_of
 from lit_sphere.groups import Group
 from lit_sphere.optim.granularity import sphere_granularity
+from lit_sphere.optim.shards import whole
 
 
 class StepOptions(NamedTuple):
@@ -21,7 +22,7 @@ class StepOptions(NamedTuple):
         shrink: −ηλ, the same shape.
         sphere_of: Number of the sphere of each atom; None where one projection at most acts on all.
         projected: Which of these spheres project; None with ``sphere_of``.
-        split: A group has tensors of several options, so that their own ⟨x, ∇⟩ count.
+        split: ⟨x, ∇⟩ of single tensors count: those of a group have several options, or it is not scale-invariant.
     """
 
     eta: Tensor
@@ -39,6 +40,7 @@ class OptionsOfAtoms:
         groups: The groups.
         atoms: They, cut into atoms.
         blocks: The options are those of the blocks of :meth:`Atoms.norms`, for steps worked out from gradients.
+        always_split: ⟨x, ∇⟩ need not vanish over a group, whatever the options.
 
     Attributes:
         group_of: Number of the optimizer's parameter group of each of ``atoms.params``.
@@ -48,8 +50,10 @@ class OptionsOfAtoms:
         spheres_at_most: Above every number in :attr:`StepOptions.sphere_of`.
     """
 
-    def __init__(self, optimizer: Optimizer, groups: Sequence[Group], atoms: Atoms, blocks: bool) -> None:
-        self._optimizer, self._atoms, self._blocks = optimizer, atoms, blocks
+    def __init__(
+        self, optimizer: Optimizer, groups: Sequence[Group], atoms: Atoms, blocks: bool, always_split: bool = False
+    ) -> None:
+        self._optimizer, self._atoms, self._blocks, self._always_split = optimizer, atoms, blocks, always_split
         # Indices, because a restored optimizer holds other dictionaries.
         trained = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self.group_of = [trained[p] for p in atoms.params]
@@ -67,7 +71,7 @@ class OptionsOfAtoms:
             ):
                 self._parts.append(numbers)
                 parts_of.update(group.parameters)
-        self.may_be_split = [n for n, p in enumerate(atoms.params) if p in parts_of]
+        self.may_be_split = [n for n, p in enumerate(atoms.params) if p in parts_of or (blocks and always_split)]
         self._key: tuple[Any, ...] | None = None
         self._now: StepOptions | None = None
 
@@ -88,7 +92,7 @@ class OptionsOfAtoms:
         for p, i in zip(self._atoms.params, self.group_of, strict=True):
             eta, _, granularity = options[i]
             own = granularity == "filter"
-            rates.append(eta * self._optimizer.state[p]["radius"].double().square() if own else eta)
+            rates.append(eta * whole(self._optimizer.state[p]["radius"]).double().square() if own else eta)
         shrinks = [options[i][1] for i in self.group_of]
         etas, shrunk = (self._in_groups(self._atoms.per_atom(values, self._blocks)) for values in (rates, shrinks))
         return StepOptions(
@@ -108,6 +112,8 @@ class OptionsOfAtoms:
         return self._in_groups(torch.where(of_filters, rows, numbers)), self._in_groups(projected)
 
     def _is_split(self, options: dict[int, tuple[float, float, str | None]]) -> bool:
+        if self._always_split:
+            return True
         for numbers in self._parts:
             # Each sphere is projected by a factor of its own, whatever its options.
             different = {(*options[i], i if options[i][2] else None) for i in numbers}

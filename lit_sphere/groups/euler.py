@@ -153,7 +153,6 @@ def euler_products(probe: Probe, done: Callable[[int], object], functions: int =
         rows = (len(leaf), -1) if leaf.dim() else (1, 1)
         g, w = (torch.view_as_real(t).flatten(-2) if t.is_complex() else t for t in (gradient, leaf.detach()))
         g, w = g.reshape(rows), w.reshape(rows)
-        # A tensor that is used twice under activation checkpointing comes in parts.
         products[column][-1] += torch.linalg.vecdot(g, w).double().cpu()
         norms = torch.linalg.vector_norm(g, dim=1).double(), torch.linalg.vector_norm(w, dim=1).double()
         sizes[column][-1] += (norms[0] * norms[1]).cpu()

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,7 @@ from lit_sphere.groups.euler import EulerProducts, euler_products
 from lit_sphere.groups.precision import DOUBLE, SINGLE
 from lit_sphere.groups.probe import Probe, tensors_in
 from lit_sphere.groups.scaling_laws import ScalingLaws
+from lit_sphere.groups.sharded import whole_parameters
 from lit_sphere.groups.symmetries import GroupChoice
 
 GroupGranularity = Literal["tensor", "filter"]
@@ -179,9 +181,21 @@ def search_groups(
     if granularity not in get_args(GroupGranularity):
         raise ValueError(f"granularity must be one of {get_args(GroupGranularity)}, got {granularity!r}")
     positional, named = _arguments(example_input)
+    with whole_parameters(model) as copies:
+        make = partial(Probe, model, call, positional, named, seed=seed, real=samples == "given", train=train)
+        found = _first_that_runs(make, granularity, progress)
+    originals = {copy: parameter for parameter, copy in copies.items()}
+
+    def held(group: Group) -> Group:
+        return replace(group, parameters=tuple(originals.get(p, p) for p in group.parameters))
+
+    return replace(found, groups=[*map(held, found.groups)], alternatives=[*map(held, found.alternatives)])
+
+
+def _first_that_runs(make: Callable[..., Probe], granularity: GroupGranularity, progress: bool | None) -> GroupSearch:
     failure: ValueError | None = None
     for precision in (DOUBLE, SINGLE):
-        probe = Probe(model, call, positional, named, precision, seed, samples == "given", train)
+        probe = make(precision=precision)
         bar = _bar(progress)
         with bar, probe.opened():
             for rung in range(3):
@@ -264,6 +278,9 @@ class _Search:
             stack.enter_context(probe.zeroed(idle))
             if not self._same({}):
                 stack.close()
+            # At scales of their own none of the terms of a sum is lost beside the others.
+            probe.go_to(None)
+            stack.callback(probe.go_to, 0)
             laws = ScalingLaws({column: probe.leaves[column] for column in open_}, self._precision)
             outputs = probe.outputs(0, laws)
             laws.require_constant(outputs)

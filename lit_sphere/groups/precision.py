@@ -18,6 +18,8 @@ class Precision:
         eps: In place of the eps of norm layers, which refuse 0 while training: it drowns in any variance there is.
         step: Relative step of a derivative along a tensor.
         relation: Singular values below this, relative to the largest, are relations between derivatives.
+        snap: Exponents are small fractions; this far from one, by the step's curvature, is taken for it.
+        denominator: Largest denominator of these: 1 for linear maps, 1/2 for roots, 2 for squares.
         vanishing: A derivative below this, relative to its function, is rounding error.
     """
 
@@ -27,9 +29,11 @@ class Precision:
     eps: float
     step: float
     relation: float
+    snap: float
+    denominator: int
     vanishing: float
 
 
 # Steps are powers of two: scaling by 1 + step is exact where digits allow.
-DOUBLE = Precision(torch.float64, 1e-9, 1e-11, 1e-30, 2.0**-20, 1e-6, 1e-8)
-SINGLE = Precision(torch.float32, 2e-4, 1e-6, 1e-30, 2.0**-8, 1e-3, 1e-3)
+DOUBLE = Precision(torch.float64, 1e-9, 1e-11, 1e-30, 2.0**-20, 1e-6, 1e-3, 12, 1e-8)
+SINGLE = Precision(torch.float32, 2e-4, 1e-6, 1e-30, 2.0**-8, 1e-3, 2e-2, 4, 1e-3)

@@ -13,6 +13,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from lit_sphere.groups.held_modules import HeldModules
 from lit_sphere.groups.precision import Precision
@@ -109,7 +110,6 @@ class Probe:
         self.leaves: list[nn.Parameter] = []
         self._factors = [1.0] * len(self.names)
         self._copies: dict[int, Any] = {}  # by the identity of what they stand for
-        self._differentiable = False
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -126,6 +126,7 @@ class Probe:
                     device_type=self.device.type if accelerators else "cuda",
                 )
             )
+            stack.enter_context(_without_checkpoints())
             for kind in {"cpu", self.device.type}:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             stack.callback(random.setstate, random.getstate())
@@ -165,6 +166,8 @@ class Probe:
             return value + noise
         value.mul_(noise.add_(1))
         least = _LEAST_VECTOR if value.dim() < 2 else _LEAST_MATRIX
+        if value.dim() > 1 and self.precision.dtype == torch.float32:  # small terms of sums would be lost in the digits
+            least = (len(value) / value.numel()) ** 0.5
         size = float(torch.linalg.vector_norm(value)) / value.numel() ** 0.5
         return value.mul_(least / size) if size < least else value
 
@@ -213,16 +216,18 @@ class Probe:
                 for column, value in kept.items():
                     self.leaves[column].copy_(value)
 
-    def go_to(self, index: int) -> None:
+    def go_to(self, index: int | None) -> None:
         """Scale the trainable tensors as belongs to inputs number ``index``, each by another factor.
 
         Inputs alone leave some networks in one linear piece, with symmetries that hold in that piece only.
 
         Args:
-            index: Number of the inputs.
+            index: Number of the inputs; None for the tensors' own scales.
         """
-        powers = torch.randint(-2, 3, (len(self.leaves),), generator=self._generator(index)).tolist()
-        factors = [2.0**power for power in powers]
+        factors = [1.0] * len(self.leaves)
+        if index is not None:
+            powers = torch.randint(-2, 3, (len(self.leaves),), generator=self._generator(index))
+            factors = (2.0**powers).tolist()
         with torch.no_grad():
             for leaf, new, old in zip(self.leaves, factors, self._factors, strict=True):
                 leaf.mul_(new / old)
@@ -261,19 +266,18 @@ class Probe:
         self._reseed(index)
         shapes = ", ".join(str(tuple(each.shape)) for each in tensors_in((positional, named)))
         name = type(self._model).__name__
-        who, kind = (name, "samples") if self._real else (f"the forward of {name}", "random inputs")
+        who, kind, made = f"the forward of {name}", "random inputs", ", made after the example input"
+        if self._real:
+            who, kind, made = name, "samples", ""
         try:
-            with warnings.catch_warnings(record=True) as caught, _Exact(self.precision), mode or nullcontext():
-                warnings.simplefilter("always")
+            with warnings.catch_warnings(), _Exact(self.precision), mode or nullcontext():
+                warnings.simplefilter("ignore")
                 result = self._call(*positional, **named)
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
-                f"{who} fails on {kind} of shape {shapes}, made after the "
-                f"example input: {type(error).__name__}: {reason}"
+                f"{who} fails on {kind} of shape {shapes}{made}: {type(error).__name__}: {reason}"
             ) from error
-        # Reentrant checkpoints pass gradients on where an input has one; in training layers before may see to that.
-        self._differentiable |= any("None of the inputs have requires_grad" in str(each.message) for each in caught)
         outputs = list(_floating(result))
         if not outputs or not all(bool(output.isfinite().all()) for output in outputs):
             what = "a value that is not finite" if outputs else "no floating-point tensor"
@@ -309,16 +313,12 @@ class Probe:
         generator = self._generator(index)
         picks = self._sizes.picks(generator)
 
-        def differentiable(value: Tensor) -> Tensor:
-            # No leaf: these may not be changed in place.
-            return value.requires_grad_().clone() if self._differentiable and value.is_floating_point() else value
-
         def sample(example: Tensor) -> Tensor:
             example = example.detach()
             if self._real:
-                return differentiable(self._copied(self._sizes.cropped(example, picks)))
+                return self._copied(self._sizes.cropped(example, picks))
             value = _random_like(example, self._sizes.of(example), generator)
-            return differentiable(value.to(self.device, self.precision.dtype if value.is_floating_point() else None))
+            return value.to(self.device, self.precision.dtype if value.is_floating_point() else None)
 
         inputs = apply_to_collection((self._positional, self._named), Tensor, sample, allow_frozen=True)
         return inputs  # type: ignore[no-any-return]
@@ -332,6 +332,28 @@ class Probe:
             accelerator = torch.get_device_module(self.device.type)
             with accelerator.device(self.device):
                 accelerator.manual_seed(self._seed + index)
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Let activation checkpoints keep their activations: what they run again in a backward pass is out of our hands."""
+
+    def keep(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    # Named differently from one version of torch to the next.
+    names = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
+    kept = {name: getattr(torch.utils.checkpoint, name) for name in names if hasattr(torch.utils.checkpoint, name)}
+    reentrant = CheckpointFunction.apply
+    CheckpointFunction.apply = lambda run, _, *args: run(*args)
+    for name in kept:
+        setattr(torch.utils.checkpoint, name, keep)
+    try:
+        yield
+    finally:
+        CheckpointFunction.apply = reentrant
+        for name, generator in kept.items():
+            setattr(torch.utils.checkpoint, name, generator)
 
 
 class _Sizes:

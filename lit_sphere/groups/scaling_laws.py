@@ -22,11 +22,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from lit_sphere.groups.precision import Precision
 from lit_sphere.groups.symmetries import Form, Symmetries
 
-# Exponents of scaling symmetries are small fractions: 1 for linear maps, 1/2 for roots, 2 for squares.
-_LARGEST_DENOMINATOR = 12
-_SNAP = 1e-3
-
-
+Law = tuple[list[Form], Form]
+"""Equations over the exponents of an operation's inputs, and its output's exponent as a form of these."""
 _Part = tuple[int, int, int]  # dimension, start, stop
 
 
@@ -167,9 +164,7 @@ class ScalingLaws(TorchDispatchMode):
         self._scalings[memory.cdata] = _Scaling(memory, form, required, blank)
 
 
-def scaling_law(
-    derivatives: Sequence[Tensor], output: Tensor, precision: Precision
-) -> tuple[list[dict[int, Fraction]], dict[int, Fraction]] | None:
+def scaling_law(derivatives: Sequence[Tensor], output: Tensor, precision: Precision) -> Law | None:
     """Find for which exponents of its inputs an operation's output scales, and with which exponent.
 
     Args:
@@ -195,10 +190,12 @@ def scaling_law(
     units = columns[live] / norms[live, None]
     values, basis = torch.linalg.eigh((units @ units.T).double().cpu())
     null = (basis.T[values <= precision.relation**2 * len(live)]) / norms[live].double().cpu()
-    return _law(null * size, live[:-1])
+    return _law(null * size, live[:-1], precision)
 
 
-def _law(null: Tensor, inputs: list[int]) -> tuple[list[dict[int, Fraction]], dict[int, Fraction]]:
+def _law(
+    null: Tensor, inputs: list[int], precision: Precision
+) -> tuple[list[dict[int, Fraction]], dict[int, Fraction]]:
     """Write null vectors, whose last column is minus the output's exponent, as equations."""
     pivots: list[tuple[int, int]] = []
     free = list(range(len(null)))
@@ -210,7 +207,7 @@ def _law(null: Tensor, inputs: list[int]) -> tuple[list[dict[int, Fraction]], di
         others = [other for other in range(len(null)) if other != row]
         null[others] -= torch.outer(null[others, column], null[row])
         pivots.append((row, column))
-    exact = [(inputs[column], _exact(null[row].tolist())) for row, column in pivots]
+    exact = [(inputs[column], _exact(null[row].tolist(), precision)) for row, column in pivots]
     # What is not exact is no exponent, but a direction along which the output is merely almost flat.
     rows = {name: values for name, values in exact if values is not None}
     equations = [
@@ -221,15 +218,13 @@ def _law(null: Tensor, inputs: list[int]) -> tuple[list[dict[int, Fraction]], di
     return equations, {pivot: -values[-1] for pivot, values in rows.items() if values[-1]}
 
 
-def _exact(values: Sequence[float]) -> list[Fraction] | None:
-    fractions = [Fraction(value).limit_denominator(_LARGEST_DENOMINATOR) for value in values]
-    close = all(abs(value - near) <= _SNAP for value, near in zip(values, fractions, strict=True))
+def _exact(values: Sequence[float], precision: Precision) -> list[Fraction] | None:
+    fractions = [Fraction(value).limit_denominator(precision.denominator) for value in values]
+    close = all(abs(value - near) <= precision.snap for value, near in zip(values, fractions, strict=True))
     return fractions if close else None
 
 
-def _applied(
-    law: tuple[list[dict[int, Fraction]], dict[int, Fraction]] | None, inputs: Sequence[Form]
-) -> tuple[Form, list[Form]]:
+def _applied(law: Law | None, inputs: Sequence[Form]) -> tuple[Form, list[Form]]:
     """Put the inputs' own exponents into a law."""
     if law is None:
         return {}, []

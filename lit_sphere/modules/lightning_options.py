@@ -7,7 +7,6 @@ from lightning.pytorch.callbacks import (
     Callback,
     GradientAccumulationScheduler,
     LearningRateFinder,
-    LearningRateMonitor,
     ModelPruning,
     StochasticWeightAveraging,
 )
@@ -22,9 +21,6 @@ _INSTEAD: dict[type[Callback], str] = {
     BackboneFinetuning: "it gives the optimizer parameters that lie on no sphere; freeze them in the network, or "
     "change the training by FineTuneSwitch",
 }
-_NO_LEARNING_RATE = (
-    "a sphere has no learning rate; its effective one is logged by EffectiveLearningRateMonitor (--monitor.…)"
-)
 
 
 def check_trainer(
@@ -53,7 +49,5 @@ def check_trainer(
         )
     for callback in callbacks:
         reason = next((why for kind, why in _INSTEAD.items() if isinstance(callback, kind)), None)
-        if reason is None and on_sphere and isinstance(callback, LearningRateMonitor):
-            reason = _NO_LEARNING_RATE
         if reason is not None:
             raise ValueError(f"--trainer.callbacks: {type(callback).__name__} cannot work here: {reason}")

@@ -12,6 +12,7 @@ from lit_sphere.optim.granularity import Granularity, present_value
 from lit_sphere.optim.norm_keeper import KEPT_NORM, NormKeeper
 
 Loss = Literal["cross_entropy", "mse"]
+Convert = bool | Literal["weights", "activations"]
 Spheres = Literal["joint", "group", "filter"]  # of the old name
 LARGEST = torch.finfo(torch.float32).max
 """Beyond it a learning rate is infinite for the weights."""
@@ -27,6 +28,7 @@ def check_training_options(
     optimizer: OptimizerCallable | None,
     scheduler: SchedulerCallable | None,
     loss: str,
+    convert: object = False,
 ) -> None:
     """Refuse options that are out of range, or do not go together."""
     for name, value in (("elr", elr), ("lr", lr)):
@@ -46,6 +48,8 @@ def check_training_options(
     for name, choice, known in (("loss", loss, get_args(Loss)), ("granularity", granularity, get_args(Granularity))):
         if choice not in known:
             raise ValueError(f"{name} (--model.{name}) must be one of {', '.join(known)}, got {choice!r}")
+    if convert not in (False, True, "weights", "activations"):
+        raise ValueError(f"convert (--model.convert) must be true, false, weights or activations, got {convert!r}")
 
 
 def unsaved(*names: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The LightningModule that trains any network on the sphere, or in the whole space for comparison."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_sphere.conversion import Conversion, apply_plan, make_scale_invariant
 from lit_sphere.metrics import MeanLossAndError
 from lit_sphere.modules.optimizers import check_optimizer, check_same_optimizer
 from lit_sphere.modules.options import (
+    Convert,
     Loss,
     OptimizerCallable,
     SchedulerCallable,
@@ -60,11 +63,21 @@ class SphereModule(LightningModule):
         input_shape: Channels, height and width of one input, for the search of scale-invariant groups. None: those
             of the data module's images, or else (3, 32, 32).
         compile: Compile the network in place with ``torch.compile`` (needs a C++ compiler on a CPU).
+        convert: Make the network scale-invariant first, as
+            :func:`~lit_sphere.conversion.make_scale_invariant` does: ``weights`` (or true) gives a fixed length to
+            the weight matrices whose scale nothing undoes, ``activations`` normalises what comes out of them. The
+            last linear map is frozen; gains and biases are too, but with ``elr`` and ``lr`` they are trained by
+            ``lr``. What was done is said, and saved with checkpoints.
+        head_norm: Frobenius norm of the last linear map that ``convert`` freezes.
         spheres: Old name of ``granularity``, and ``group`` of ``tensor``.
 
     Raises:
         ValueError: If both ``elr`` and ``optimizer`` are given, or ``elr`` and ``scheduler``, if ``elr`` or ``lr``
-            is not positive and finite, ``loss`` or ``granularity`` unknown, or the latter given under both names.
+            is not positive and finite, ``loss``, ``granularity`` or ``convert`` unknown, or granularity given under
+            both names.
+
+    Attributes:
+        conversion: What ``convert`` has done; None before ``setup``, and where a checkpoint has told it.
     """
 
     def __init__(
@@ -79,11 +92,13 @@ class SphereModule(LightningModule):
         num_classes: int = 10,
         input_shape: tuple[int, int, int] | None = None,
         compile: bool = False,
+        convert: Convert = False,
+        head_norm: float = 10.0,
         spheres: Spheres | None = None,
     ) -> None:
         super().__init__()
         granularity = granularity_of(type(self).__name__, granularity, "joint", spheres=spheres)
-        check_training_options(elr, lr, granularity, optimizer, scheduler, loss)
+        check_training_options(elr, lr, granularity, optimizer, scheduler, loss, convert)
         if type(self) is SphereModule:
             self.save_hyperparameters(logger=False, ignore=["spheres", *unsaved("network", "optimizer", "scheduler")])
             self.hparams["granularity"] = granularity
@@ -97,6 +112,10 @@ class SphereModule(LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._scheduled = self._scheduled_before = 0  # epochs that the schedule was stepped for; in the checkpoint
         self._compile = compile
+        self._convert, self._head_norm = convert, head_norm
+        self.conversion: Conversion | None = None
+        self._plan: dict[str, str] | None = None  # of the conversion; in the checkpoint
+        self._saved_spheres: dict[str, Any] = {}  # of the run that is resumed
         self._checked = False
         self._sphere_names: list[list[str]] = []  # parameters of each sphere
         self._changed: dict[str, tuple[Any, Any]] = {}
@@ -111,7 +130,7 @@ class SphereModule(LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Find what is scale-invariant, for training on the sphere, and compile the network if requested.
+        """Convert the network if requested, find what is scale-invariant for the sphere, and compile.
 
         Args:
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -123,7 +142,9 @@ class SphereModule(LightningModule):
                 ``scheduler`` waits for a metric or cannot be stepped.
         """
         if stage != "fit":
-            self._take_shape(getattr(self.trainer, "datamodule", None))
+            self.take_shape(getattr(self.trainer, "datamodule", None))
+            if self.trainer.ckpt_path is None:  # else the checkpoint says how
+                self._make_scale_invariant()
             return
         if self.elr is not None and isinstance(self.trainer.strategy, FSDPStrategy):
             raise ValueError("FSDP1 would normalise each shard by itself; use --trainer.strategy ddp")
@@ -143,10 +164,17 @@ class SphereModule(LightningModule):
         Raises:
             ValueError: As ``setup``, and for an optimizer or a scheduler that fails at its first step.
         """
-        self._take_shape(data)
+        self.take_shape(data)
+        self._make_scale_invariant()
         if self.elr is not None:
             assert isinstance(self.example_input_array, Tensor)
-            self._sphere_names = find_spheres(self.network, self.example_input_array, self.granularity, self.lr)
+            known = self.conversion.groups if self.conversion is not None else ()
+            if self._saved_spheres.get("of") == self._trained():
+                self._sphere_names = self._saved_spheres["names"]
+            else:
+                self._sphere_names = find_spheres(
+                    self.network, self.example_input_array, self.granularity, self.lr, known
+                )
         elif self._optimizer is None:
             raise ValueError(
                 "neither elr nor optimizer is given: --model.elr trains on the sphere, --model.optimizer SGD "
@@ -160,9 +188,73 @@ class SphereModule(LightningModule):
             check_optimizer(self._optimizer, self._scheduler, epochs, class_name(self.hparams.get("scheduler")) or "")
         self._checked = True
 
-    def _take_shape(self, data: Any) -> None:
+    def take_shape(self, data: Any) -> None:
+        """Take the shape of the images for the search of groups, unless ``input_shape`` is given.
+
+        Args:
+            data: Data module; one that does not know the shape changes nothing.
+        """
         if self._uses_shape_of_data and hasattr(data, "in_channels") and hasattr(data, "image_size"):
             self.example_input_array = torch.zeros(2, data.in_channels, data.image_size, data.image_size)
+
+    def _make_scale_invariant(self) -> None:
+        if not self._convert or self._plan is not None:
+            return
+        assert isinstance(self.example_input_array, Tensor)
+        self.conversion = make_scale_invariant(
+            self.network,
+            self.example_input_array,
+            "weights" if self._convert is True else self._convert,
+            free="freeze" if self.elr is None or self.lr is None else "train",
+            head_norm=self._head_norm,
+        )
+        self._plan = self.conversion.plan
+        rank_zero_info(str(self.conversion))
+
+    def restore_conversion(self, checkpoint: Mapping[str, Any]) -> None:
+        """Convert the network as that of a checkpoint was, so that its weights can be loaded; done by loading, too.
+
+        A run that is resumed has its spheres from there as well, and need not search for them.
+
+        Args:
+            checkpoint: Its content. Nothing is done without ``convert``, or where the network is converted already.
+
+        Raises:
+            ValueError: If the checkpoint's network is another.
+        """  # noqa: DOC502
+        plan = checkpoint.get("conversion")
+        if self._convert and self._plan is None and isinstance(plan, dict):
+            apply_plan(self.network, plan)
+            self._plan = dict(plan)
+        spheres: Any = checkpoint.get("spheres")
+        if isinstance(spheres, dict) and isinstance(spheres.get("names"), list):
+            known = dict(self.network.named_parameters())
+            fit = all(isinstance(each, list) and set(known).issuperset(each) for each in spheres["names"])
+            self._saved_spheres = spheres if fit else {}
+
+    def _trained(self) -> list[Any]:
+        """What spheres depend on: how they are shared out, and what is trained."""
+        trained = [[name, *p.shape] for name, p in self.network.named_parameters() if p.requires_grad]
+        return [self.granularity, self.lr is None, trained]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; says where a strategy of forked processes brings home those of a converted network.
+
+        Args:
+            state_dict: As for any module.
+            strict: As for any module.
+            assign: As for any module.
+
+        Returns:
+            Missing and unexpected keys.
+        """
+        loaded = super().load_state_dict(state_dict, strict, assign)
+        if self._convert and self._plan is None and loaded.unexpected_keys:
+            rank_zero_warn(
+                "the network was converted in other processes and not here, so that its weights do not come back: call "
+                "check_trainable(datamodule) before fit, or take them from a checkpoint"
+            )
+        return loaded
 
     def configure_optimizers(self) -> Any:
         """Make one optimizer: a sphere and, with ``lr``, plain SGD for the rest; or the one given.
@@ -287,12 +379,17 @@ class SphereModule(LightningModule):
     on_test_start = on_validation_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the running means of an unfinished epoch (rank 0's)."""
+        """Keep the running means of an unfinished epoch (rank 0's), and what the conversion has done."""
+        if self._plan is not None:
+            checkpoint["conversion"] = self._plan
+        if self.elr is not None:
+            checkpoint["spheres"] = {"of": self._trained(), "names": self._sphere_names}
         checkpoint["scheduled_epochs"] = self._scheduled
         checkpoint["train_metrics"] = {"epoch": self._metrics_epoch, **self.train_metrics.state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the running means, and note which options differ from the checkpoint's."""
+        """Convert as the checkpoint says, restore the running means, and note which options differ from its own."""
+        self.restore_conversion(checkpoint)
         if "train_metrics" in checkpoint:
             self.train_metrics.load_state(checkpoint["train_metrics"])
             self._metrics_epoch = checkpoint["train_metrics"]["epoch"]
@@ -320,6 +417,8 @@ class SphereModule(LightningModule):
         check_sphere_kept(self.trainer.optimizers[0])
         for key, (old, new) in self._changed.items():
             groups = [group for group in optimizer.param_groups if group.get(key) is not None]
+            if key == "lr":
+                groups = [group for group in groups if group.get("elr") is None]  # a sphere's follows its elr
             if key == "elr" and not groups:
                 rank_zero_warn(
                     f"elr: {new} changes nothing: the checkpoint's run had left the sphere; FineTuneSwitch enters it"

@@ -1,12 +1,20 @@
 """Which parameters of a network share a sphere."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from lit_sphere.groups import Group, find_groups
 from lit_sphere.optim import Granularity
 
 
-def find_spheres(network: nn.Module, example: Tensor, granularity: Granularity, lr: float | None) -> list[list[str]]:
+def find_spheres(
+    network: nn.Module,
+    example: Tensor,
+    granularity: Granularity,
+    lr: float | None,
+    known: Sequence[Group] = (),
+) -> list[list[str]]:
     """Find the scale-invariant parameters, and share them out to spheres.
 
     Args:
@@ -14,6 +22,7 @@ def find_spheres(network: nn.Module, example: Tensor, granularity: Granularity, 
         example: Inputs of the right shape, at least two.
         granularity: As of :class:`~lit_sphere.modules.SphereModule`.
         lr: Learning rate of what is not scale-invariant; None refuses such parameters.
+        known: The groups of whole tensors, where they have been found before.
 
     Returns:
         Names of the parameters of each parameter group; with ``filter``, one group for all.
@@ -22,7 +31,9 @@ def find_spheres(network: nn.Module, example: Tensor, granularity: Granularity, 
         ValueError: If trainable parameters are not scale-invariant and ``lr`` is not given, or if with ``filter``
             the filters are not scale-invariant by themselves.
     """
-    groups = find_groups(network, example, "filter" if granularity == "filter" else "tensor")
+    groups = list(known)
+    if granularity == "filter" or not groups:
+        groups = find_groups(network, example, "filter" if granularity == "filter" else "tensor")
     if granularity == "filter":
         undivided = [group for group in groups if sum(_filters(group, p) for p in group.parameters) > 1]
         if undivided:
@@ -30,6 +41,8 @@ def find_spheres(network: nn.Module, example: Tensor, granularity: Granularity, 
                 f"granularity filter: {undivided[0].name} is scale-invariant only as a whole, no filter by itself; "
                 "take --model.granularity tensor or joint"
             )
+    if granularity != "filter":
+        groups = [group for group in groups if group.rows is None]  # a sphere holds whole tensors
     names = list(dict.fromkeys(name for group in groups for name in group.names))
     trainable = [name for name, p in network.named_parameters() if p.requires_grad]
     others = sorted(set(trainable) - set(names))

@@ -1,6 +1,7 @@
 """The papers' networks as plain ``torch.nn`` modules, practical and scale-invariant."""
 
 from lit_sphere.networks.conv_net import ConvNet
+from lit_sphere.networks.resized import Resized
 from lit_sphere.networks.resnet18 import ResNet18
 from lit_sphere.networks.resnet20 import ResNet20
 
@@ -8,4 +9,5 @@ __all__ = [
     "ConvNet",
     "ResNet18",
     "ResNet20",
+    "Resized",
 ]

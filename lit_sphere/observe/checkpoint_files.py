@@ -10,6 +10,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 
 from lit_sphere.files import part_of, write_whole
+from lit_sphere.observe.both_lightnings import both
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -45,7 +46,7 @@ def write_whole_checkpoints(trainer: Trainer) -> None:
     Args:
         trainer: The trainer.
     """
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+    if type(trainer.strategy.checkpoint_io) in both(TorchCheckpointIO):
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
 

@@ -9,14 +9,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.analysis.regimes import CONVERGED_LOSS, converged_mse
-from lit_sphere.effective import QUANTITIES
+from lit_sphere.effective import NOT_STEPPED, QUANTITIES
+from lit_sphere.observe.module_groups import FindsGroups
 from lit_sphere.observe.optimizer_steps import StepWatch
 from lit_sphere.observe.publishing import run_folder_of
 from lit_sphere.observe.train_loss import TrainLoss
 
 Row = dict[str, Any]
 """An epoch: numbers ``epoch``, ``step`` (before it), ``loss``, ``error``, ``lr``, and lists ``elr``, ``ess``,
-``effective_grad_norm``: the total first, then each group. What is not known is None."""
+``effective_grad_norm``: the total first, then each group. What is not known is None, and the value of a group that was
+not stepped."""
 
 _QUANTITIES = ("elr", "ess", "effective_grad_norm")
 LOSS_KEYS = ("train/loss", "train_loss")
@@ -76,6 +78,8 @@ class EpochCurves:
     def batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Find the groups from the first batch otherwise; open the epoch."""
         self._watch.batch_start(trainer, pl_module, batch)
+        if self._watch.stays_out:
+            return
         if self._open.get("epoch") != trainer.current_epoch:
             if self._open:
                 self._close(trainer)  # an epoch whose last batch was in the checkpoint is not ended again
@@ -129,7 +133,9 @@ class EpochCurves:
         row |= self._loss.means(trainer)
         measured = None if self._watch.means is None else self._watch.means.mean()
         for quantity in _QUANTITIES:
-            row[quantity] = None if measured is None else measured[QUANTITIES.index(quantity)].tolist()
+            values = None if measured is None else measured[QUANTITIES.index(quantity)].tolist()
+            known = values is not None and values[0] != NOT_STEPPED
+            row[quantity] = [None if each == NOT_STEPPED else each for each in values or []] if known else None
         self.rows.append(row)
 
     def settle(self, trainer: Trainer) -> None:
@@ -157,6 +163,11 @@ class EpochCurves:
     def equal_steps(self) -> bool:
         """Whether the theory predicts equal effective step sizes of all groups at the last step."""
         return self._watch.means is not None and self._watch.means.quantities.equilibrium is not None
+
+    @property
+    def stays_out(self) -> bool:
+        """Whether there is nothing to watch in this run."""
+        return self._watch.stays_out
 
     @property
     def open(self) -> bool:
@@ -236,7 +247,7 @@ def classes_and_threshold(
     return classes, converged_loss
 
 
-class CurveCallback(Callback):
+class CurveCallback(FindsGroups):
     """Collects :class:`EpochCurves`; subclasses judge them at the end of epochs and of the run.
 
     Args:
@@ -322,6 +333,7 @@ class CurveCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete the last epoch's row also in what is being saved."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if not self._curves.open:
             self._curves.settle(trainer)
             checkpoint["callbacks"][self.state_key] = self.state_dict()

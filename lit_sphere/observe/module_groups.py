@@ -12,9 +12,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_sphere.groups import Group, GroupGranularity, GroupSearch, no_groups, search_groups
+from lit_sphere.groups.sharded import reshard
 from lit_sphere.observe.quiet_step import silence, step_losses
 
 GroupNames = Sequence[str | Sequence[str]]
+"""For each group the name of a parameter, or of several that are scale-invariant together."""
+Network = str | Callable[..., Any] | None
+"""Attribute of a module that is its network, or a function of the network's input."""
 _SAVED = "lit_sphere_groups"
 
 
@@ -34,7 +38,7 @@ class GroupOptions:
     """
 
     example_input: Any = None
-    network: str | Callable[..., Any] | None = None
+    network: Network = None
     groups: GroupNames | None = None
 
 
@@ -62,6 +66,7 @@ class _Found:
 
     def __init__(self) -> None:
         self._groups: dict[str, list[Group]] = {}
+        self._reasons: dict[str, str] = {}  # why there is none
         self._trained: dict[str, list[Any]] = {}  # in which modes, and which tensors
 
     @classmethod
@@ -75,43 +80,64 @@ class _Found:
         known = {p for p in pl_module.parameters() if p.requires_grad}
         return groups if all(known.issuperset(group.parameters) for group in groups) else None
 
-    def put(self, pl_module: LightningModule, key: str, groups: list[Group]) -> None:
-        self._groups[key], self._trained[key] = groups, _training_of(pl_module)
+    def put(self, pl_module: LightningModule, key: str, groups: list[Group], reason: str) -> None:
+        self._groups[key], self._reasons[key], self._trained[key] = groups, reason, _training_of(pl_module)
+
+    def reason(self, key: str) -> str:
+        return self._reasons[key]
 
     def state(self, pl_module: LightningModule) -> dict[str, Any]:
         return {
             key: {
                 "trained": self._trained[key],
-                "groups": [
-                    [list(g.names), None if g.rows is None else [g.rows.start, g.rows.stop], g.name] for g in groups
-                ],
+                "groups": _names(groups),
+                "reason": self._reasons[key],
             }
             for key, groups in self._groups.items()
             if self.get(pl_module, key) is not None
         }
 
     def load(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
-        parameters = dict(pl_module.named_parameters())
         for key, saved in state.items():
-            if saved["trained"] != _training_of(pl_module):
-                continue
-            self._trained[key] = saved["trained"]
-            self._groups[key] = [
-                Group(
-                    name, tuple(parameters[each] for each in names), None if rows is None else slice(*rows), (*names,)
-                )
-                for names, rows, name in saved["groups"]
-            ]
+            if saved["trained"] == _training_of(pl_module):
+                self.put(pl_module, key, _groups(pl_module, saved["groups"]), saved["reason"])
+
+
+def _names(groups: Sequence[Group]) -> list[Any]:
+    """Groups as plain values."""
+    return [[list(g.names), None if g.rows is None else [g.rows.start, g.rows.stop], g.name] for g in groups]
+
+
+def _groups(pl_module: LightningModule, names: Sequence[Any]) -> list[Group]:
+    parameters = dict(pl_module.named_parameters())
+    return [
+        Group(name, tuple(parameters[each] for each in members), rows and slice(*rows), tuple(members))
+        for members, rows, name in names
+    ]
+
+
+def _of_first_rank(pl_module: LightningModule, value: Any) -> Any:
+    trainer = pl_module._trainer
+    return value if trainer is None or trainer.world_size == 1 else trainer.strategy.broadcast(value)
 
 
 def _training_of(pl_module: LightningModule) -> list[Any]:
     """What a search depends on: names and shapes of what is trained, and which modules are in eval mode."""
     trained = [[name, *p.shape] for name, p in pl_module.named_parameters() if p.requires_grad]
-    return [trained, [name for name, module in pl_module.named_modules() if not module.training]]
+    return [trained, modules_in_eval_mode(pl_module)]
+
+
+def modules_in_eval_mode(pl_module: LightningModule) -> list[str]:
+    """Give the names of a module's parts that are in eval mode."""
+    return [name for name, module in pl_module.named_modules() if not module.training]
 
 
 def groups_of(
-    owner: Callback, pl_module: LightningModule, batch: Any = None, granularity: GroupGranularity = "tensor"
+    owner: Callback,
+    pl_module: LightningModule,
+    batch: Any = None,
+    granularity: GroupGranularity = "tensor",
+    rows: bool = False,
 ) -> list[Group] | None:
     """Find the groups of a module, in the modes in which its training runs.
 
@@ -124,6 +150,7 @@ def groups_of(
         pl_module: The module.
         batch: A batch of the training data.
         granularity: As of :func:`~lit_sphere.groups.find_groups`.
+        rows: With granularity ``tensor``, also rows of tensors that as a whole are in no group.
 
     Returns:
         The groups; None where the module does not say what its input looks like and no batch is given:
@@ -133,6 +160,7 @@ def groups_of(
         NoGroups: If there is none.
         ValueError: If the module cannot be run; the callback is named.
     """
+    reshard(pl_module)  # its parameters are those of the optimizer then
     options = getattr(owner, "group_options", GroupOptions())
     name = type(owner).__name__
     if options.groups is not None:
@@ -140,19 +168,32 @@ def groups_of(
     key = granularity if options.network is None else f"{granularity} of {options.network}"
     known = _Found.of(pl_module)
     groups = known.get(pl_module, key)
-    if groups is not None:
-        return groups
-    try:
-        search = _search(pl_module, options, batch, granularity)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    if search is None:
-        return None
-    if not search.groups:
-        raise NoGroups(f"{name}: {no_groups(pl_module, search)}")
-    _tell_choice(name, search)
-    known.put(pl_module, key, search.groups)
-    return search.groups
+    if groups is None:
+        reason = f"{type(pl_module).__name__} has no scale-invariant tensor, only rows of some"
+        failure: str | None = None
+        search = None
+        try:
+            search = _search(pl_module, options, batch, granularity)
+        except ValueError as error:
+            failure = str(error)
+        if search is not None and not search.groups:
+            reason = no_groups(pl_module, search)
+        # Processes add tensors up group by group: they must have the same.
+        names = None if search is None else _names(search.groups)
+        failure, names, reason = _of_first_rank(pl_module, (failure, names, reason))
+        if failure is not None:
+            raise ValueError(f"{name}: {failure}")
+        if names is None:
+            return None
+        groups = _groups(pl_module, names)
+        known.put(pl_module, key, groups, reason)
+        if search is not None:
+            _tell_choice(name, search)
+    if granularity == "tensor" and not rows:
+        groups = [group for group in groups if group.rows is None]
+    if not groups:
+        raise NoGroups(f"{name}: {known.reason(key)}")
+    return groups
 
 
 def _search(
@@ -307,7 +348,7 @@ def groups_of_one_optimizer(
         The optimizer's number, and its groups.
 
     Raises:
-        ValueError: If no optimizer trains one as a whole.
+        NoGroups: If no optimizer trains one as a whole.
     """
     name, main, trained_groups = type(owner).__name__, 0, list[Group]()
     for number, optimizer in enumerate(trainer.optimizers):
@@ -316,7 +357,7 @@ def groups_of_one_optimizer(
         if len(complete) > len(trained_groups):
             main, trained_groups = number, complete
     if not trained_groups:
-        raise ValueError(
+        raise NoGroups(
             f"{name}: no optimizer trains a scale-invariant group as a whole; give all parameters of a group to one "
             "optimizer"
         )

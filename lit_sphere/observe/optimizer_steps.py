@@ -6,16 +6,22 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lit_sphere.effective import EffectiveQuantities, Source, StepMeans, source_of
+from lit_sphere.effective import EffectiveQuantities, Source, StepMeans, rounds_steps, source_of
 from lit_sphere.effective.step_options import StepOptions
-from lit_sphere.groups import Group
-from lit_sphere.observe.module_groups import groups_of, groups_of_one_optimizer, short_names
+from lit_sphere.groups import Group, GroupGranularity
+from lit_sphere.observe.both_lightnings import overrides
+from lit_sphere.observe.module_groups import (
+    NoGroups,
+    groups_of_one_optimizer,
+    modules_in_eval_mode,
+    short_names,
+)
+from lit_sphere.observe.watched_groups import Watch, WatchedGroups, stay_out, watched_groups
 from lit_sphere.optim import Granularity
 
 
@@ -69,16 +75,21 @@ class StepWatch:
     wholes is watched. If it is replaced in the middle of a run, or its momentum switched on, the groups are found
     again. Gradient norms are those of the unscaled gradients before Lightning clips them.
 
+    Where there is nothing to watch it warns, and stays out for the rest of the run.
+
     Args:
         owner: The callback, to be named in errors.
         on_measured: Called at every step that is measured; it calls ``watch.means.add()``.
         every_n_steps: Every n-th step is measured.
         granularity: ``tensor``, ``filter``, or ``joint`` for all groups as one.
         announces: Print once where ``elr`` and ``ess`` come from; for callbacks that log them.
+        watch: Which groups; all but ``scale_invariant`` have ``gradient_radial`` measured as well.
 
     Attributes:
         means: Means over the measured steps; None before the groups are found.
         names: Short names of the groups; none for ``joint``.
+        others: Those of them that are not scale-invariant.
+        stays_out: There is nothing to watch.
         parameters: The tensors of the groups, each once, as keys.
         source: Where the numbers come from; None before the groups are found.
         steps: Real steps so far.
@@ -91,11 +102,14 @@ class StepWatch:
         every_n_steps: int = 1,
         granularity: Granularity = "tensor",
         announces: bool = True,
+        watch: Watch = "scale_invariant",
     ) -> None:
         self._owner, self._on_measured, self._every = owner, on_measured, every_n_steps
-        self._granularity, self._announces = granularity, announces
+        self._granularity, self._announces, self._watch = granularity, announces, watch
         self.means: StepMeans | None = None
         self.names: list[str] = []
+        self.others: frozenset[str] = frozenset()
+        self.stays_out = False
         self.parameters: dict[nn.Parameter, None] = {}
         self.source: Source | None = None
         self.steps = 0
@@ -115,13 +129,14 @@ class StepWatch:
             Whether a saved state is gone on from.
         """
         self.detach()
-        self.means = None
+        self.means, self.stays_out = None, False
         resumed = bool(self._restored)
         if not resumed:
             self.steps = 0
         self._scales = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._altered = self._scales or clips_gradients(trainer, pl_module)
-        self._find(trainer, self._groups(pl_module))
+        self._find(trainer, pl_module)
+        self._modes: list[str] | None = modules_in_eval_mode(pl_module)
         return resumed
 
     def forget(self) -> None:
@@ -136,12 +151,17 @@ class StepWatch:
             pl_module: Its module.
             batch: The batch.
         """
+        # Hooks at the start of training may have frozen norm layers since.
+        frozen, self._modes = self._modes is not None and self._modes != modules_in_eval_mode(pl_module), None
+        if self.stays_out and not frozen:
+            return
         if (
-            self.means is None
+            frozen
+            or self.means is None
             or self.optimizer not in trainer.optimizers
-            or source_of(self.optimizer, self._altered) != self.source
+            or source_of(self.optimizer, self._altered, self._rounded) != self.source
         ):
-            self._find(trainer, self._groups(pl_module, batch))
+            self._find(trainer, pl_module, batch)
 
     def before_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Measure where that is done before the step; note the gradients otherwise.
@@ -209,27 +229,47 @@ class StepWatch:
         """
         self._restored, self.steps = state, state["steps"]
 
-    def _groups(self, pl_module: LightningModule, batch: Any = None) -> list[Group] | None:
-        return groups_of(self._owner, pl_module, batch, "filter" if self._granularity == "filter" else "tensor")
-
-    def _find(self, trainer: Trainer, groups: list[Group] | None) -> None:
-        if groups is None:
+    def _find(self, trainer: Trainer, pl_module: LightningModule, batch: Any = None) -> None:
+        granularity: GroupGranularity = "filter" if self._granularity == "filter" else "tensor"
+        try:
+            found = watched_groups(self._owner, pl_module, batch, granularity, self._watch, rows=True)
+            if found is None:
+                return
+            number, watched = groups_of_one_optimizer(self._owner, trainer, found.groups, "watches")
+        except NoGroups as reason:
+            self.detach()
+            self.means, self.stays_out = None, True
+            stay_out(self._owner, trainer, reason, hint=self._watch == "scale_invariant")
             return
-        number, watched = groups_of_one_optimizer(self._owner, trainer, groups, "watches")
+        self._begin(trainer, number, WatchedGroups(watched, found.others))
+
+    def _begin(self, trainer: Trainer, number: int, found: WatchedGroups) -> None:
         self.detach()
+        watched, several = found.groups, self._granularity != "joint"
         self.optimizer, self._trainer = trainer.optimizers[number], trainer
-        self.names = short_names(watched)
-        self.parameters = dict.fromkeys(p for group in watched for p in group.parameters)
-        if self._granularity == "joint":
-            self.names, watched = [], [Group("total", tuple(self.parameters))]
+        self.names = short_names(watched) if several else []
+        marked = zip(self.names, watched, strict=several)
+        self.others = frozenset(name for name, group in marked if group in found.others)
+        # Passes differentiate by whole tensors: queries and keys that share one with the values are left to the steps.
+        whole = watched if self._granularity == "filter" else [group for group in watched if group.rows is None]
+        self.parameters = dict.fromkeys(p for group in whole or watched for p in group.parameters)
+        self._rounded = rounds_steps(p for group in watched for p in group.parameters)
+        if not several and len(whole) == len(watched):
+            watched = [Group("total", tuple(self.parameters))]
         before = self._restored.get("means", {}) if self.means is None else self.means.state()
         self._shared = _SharedSteps.of(self.optimizer)
-        self._quantities = self._shared.join(self, watched, self._altered)
+        strict = self._watch == "scale_invariant"
+        self._quantities = self._shared.join(self, watched, self._altered, not strict)
         self.means = StepMeans(self._quantities)
         self.means.load_state(before)
         self._restored = {}
         if self._announces:
             self._announce(self._quantities.source)
+        if self.others and self.source is None:
+            rank_zero_info(
+                f"{type(self._owner).__name__} watches {len(self.names)} groups, {len(self.others)} of them not "
+                "scale-invariant: see gradient_radial/…"
+            )
         self.source = self._quantities.source
 
     def _announce(self, source: Source) -> None:
@@ -238,6 +278,7 @@ class StepWatch:
             rank_zero_info(f"{who}elr/… and ess/… come from the own state of {kind} (SP Theorem 2)")
         elif source == "weights" and self.source != source:
             why = "clipped or scaled gradients" if self._altered else "no step that is known"
+            why = "parameters of half precision, to which its steps are rounded" if self._rounded else why
             rank_zero_info(
                 f"{who}{kind} has {why}: ess/… and angle/… are measured from the weights before and after each "
                 "step, and elr/… = ess/… / effective_grad_norm/…"
@@ -254,7 +295,7 @@ def clips_gradients(trainer: Trainer, pl_module: LightningModule) -> bool:
     Returns:
         Whether the trainer clips, or the module has a clipping of its own.
     """
-    return bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
+    return bool(trainer.gradient_clip_val) or overrides("configure_gradient_clipping", pl_module)
 
 
 class SharedQuantities(EffectiveQuantities):
@@ -264,27 +305,32 @@ class SharedQuantities(EffectiveQuantities):
         groups: As of :class:`~lit_sphere.effective.EffectiveQuantities`.
         optimizer: As there.
         altered: As there.
+        radial_gradients: As there.
     """
 
-    def __init__(self, groups: Sequence[Group], optimizer: Optimizer, altered: bool) -> None:
-        super().__init__(groups, optimizer, altered)
+    def __init__(
+        self, groups: Sequence[Group], optimizer: Optimizer, altered: bool, radial_gradients: bool = False
+    ) -> None:
+        super().__init__(groups, optimizer, altered, radial_gradients)
         self._key = _key(groups)
         self._arrived: set[StepWatch] = set()
         self._has_gradients = False
         self._observed: Tensor | None = None
         self._observed_with: StepOptions | None = None
 
-    def measures(self, groups: Sequence[Group], source: Source) -> bool:
-        """Return whether these are the quantities of the same tensors in the same groups, taken from the same source.
+    def measures(self, groups: Sequence[Group], source: Source, radial_gradients: bool = False) -> bool:
+        """Return whether these are the same quantities of the same tensors in the same groups, from the same source.
 
         Args:
             groups: Groups.
             source: Where the numbers come from.
+            radial_gradients: Whether ⟨x, ∇⟩ is measured.
 
         Returns:
             Whether an observation can be shared.
         """
-        return self.source == source and self._key == _key(groups)
+        same = self.source == source and self._radial_gradients == radial_gradients
+        return same and self._key == _key(groups)
 
     def arrive(self, watch: StepWatch) -> None:
         """Note that a watch has come to the point right before a step.
@@ -348,12 +394,15 @@ class _SharedSteps:
             shared = _steps[id(optimizer)] = cls(optimizer)
         return shared
 
-    def join(self, watch: StepWatch, groups: Sequence[Group], altered: bool) -> SharedQuantities:
+    def join(
+        self, watch: StepWatch, groups: Sequence[Group], altered: bool, radial_gradients: bool
+    ) -> SharedQuantities:
         """Let a watch know of the steps; give the quantities of its groups, those of another watch if it has them."""
-        source = source_of(self._optimizer, altered)
-        known = (each for each in self._watches.values() if each.measures(groups, source))
-        self._watches[watch] = next(known, None) or SharedQuantities(groups, self._optimizer, altered)
-        return self._watches[watch]
+        source = source_of(self._optimizer, altered, rounds_steps(p for group in groups for p in group.parameters))
+        known = (each for each in self._watches.values() if each.measures(groups, source, radial_gradients))
+        shared = next(known, None) or SharedQuantities(groups, self._optimizer, altered, radial_gradients)
+        self._watches[watch] = shared
+        return shared
 
     def leave(self, watch: StepWatch) -> None:
         """Forget a watch; with the last one the hooks go, too."""

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collections
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
@@ -21,10 +21,15 @@ from tqdm import tqdm
 from lit_sphere.analysis.curvature import sphere_hessian
 from lit_sphere.analysis.evaluation import Criterion
 from lit_sphere.analysis.sharpness import Objective, flatten
+from lit_sphere.groups.sharded import whole_parameters
 from lit_sphere.observe.quiet_step import StepLoss
 from lit_sphere.observe.stopping import until_stopped
 
-MACHINE_ERRORS: tuple[type[Exception], ...] = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+MACHINE_ERRORS: tuple[type[Exception], ...] = (
+    MemoryError,
+    torch.OutOfMemoryError,
+    *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),  # since torch 2.8
+)
 """Not for a trial to explain: the batch and the module may be as they should."""
 
 
@@ -133,16 +138,25 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def untouched(pl_module: LightningModule) -> Iterator[None]:
+def untouched(pl_module: LightningModule) -> Iterator[dict[nn.Parameter, nn.Parameter]]:
     """Leave weights, buffers, gradients, modes and random generators as they were, to the last bit.
+
+    Parameters that are sharded over processes (FSDP2) are whole inside, so that a pass needs no other process; all must
+    call this.
 
     Args:
         pl_module: The module in training.
 
     Yields:
-        Nothing; inside, all of these may change.
+        What stands in for each sharded parameter; inside, all of these may change.
     """
-    tensors = [*pl_module.parameters(), *pl_module.buffers()]
+    with whole_parameters(pl_module) as copies, _put_back(pl_module, set(copies.values())):
+        yield copies
+
+
+@contextmanager
+def _put_back(pl_module: LightningModule, copies: set[nn.Parameter]) -> Iterator[None]:
+    tensors = [tensor for tensor in (*pl_module.parameters(), *pl_module.buffers()) if tensor not in copies]
     kept = [tensor.detach().clone() for tensor in tensors]
     grads = [(p, p.grad, p.requires_grad) for p in pl_module.parameters()]
     modes = [(module, module.training) for module in pl_module.modules()]
@@ -356,8 +370,9 @@ class TrainSetObjective:
 
         # In the weights' own precision: autocast would blur second derivatives.
         full = torch.autocast(pl_module.device.type, enabled=False)
-        with untouched(pl_module), bar, trainer.precision_plugin.forward_context(), full:
-            yield Objective(pl_module, batches, parameters, criterion_of(pl_module), add_up_ranks(trainer), self.loss)
+        with untouched(pl_module) as copies, bar, trainer.precision_plugin.forward_context(), full:
+            held = [copies.get(p, p) for p in parameters]  # type: ignore[call-overload]
+            yield Objective(pl_module, batches, held, criterion_of(pl_module), add_up_ranks(trainer), self.loss)
 
     def choose(
         self, trainer: Trainer, pl_module: LightningModule, parameters: Sequence[Tensor], batch: Any, twice: bool

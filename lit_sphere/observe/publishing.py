@@ -1,13 +1,15 @@
 """What a callback leaves: pictures in the run's folder and in W&B, numbers in the loggers."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 
+from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.report import NoPicture, in_short, write_picture
 
 
@@ -22,6 +24,45 @@ def run_folder_of(trainer: Trainer) -> Path | None:
     """
     folder = trainer.log_dir if trainer.loggers else None
     return None if folder is None else Path(folder)
+
+
+def log_numbers(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
+    """Log to all loggers, with all digits, unlike through the module's own log.
+
+    Args:
+        trainer: The trainer.
+        metrics: Numbers by key, ``epoch`` among them.
+        step: The optimizer step that they belong to.
+    """
+    for logger in trainer.loggers:
+        named = {plain_key(key): value for key, value in metrics.items()} if _is_mlflow(logger) else dict(metrics)
+        logger.log_metrics(named, step=step)
+
+
+def _is_mlflow(logger: Logger) -> bool:
+    # By name, since pytorch_lightning has a class of its own.
+    return any(each.__name__ == "MLFlowLogger" for each in type(logger).__mro__)
+
+
+def plain_key(key: str) -> str:
+    """Spell a key out for MLflow, whose names are of letters, digits and ``_ / . -`` and blanks.
+
+    Lightning's logger would leave other characters out: two keys could become one.
+
+    Args:
+        key: A key.
+
+    Returns:
+        The same in words.
+
+    Example:
+        >>> plain_key("elr/stem.weight+4"), plain_key("elr/conv.weight[3]"), plain_key("elr/norm.weight+1[8:16]")
+        ('elr/stem.weight and 4 more', 'elr/conv.weight row 3', 'elr/norm.weight and 1 more rows 8-15')
+    """
+    key = re.sub(r"\+(\d+)(?=$|\[)", r" and \1 more", key)
+    key = re.sub(r"\[(\d+)\]$", r" row \1", key)
+    key = re.sub(r"\[(\d+):(\d+)\]$", lambda rows: f" rows {rows[1]}-{int(rows[2]) - 1}", key)
+    return re.sub(r"[^a-zA-Z0-9_/. -]", "_", key)
 
 
 def save_picture(trainer: Trainer, folder: Path | None, name: str, draw: Callable[[], Figure]) -> None:
@@ -42,7 +83,7 @@ def save_picture(trainer: Trainer, folder: Path | None, name: str, draw: Callabl
         rank_zero_warn(str(error))
         return
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if is_a(logger, WandbLogger):
             try:
                 logger.log_image(name, [str(path)])
             except Exception as error:

@@ -15,7 +15,8 @@ from lit_sphere.analysis.regimes import (
     name_regime,
 )
 from lit_sphere.observe.dynamics import DynamicsObserver, callbacks_of
-from lit_sphere.observe.epoch_curves import CurveCallback, known_rows
+from lit_sphere.observe.epoch_curves import CurveCallback, Row, known_rows
+from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.report.regime_curves import RegimeSegment
 
 
@@ -41,7 +42,11 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         error_key: str | None = None,
         converged_loss: float | None = None,
         every_n_steps: int = 4,
+        example_input: Any = None,
+        network: Network = None,
+        groups: GroupNames | None = None,
     ) -> None:
+        self.group_options = GroupOptions(example_input, network, groups)
         super().__init__(num_classes, loss_key, error_key, converged_loss, every_n_steps)
         self.verdict: RegimeVerdict | None = None
         self._segments: list[dict[str, Any]] = []  # those before it, with their verdicts
@@ -85,6 +90,11 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         self._judge()
 
     @property
+    def stays_out(self) -> bool:
+        """Whether there is nothing to watch in this run, so that no regime will be named."""
+        return self._curves.stays_out
+
+    @property
     def segments(self) -> list[RegimeSegment]:
         """The curve's parts between changes of the effective learning rate, the present one last."""
         rows = self._curves.rows
@@ -102,7 +112,7 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         if not rows:
             return
         errors = [row["error"] for row in rows] if self._classes and rows[0]["error"] is not None else None
-        esses = [row["ess"] for row in rows] if all(row["ess"] is not None for row in rows) else None
+        esses = _step_sizes(rows)
         before = self.verdict
         self.verdict = name_regime(
             [row["loss"] for row in rows],
@@ -143,6 +153,17 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         self._segments = [dict(segment) for segment in state_dict["segments"]]
         verdict = state_dict["verdict"]
         self.verdict = None if verdict is None else RegimeVerdict(**verdict)
+
+
+def _step_sizes(rows: list[Row]) -> list[list[float]] | None:
+    """Give the ESS of all groups together and of each that was stepped in every epoch; None where not known."""
+    esses = [row["ess"] for row in rows]
+    if None in esses:
+        return None
+    if not any(None in each for each in esses):
+        return esses
+    columns = [column for column in zip(*esses, strict=False) if None not in column]
+    return [list(each) for each in zip(*columns, strict=True)]
 
 
 def regime_watch_of(trainer: Trainer) -> RegimeWatch | None:

@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_sphere.analysis import take_weights
-from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.observe.module_groups import FindsGroups, NoGroups, groups_of
 from lit_sphere.observe.passes import (
     choose_loss,
     failure_of,
@@ -21,9 +21,10 @@ from lit_sphere.observe.passes import (
     untouched,
     val_batches,
 )
-from lit_sphere.observe.publishing import run_folder_of
+from lit_sphere.observe.publishing import log_numbers, run_folder_of
 from lit_sphere.observe.quiet_step import StepLoss
 from lit_sphere.observe.stopping import PassStopped, can_stop, until_stopped
+from lit_sphere.observe.watched_groups import stay_out
 
 Batches = dict[str, Callable[[], Iterable[Any]]]
 
@@ -56,11 +57,11 @@ def snapshot(trainer: Trainer, pl_module: LightningModule, epochs: int) -> Snaps
     return {"epochs": epochs, "step": trainer.global_step, "weights": take_weights(pl_module)}
 
 
-class BetweenEpochs(Callback):
+class BetweenEpochs(FindsGroups):
     """Base of callbacks that look at the weights after each epoch; subclasses say what they do then.
 
     Lightning does not end an epoch again whose last batch was the last thing saved: a resumed run makes up
-    for it before its first step.
+    for it before its first step. Where nothing is scale-invariant it warns, and stays out for the rest of the run.
     """
 
     _sets: tuple[str, ...] = ("train", "val")
@@ -73,6 +74,7 @@ class BetweenEpochs(Callback):
         self._begun = False
         self._loss: StepLoss | None = None  # by the training step, where there are no logits
         self._unseen: set[str] = set()  # sets of data that it cannot evaluate
+        self._stays_out = False
 
     def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         """Look at the weights after this number of epochs."""
@@ -81,15 +83,17 @@ class BetweenEpochs(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is scale-invariant before training, if the module says what its input looks like."""
         self._folder = run_folder_of(trainer)
-        self._begun = False
-        self._find(pl_module)
+        self._begun = self._stays_out = False
+        self._find(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find it from the inputs of the first batch otherwise, and make up for a missed end of an epoch."""
-        if self._begun:
+        if self._begun or self._stays_out:
             return
         self._begun = True
-        self._find(pl_module, batch)
+        self._find(trainer, pl_module, batch)
+        if self._stays_out:
+            return
         self._try(trainer, pl_module)
         if trainer.current_epoch > self._epochs:
             self._look(trainer, pl_module, trainer.current_epoch)
@@ -99,11 +103,18 @@ class BetweenEpochs(Callback):
         self._look(trainer, pl_module, trainer.current_epoch + 1)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        if self._stays_out:
+            return
         self._epochs = epochs
         self._after_epoch(trainer, pl_module, epochs)
 
-    def _find(self, pl_module: LightningModule, batch: Any = None) -> None:
-        groups = groups_of(self, pl_module, batch)
+    def _find(self, trainer: Trainer, pl_module: LightningModule, batch: Any = None) -> None:
+        try:
+            groups = groups_of(self, pl_module, batch)
+        except NoGroups as reason:
+            self._stays_out = True
+            stay_out(self, trainer, reason)
+            return
         if groups is not None:
             members = {p for group in groups for p in group.parameters}
             state = pl_module.state_dict(keep_vars=True)
@@ -167,8 +178,7 @@ class BetweenEpochs(Callback):
 
     def _send(self, trainer: Trainer, metrics: dict[str, float], epochs: int) -> None:
         """Log; all digits of them, unlike through the module's own log."""
-        for logger in trainer.loggers:
-            logger.log_metrics({"epoch": epochs - 1, **metrics}, step=trainer.global_step - 1)
+        log_numbers(trainer, {"epoch": epochs - 1, **metrics}, trainer.global_step - 1)
 
 
 class StoppablePasses(BetweenEpochs):

@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
+from lit_sphere.observe.both_lightnings import is_a
+
 
 class NonFinite(RuntimeError):
     """The loss or a gradient is NaN or infinite."""
@@ -52,7 +54,7 @@ def can_stop(trainer: Trainer) -> bool:
         Whether it may.
     """
     others = trainer.callbacks  # type: ignore[attr-defined]
-    may_end = any(isinstance(each, EarlyStopping) or getattr(each, "stop_after_last", None) for each in others)
+    may_end = any(is_a(each, EarlyStopping) or getattr(each, "stop_after_last", None) for each in others)
     return trainer.world_size == 1 and not may_end and not nothing_is_left(trainer)
 
 

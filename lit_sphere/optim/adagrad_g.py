@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from lit_sphere.optim.granularity import Granularity, granularity_of, rename_options
 from lit_sphere.optim.norms import row_norms, squared_norms
+from lit_sphere.optim.shards import ShardSums, distribute_rows, is_distributed, local_parts
 
 State = dict[str, Tensor]
 
@@ -24,6 +25,7 @@ class AdaGradG(Optimizer):
     order in the learning rate it takes the same steps as SGD with L2 regularisation, if its options are those of
     :func:`adagrad_g_like_sgd`: what L2 regularisation does to scale-invariant weights is to forget old gradients.
     Norms, accumulators and steps are worked out in float32 at least, and weights of half precision rounded once.
+    Parameters may be sharded by FSDP2 (``fully_shard``): norms are those of the whole.
 
     Args:
         params: Scale-invariant parameters, or parameter groups with options of their own.
@@ -77,7 +79,10 @@ class AdaGradG(Optimizer):
         try:
             _check(group)
             wide = _wide(group["params"])
-            radii = [r.to(wide, copy=True) for r in _norms([p.detach() for p in group["params"]], group["granularity"])]
+            params = [p.detach() for p in group["params"]]
+            radii = [r.to(wide, copy=True) for r in _norms(local_parts(params), group["granularity"], params)]
+            if group["granularity"] == "filter":
+                radii = [distribute_rows(r, p) for r, p in zip(radii, params, strict=True)]
             if not all(bool((radius.isfinite() & (radius > 0)).all()) for radius in radii):
                 raise ValueError("AdaGradG: the norm of a group must be positive and finite")
         except ValueError:
@@ -140,18 +145,18 @@ class AdaGradG(Optimizer):
                 continue
             if group["granularity"] == "joint":  # its sphere and accumulator are those of all
                 params = group["params"]
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+            held, granularity = local_parts(params), group["granularity"]
+            grads = local_parts([torch.zeros_like(p) if p.grad is None else p.grad for p in params], params)
             # notation of SP §4: x̂ = x − η∇L(u)ρ/√v on the sphere of radius ρ, ∇L(u) = ρ∇L(x)
-            radii = [self.state[p]["radius"] for p in params]
-            accumulators = [self.state[p]["accumulator"] for p in params]
-            effective = torch._foreach_mul(_norms(grads, group["granularity"]), radii)
+            radii, accumulators = (local_parts([self.state[p][k] for p in params]) for k in ("radius", "accumulator"))
+            effective = torch._foreach_mul(_norms(grads, granularity, params), radii)
             rates = torch._foreach_mul(radii, radii)
             torch._foreach_div_(rates, torch._foreach_sqrt(accumulators))
             torch._foreach_mul_(rates, -group["lr"])
             moved = torch._foreach_mul(grads, rates)  # in the type of the radii, and so is all that follows
-            torch._foreach_add_(moved, params)
-            torch._foreach_mul_(moved, torch._foreach_div(radii, _norms(moved, group["granularity"])))
-            torch._foreach_copy_(params, moved)
+            torch._foreach_add_(moved, held)
+            torch._foreach_mul_(moved, torch._foreach_div(radii, _norms(moved, granularity, params)))
+            torch._foreach_copy_(held, moved)
             torch._foreach_mul_(accumulators, group["beta"])
             torch._foreach_add_(accumulators, torch._foreach_mul(effective, effective))
         return loss
@@ -178,13 +183,24 @@ def adagrad_g_like_sgd(lr: float, weight_decay: float) -> dict[str, float]:
     return {"lr": (2 * beta) ** -0.5, "beta": beta, "accumulator": 1 / (2 * lr**2 * beta**0.5)}
 
 
-def _norms(tensors: Sequence[Tensor], granularity: Granularity) -> list[Tensor]:
-    """Norms of the cells, float32 at least: for each tensor one that broadcasts with it, of as many dimensions."""
+def _norms(parts: Sequence[Tensor], granularity: Granularity, params: Sequence[Tensor]) -> list[Tensor]:
+    """Norms of the cells, float32 at least: for each tensor one that broadcasts with it, of as many dimensions.
+
+    Args:
+        parts: Tensors; of sharded parameters, the parts of tensors that this process holds.
+        granularity: What a cell is.
+        params: The parameters, in whose shapes and shards the tensors are.
+
+    Returns:
+        A norm, or one for each row that this process holds, for each tensor.
+    """
     if granularity == "filter":
-        return [row_norms(t) for t in tensors]
-    squares = squared_norms(tensors)
-    norms = (squares.sum().expand(len(tensors)) if granularity == "joint" else squares).sqrt().to(_wide(tensors))
-    return [norm.view((1,) * t.ndim) for norm, t in zip(norms.unbind(), tensors, strict=True)]
+        return [row_norms(t, p) for t, p in zip(parts, params, strict=True)]
+    squares = squared_norms(parts)
+    if any(map(is_distributed, params)):
+        squares = ShardSums(params)(squares)
+    norms = (squares.sum().expand(len(parts)) if granularity == "joint" else squares).sqrt().to(_wide(parts))
+    return [norm.view((1,) * t.ndim) for norm, t in zip(norms.unbind(), parts, strict=True)]
 
 
 def _wide(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.optim.norms import squared_norms
+from lit_sphere.optim.shards import local_parts
 
 KEPT_NORM = "kept_norm"
 """Option of a parameter group of ``torch.optim.SGD``: the norm of a sphere that it cannot keep by itself."""
@@ -20,7 +21,8 @@ _KEPT: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # by how many ke
 class NormKeeper:
     """Rescales groups of parameters to fixed norms; after each step of an optimizer, once attached to it.
 
-    No host synchronisation, and no loop over parameters. Only the weights are rescaled: momentum buffers and second
+    No host synchronisation, and no loop over parameters. Of sharded parameters (FSDP2) all processes must make and call
+    it; their norms are those of the whole. Only the weights are rescaled: momentum buffers and second
     moments stay as the optimizer left them.
 
     Args:
@@ -69,11 +71,12 @@ class NormKeeper:
     def rescale(self) -> None:
         """Bring all groups to their norms."""
         scales = (self._wanted / self._measure())[self._owner]
-        dtypes = {p.dtype for p in self._params}
+        params = local_parts(self._params)
+        dtypes = {p.dtype for p in params}
         if len(dtypes) == 1:
-            torch._foreach_mul_(self._params, list(scales.to(self._params[0].dtype).unbind()))
+            torch._foreach_mul_(params, list(scales.to(params[0].dtype).unbind()))
         else:
-            torch._foreach_mul_(self._params, [s.to(p.dtype) for s, p in zip(scales, self._params, strict=True)])
+            torch._foreach_mul_(params, [s.to(p.dtype) for s, p in zip(scales, params, strict=True)])
 
     def attach(self, *optimizers: Optimizer) -> None:
         """Rescale after each step of these optimizers, until :meth:`detach`."""

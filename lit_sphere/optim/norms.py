@@ -1,10 +1,13 @@
-"""Norms accurate enough to live on a sphere, without host synchronisation."""
+"""Norms accurate enough to live on a sphere, without host synchronisation; of sharded tensors, too."""
 
 from collections.abc import Sequence
 from functools import reduce
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from lit_sphere.optim.shards import ShardSums, groups_across_rows, is_distributed, local_parts
 
 # On a CPU torch adds up float32 squares in float32: a ResNet-18 convolution of 2.4 million elements is off by
 # 4e-5 as a whole, by 2e-7 in blocks of this size. (float64 accumulation takes thirty times as long.)
@@ -15,11 +18,13 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Squared Frobenius norm of each tensor.
 
     Args:
-        tensors: At least one floating-point tensor, all on one device.
+        tensors: At least one floating-point tensor, all on one device. Of DTensors all processes must call this.
 
     Returns:
         float64 tensor of shape (len(tensors),) on their device. Relative error about 2e-7 for float32.
     """
+    if any(map(is_distributed, tensors)):
+        return ShardSums(tensors)(squared_norms(local_parts(tensors)))
     blocks, owners = _blocks(tensors)
     squares = _norms(blocks).double().square()
     if len(blocks) == len(tensors):
@@ -32,11 +37,13 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Norm of all tensors together, as of one vector.
 
     Args:
-        tensors: At least one floating-point tensor, all on one device.
+        tensors: At least one floating-point tensor, all on one device. Of DTensors all processes must call this.
 
     Returns:
         float64 scalar tensor on their device. Relative error about 2e-7 for float32.
     """
+    if any(map(is_distributed, tensors)):
+        return squared_norms(tensors).sum().sqrt()
     norm: Tensor = torch.linalg.vector_norm(_norms(_blocks(tensors)[0]), dtype=torch.float64)
     return norm
 
@@ -65,16 +72,24 @@ def block_owners(tensors: Sequence[Tensor]) -> list[int]:
     return _blocks(tensors)[1]
 
 
-def row_norms(tensor: Tensor) -> Tensor:
+def row_norms(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """Norm of each row along the first dimension (each filter).
 
     Args:
         tensor: Shape (rows, ...), at least two dimensions, floating-point.
+        like: A DTensor, if ``tensor`` is a local part of one that is distributed like it; all processes must call this.
 
     Returns:
         Shape (rows, 1, ...), which broadcasts with the tensor; its type, or float32 for half precision. Relative
         error about 2e-7 for float32.
     """
+    if like is not None and is_distributed(like):
+        held = row_norms(tensor)
+        for group in groups_across_rows(like):
+            squares = held.double().square()
+            dist.all_reduce(squares, group=group)
+            held = squares.sqrt().to(held.dtype)
+        return held
     dims, wide = tuple(range(1, tensor.ndim)), _wide([tensor])
     if tensor.device.type != "cpu" or tensor[:1].numel() <= _BLOCK:
         norms: Tensor = torch.linalg.vector_norm(tensor, dim=dims, keepdim=True, dtype=wide)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor
@@ -10,9 +10,49 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from lit_sphere.optim.granularity import granularity_of, rename_options
-from lit_sphere.optim.norms import joint_norm
+from lit_sphere.optim.norms import joint_norm, row_norms
+from lit_sphere.optim.shards import distribute_rows, is_distributed, local_parts
 
 SphereGranularity = Literal["joint", "filter"]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _traced(step: _Function) -> _Function:
+    """Leave a step to compilers that have been seen to trace it, with groups that are no plain dictionaries."""
+    release = tuple(int(number) for number in torch.__version__.split(".")[:2])
+    return step if release >= (2, 14) else torch.compiler.disable(step)
+
+
+class _ParamGroup(dict[str, Any]):
+    """A parameter group; on a sphere ``elr`` and ``lr`` are one number in two units, whichever is set."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        on_sphere = (value if key == "elr" else self.get("elr")) is not None
+        if not on_sphere or key not in ("elr", "lr", "radius", "weight_decay", "momentum"):
+            super().__setitem__(key, value)
+            return
+        # A tensor would be changed in place by torch's schedulers, unseen from here.
+        number = float(value)
+        if key in ("weight_decay", "momentum") and number != 0:
+            raise ValueError(f"SphereSGD: {key} must be 0 on a sphere, but was set to {number}")
+        if key == "elr" and "granularity" not in self:
+            raise ValueError("SphereSGD: a group of plain SGD has no elr; give it lr, or enter_sphere what has left")
+        super().__setitem__(key, number)
+        if key == "lr":
+            super().__setitem__("elr", number / self.get("radius", 1.0) ** 2)
+        elif key in ("elr", "radius"):
+            super().__setitem__("lr", self["elr"] * self.get("radius", 1.0) ** 2)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> "_ParamGroup":  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:  # item by item, lr would be rounded to fit elr again
+        return type(self), (dict(self),)
 
 
 class SphereSGD(Optimizer):
@@ -23,13 +63,23 @@ class SphereSGD(Optimizer):
     ``elr=None`` is trained by plain SGD with its ``lr`` and ``weight_decay`` (for parameters that are not
     scale-invariant). :meth:`leave_sphere` and :meth:`enter_sphere` turn one kind into the other.
 
-    Changing ``elr`` in a parameter group takes effect at the next step. Spheres carry no ``lr``, so that
-    torch's learning rate schedulers, which would change nothing, fail at their construction instead.
-    Under ``torch.compile`` each new value of ``elr`` compiles the step once more, as for any optimizer.
+    The parameter group of a sphere has ``elr`` and ``lr``, one number in two units: setting either sets the other
+    at once, by η = η̃ρ² with the present ρ, and takes effect at the next step. ρ itself never follows them; where a
+    sphere gets another ρ, ``elr`` is kept. (Spheres of filters have as many η as filters: there ``lr`` is what these
+    have in common, η/ρ² = η̃.) So torch's schedulers schedule the ELR. Factors are the same for both; what a scheduler
+    is told in absolute numbers, such as ``max_lr``, ``eta_min`` and ``swa_lr``, is η: multiply an ELR by
+    ``group["radius"] ** 2``. An ELR of 0, at which some schedules end, rests. Under ``torch.compile`` a new value
+    may compile the step once more, as for any optimizer; before torch 2.14 the step is not compiled.
+
+    An average of points on a sphere (``torch.optim.swa_utils``, Lightning's ``StochasticWeightAveraging``) lies
+    inside the sphere. For scale-invariant weights the function is that of the direction, so that it can be used as it
+    is; where training goes on from it, the first step puts it back on the sphere of radius ρ, but is too long by the
+    factor ρ²/‖θ‖², since gradients are larger inside. (Lightning's callback needs automatic optimisation, and is
+    refused beside :class:`~lit_sphere.modules.SphereModule`, which steps by itself.)
 
     Args:
         params: Parameters, or parameter groups with keys ``elr``, ``granularity`` and ``lr`` of their own.
-        elr: Effective learning rate η̃ > 0, dimensionless.
+        elr: Effective learning rate η̃ > 0, dimensionless. A tensor is read once, when it is set.
         granularity: ``"joint"``: one sphere for all parameters of a group together. ``"filter"``: one for each
             row of each tensor along its first dimension (each output channel), all with the same ELR.
         lr: Learning rate η > 0 of groups with ``elr=None``.
@@ -73,6 +123,7 @@ class SphereSGD(Optimizer):
             "momentum": momentum,
         }
         super().__init__(params, defaults)
+        del self.defaults["momentum"]  # else torch's cyclic schedulers would set one, which no step takes
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a sphere (or, with ``elr=None``, a plain SGD group); its radius is taken now.
@@ -84,19 +135,21 @@ class SphereSGD(Optimizer):
             ValueError: As the constructor; the group is not added then.
         """
         rename_options([param_group])
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        super().add_param_group({"momentum": self.defaults.get("momentum", 0.0), **param_group})
+        group = self.param_groups[-1] = _ParamGroup(self.param_groups[-1])
         try:
             _check_names(group)
             _check(group)
             if group["elr"] is not None:
                 self._measure_radius(group)
+                group["elr"] = group["elr"]  # sets lr
         except ValueError:
             self.param_groups.pop()
             raise
-        unused = ("lr", "weight_decay") if group["elr"] is not None else ("granularity",)
-        for key in ("momentum", *unused):
+        for key in ("momentum",) if group["elr"] is not None else ("momentum", "granularity"):
             del group[key]
+        for p in filter(is_distributed, group["params"]):
+            self.state.setdefault(p, {})  # torch's distributed checkpoints want a state of all parameters, or of none
 
     def leave_sphere(self, lr: float | None = None, weight_decay: float = 0.0) -> None:
         """Train the parameters of all spheres by plain SGD in the whole space from now on.
@@ -144,10 +197,10 @@ class SphereSGD(Optimizer):
             granularity = group["left_granularity"]
             rate = group["lr"] / joint_norm(group["params"]).item() ** 2 if elr is None else elr
             _check({**group, "elr": rate, "granularity": granularity, "weight_decay": 0.0, "momentum": 0.0})
-            group.update(elr=rate, granularity=granularity)
+            group.update(weight_decay=0.0, granularity=granularity)
             self._measure_radius(group)
-            for key in ("lr", "weight_decay", "left_granularity"):
-                del group[key]
+            group["elr"] = rate
+            del group["left_granularity"]
 
     def _measure_radius(self, group: dict[str, Any]) -> None:
         params = [p.detach() for p in group["params"]]
@@ -155,7 +208,7 @@ class SphereSGD(Optimizer):
             group["radius"] = joint_norm(params).item()
             radii = [torch.tensor(group["radius"])]
         else:
-            radii = _row_norms(params)
+            radii = [distribute_rows(rows, p) for rows, p in zip(_row_norms(params), params, strict=True)]
             for p, radius in zip(group["params"], radii, strict=True):
                 self.state[p]["radius"] = radius
         if not all(bool(r.isfinite().all()) for r in radii):
@@ -167,9 +220,15 @@ class SphereSGD(Optimizer):
         """Restore from a pickle or a state, of an earlier version too."""
         super().__setstate__(state)
         rename_options(self.param_groups)
+        self.param_groups = [_ParamGroup(group) for group in self.param_groups]
+        for group in self.param_groups:
+            if group["elr"] is not None:
+                _complete(group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore radii and effective learning rates, as saved by :meth:`state_dict`.
+
+        Where ``elr`` and ``lr`` of a sphere contradict each other, ``elr`` is kept.
 
         Args:
             state_dict: Of a SphereSGD with groups of the same sizes.
@@ -193,8 +252,8 @@ class SphereSGD(Optimizer):
         for group in state_dict["param_groups"]:
             for name in ("elr", "radius") if group.get("granularity") == "joint" else ("elr",):
                 value = group.get(name)
-                is_number = isinstance(value, (int, float, Tensor)) and math.isfinite(value) and value > 0
-                if group["elr"] is not None and not is_number:
+                is_number = isinstance(value, (int, float, Tensor)) and math.isfinite(value)
+                if group["elr"] is not None and not (is_number and (value > 0 or (value == 0 and name == "elr"))):
                     raise ValueError(f"SphereSGD: {name} in the state to load must be positive and finite, got {value}")
         super().load_state_dict(state_dict)
 
@@ -213,35 +272,42 @@ class SphereSGD(Optimizer):
 
         Returns:
             What the closure returned, or None.
-
-        Raises:
-            ValueError: If an ``elr`` was set to a value that is not positive.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in params]
+        self._take_step()
+        return loss
+
+    @_traced
+    def _take_step(self) -> None:
+        """Descend and project.
+
+        Raises:
+            ValueError: If an ``elr`` was set to a negative value or NaN.
+        """
+        # Under its own name torch's compiler takes plain dictionaries only.
+        for group in self.__dict__["param_groups"] if torch.compiler.is_compiling() else self.param_groups:
+            held = [p for p in group["params"] if p.grad is not None]
+            params, grads = local_parts(held), local_parts([p.grad for p in held], held)
             if not params:
                 continue
             if group["elr"] is None:
                 if group.get("weight_decay"):
                     grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
                 torch._foreach_add_(params, grads, alpha=-group["lr"])
-            elif not group["elr"] > 0:
+            elif not group["elr"] >= 0:
                 raise ValueError(f"SphereSGD: elr must be positive, but was set to {group['elr']}")
             elif group["granularity"] == "joint":
-                torch._foreach_add_(params, grads, alpha=-group["elr"] * group["radius"] ** 2)
+                torch._foreach_add_(params, grads, alpha=-group["lr"])
                 scale = group["radius"] / joint_norm(group["params"])
-                torch._foreach_mul_(group["params"], scale.to(params[0].dtype))
+                torch._foreach_mul_(local_parts(group["params"]), scale.to(params[0].dtype))
             else:
-                radii = [self.state[p]["radius"] for p in params]
+                radii = local_parts([self.state[p]["radius"] for p in held])
                 steps = torch._foreach_mul(grads, torch._foreach_mul(radii, radii))
                 torch._foreach_add_(params, steps, alpha=-group["elr"])
-                torch._foreach_mul_(params, torch._foreach_div(radii, _row_norms(params)))
-        return loss
+                torch._foreach_mul_(params, torch._foreach_div(radii, _row_norms(held)))
 
 
 def _format(granularities: list[str | None]) -> str:
@@ -249,8 +315,24 @@ def _format(granularities: list[str | None]) -> str:
 
 
 def _row_norms(params: list[Tensor]) -> list[Tensor]:
-    """Norm of each row along the first dimension, shaped (rows, 1, …) to multiply the tensor with."""
-    return [torch.linalg.vector_norm(p, dim=tuple(range(1, p.ndim)), keepdim=True) for p in params]
+    """Norm of each row along the first dimension, shaped (rows, 1, …) to multiply the tensor (its local part) with."""
+    return [
+        row_norms(local_parts([p])[0], p)
+        if is_distributed(p)
+        else torch.linalg.vector_norm(p, dim=tuple(range(1, p.ndim)), keepdim=True)
+        for p in params
+    ]
+
+
+def _complete(group: dict[str, Any]) -> None:
+    """Give a sphere's loaded group, of an earlier version perhaps, numbers for all options, and an ``lr`` that fits."""
+    lr = group.get("lr")
+    for key in ("radius", "elr"):  # the last sets lr
+        if key in group:
+            group[key] = group[key]
+    group.setdefault("weight_decay", 0.0)
+    if isinstance(lr, (int, float, Tensor)) and math.isclose(lr, group["lr"], rel_tol=1e-9):
+        dict.__setitem__(group, "lr", float(lr))  # a schedule's own, not rounded
 
 
 def _check_names(group: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """One picture of one run: what was lost, how large the steps were, and which path was taken."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import nan
 from statistics import fmean, median
@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lit_sphere.report.metrics_csv import Series
 from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style, plain_ticks, whole_numbers
@@ -19,7 +20,12 @@ _NO_GROUPS = ("/total", "/step_max")
 _QUANTITIES = ("effective_grad_norm", "elr", "ess")  # in the order of their panels
 
 
-def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: str = "val") -> Figure:
+def draw_curves(
+    series: Mapping[str, Series],
+    title: str = "",
+    validation_name: str = "val",
+    not_scale_invariant: Collection[str] = (),
+) -> Figure:
     """Draw training curves: losses, errors, effective quantities in total and per group, and g̃ against loss.
 
     Only panels with data are drawn. The last panel shows the run as a path in the plane of train loss and
@@ -34,6 +40,7 @@ def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: 
         series: Series by key, as :func:`~lit_sphere.report.read_metrics` gives them.
         title: Line above the panels.
         validation_name: What ``val/…`` is called in the legends.
+        not_scale_invariant: Groups whose curves are dotted.
 
     Returns:
         The figure; ``savefig`` writes it.
@@ -60,6 +67,7 @@ def draw_curves(series: Mapping[str, Series], title: str = "", validation_name: 
         for i, draw in enumerate(drawn):
             axes = figure.add_subplot(rows, columns, i + 1)
             draw(axes, series, validation_name)
+            _mark_groups(axes, not_scale_invariant)
             for axis in (axes.xaxis, axes.yaxis):
                 if axis.get_scale() == "log":
                     plain_ticks(axis)
@@ -128,6 +136,7 @@ def _quantity(axes: Axes, series: Mapping[str, Series], quantity: str, title: st
     for i, key in enumerate(groups[:_MOST_GROUPS]):
         label = key.partition("/")[2].removesuffix(".weight") if few else name if i == 0 else "_"
         _line(axes, series, key, label if named else "_", _FEW[i] if few else _GROUP, width=0.7)
+        axes.lines[-1].set_gid(key.partition("/")[2])
     _line(axes, series, f"{quantity}/total", "total" if named else "_", _TRAIN)
     _equilibrium(axes, series, quantity, groups, few)
     _interval(axes, series, quantity)
@@ -192,6 +201,17 @@ def _interval(axes: Axes, series: Mapping[str, Series], quantity: str) -> None:
     x, bottom, top = zip(*shaded, strict=True)
     style: dict[str, Any] = {"color": _THEORY, "alpha": 0.13, "linewidth": 0, "zorder": 0}
     axes.fill_between(x, bottom, top, label="equilibrium interval (theory)", **style)
+
+
+def _mark_groups(axes: Axes, not_scale_invariant: Collection[str]) -> None:
+    """Dot the lines of groups that are not scale-invariant."""
+    marked = [line for line in axes.lines if line.get_gid() in not_scale_invariant]
+    for line in marked:
+        line.set_linestyle(":")
+    if marked and axes.get_legend() is not None:
+        handles, labels = axes.get_legend_handles_labels()
+        dotted = Line2D([], [], color=_GROUP, linewidth=0.7, linestyle=":")
+        axes.legend([*handles, dotted], [*labels, "not scale-invariant"], fontsize=7)
 
 
 def _mark_switches(axes: Axes, series: Mapping[str, Series], named: bool) -> None:

@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -11,18 +12,28 @@ from lit_sphere.analysis.equal_ess import equal_ess
 from lit_sphere.report.style import BLUE, RED, house_style
 
 _POINT, _LINE = BLUE, RED
+_LOOKS: dict[bool, dict[str, Any]] = {
+    True: {"s": 12, "linewidths": 0},
+    False: {"s": 14, "linewidths": 0.9, "facecolors": "none", "edgecolors": _POINT},
+}
 
 
-def draw_equal_ess(elrs: Sequence[float], grad_norms: Sequence[float], title: str = "") -> Figure:
+def draw_equal_ess(
+    elrs: Sequence[float],
+    grad_norms: Sequence[float],
+    title: str = "",
+    scale_invariant: Sequence[bool] | None = None,
+) -> Figure:
     """Draw groups as points (η̃_i, g̃_i), both axes logarithmic, and dashed the line of equal effective step size.
 
     Where all groups take steps of one effective size, as TR finds in the chaotic equilibrium, the points lie on the
-    line, whose slope is −1.
+    line, whose slope is −1. Groups that are not scale-invariant are hollow.
 
     Args:
         elrs: Effective learning rates of the groups.
         grad_norms: Effective gradient norms, as many.
         title: Line above the picture.
+        scale_invariant: Which groups are scale-invariant; all, if not given.
 
     Returns:
         The figure; ``savefig`` writes it.
@@ -30,13 +41,19 @@ def draw_equal_ess(elrs: Sequence[float], grad_norms: Sequence[float], title: st
     Raises:
         ValueError: As :func:`~lit_sphere.analysis.equal_ess.equal_ess`.
     """  # noqa: DOC502
-    found = equal_ess(elrs, grad_norms)
-    pairs = [(x, y) for x, y in zip(elrs, grad_norms, strict=True) if 0 < x < math.inf and 0 < y < math.inf]
-    xs, ys = zip(*pairs, strict=True)
+    flags = [True] * len(elrs) if scale_invariant is None else scale_invariant
+    found = equal_ess(elrs, grad_norms, flags)
+    pairs = zip(elrs, grad_norms, flags, strict=True)
+    points = [each for each in pairs if 0 < each[0] < math.inf and 0 < each[1] < math.inf]
+    xs = [x for x, _, _ in points]
     with house_style():
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        axes.scatter(xs, ys, s=12, color=_POINT, alpha=0.6, linewidths=0, label=f"{len(pairs)} groups")
+        for flag, look in _LOOKS.items():
+            mine = [(x, y) for x, y, invariant in points if invariant is flag]
+            if mine:
+                what = "groups" if flag else "not scale-invariant"
+                axes.scatter(*zip(*mine, strict=True), color=_POINT, alpha=0.6, label=f"{len(mine)} {what}", **look)
         ends = (min(xs) / 1.15, max(xs) * 1.15)
         axes.plot(
             ends,
@@ -56,7 +73,13 @@ def draw_equal_ess(elrs: Sequence[float], grad_norms: Sequence[float], title: st
     return figure
 
 
-def write_equal_ess(path: Path, names: Sequence[str], elrs: Sequence[float], grad_norms: Sequence[float]) -> None:
+def write_equal_ess(
+    path: Path,
+    names: Sequence[str],
+    elrs: Sequence[float],
+    grad_norms: Sequence[float],
+    scale_invariant: Sequence[bool] | None = None,
+) -> None:
     """Write the data of the picture as CSV, one line a group.
 
     Args:
@@ -64,8 +87,11 @@ def write_equal_ess(path: Path, names: Sequence[str], elrs: Sequence[float], gra
         names: Names of the groups.
         elrs: Their effective learning rates.
         grad_norms: Their effective gradient norms.
+        scale_invariant: Which groups are scale-invariant, for a column of that name; none, if not given.
     """
+    marks = {} if scale_invariant is None else {"scale_invariant": map(int, scale_invariant)}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["group", "elr", "effective_grad_norm", "ess"])
-        writer.writerows((name, x, y, x * y) for name, x, y in zip(names, elrs, grad_norms, strict=True))
+        writer.writerow(["group", "elr", "effective_grad_norm", "ess", *marks])
+        esses = [x * y for x, y in zip(elrs, grad_norms, strict=True)]
+        writer.writerows(zip(names, elrs, grad_norms, esses, *marks.values(), strict=True))

@@ -6,12 +6,13 @@ from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_sphere.groups import Group, GroupGranularity
+from lit_sphere.observe.both_lightnings import is_a, overrides
 from lit_sphere.observe.dynamics import controls_of
 from lit_sphere.observe.module_groups import groups_of_one_optimizer
+from lit_sphere.optim.shards import is_distributed
 from lit_sphere.rivals.network_copy import needs_closure
 
 _TAKEN = ("run", "start")
@@ -58,8 +59,10 @@ def check_run(owner: Any, trainer: Trainer, pl_module: LightningModule) -> None:
         ValueError: Says what, and the remedy.
     """
     name = type(owner).__name__
-    if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+    if is_a(trainer.strategy, FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy):
         raise ValueError(f"{name}: {type(trainer.strategy).__name__} shards the parameters; use the strategy ddp")
+    if any(is_distributed(p) for each in trainer.optimizers for group in each.param_groups for p in group["params"]):
+        raise ValueError(f"{name}: fully_shard shards the parameters, and rivals need them whole; use the strategy ddp")
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise ValueError(f"{name}: rivals have no gradient scaler; use the precision bf16-mixed or 32-true")
     for other in controls_of(trainer, "norm"):
@@ -71,7 +74,7 @@ def check_run(owner: Any, trainer: Trainer, pl_module: LightningModule) -> None:
                 f"{name}: {type(optimizer).__name__} evaluates the loss anew in its step, and rivals have one gradient "
                 f"a step; leave {name} out"
             )
-    if is_overridden("configure_gradient_clipping", pl_module):
+    if overrides("configure_gradient_clipping", pl_module):
         rank_zero_warn(
             f"{name}: rivals do not follow {type(pl_module).__name__}.configure_gradient_clipping; they clip as the "
             "trainer's gradient_clip_val says"

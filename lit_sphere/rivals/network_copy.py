@@ -232,7 +232,11 @@ def _check_finite(optimizer: Optimizer) -> None:
 
 def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Of each parameter group, those that have defaults; others, such as radii, may come from the weights."""
-    return [{key: _kept(group[key]) for key in optimizer.defaults if key in group} for group in optimizer.param_groups]
+    return [
+        {key: _kept(group[key]) for key in optimizer.defaults if key in group and (key, sphere) != ("lr", True)}
+        for group in optimizer.param_groups
+        for sphere in (group.get("elr") is not None,)  # whose lr comes from elr and radius
+    ]
 
 
 def _kept(value: Any) -> Any:

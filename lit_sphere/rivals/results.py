@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_sphere.observe.publishing import save_picture
+from lit_sphere.observe.publishing import log_numbers, save_picture
 from lit_sphere.report import draw_optimizer_comparison, write_optimizer_comparison
 
 Row = dict[str, float]
@@ -28,8 +28,7 @@ def log_row(trainer: Trainer, row: Row, names: Sequence[str]) -> None:
         metrics[f"{name}_cosine_median"] = 1 - row[f"{name}_distance_median"]
     metrics = {f"optimizer_comparison/{key}": value for key, value in metrics.items()}
     trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
-    for logger in trainer.loggers:
-        logger.log_metrics({"epoch": row["epoch"], **metrics}, step=trainer.global_step - 1)
+    log_numbers(trainer, {"epoch": row["epoch"], **metrics}, trainer.global_step - 1)
 
 
 def leave_results(

@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 
+from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.dynamics import Control, callbacks_of
 from lit_sphere.observe.regime import regime_watch_of
 
@@ -31,7 +32,7 @@ def check_exclusive(owner: Any, trainer: Trainer) -> None:
             if both:
                 named = ", ".join(sorted(both))
                 raise ValueError(f"FineTuneSwitch: another FineTuneSwitch changes {named} too; make one list of both")
-        if rates and isinstance(other, (LearningRateFinder, StochasticWeightAveraging)):
+        if rates and is_a(other, LearningRateFinder, StochasticWeightAveraging):
             raise ValueError(f"FineTuneSwitch: {name} sets the learning rate too; remove one of the two")
         if "sphere" in rates and isinstance(other, Control) and "norm" in other.changes:
             raise ValueError(f"FineTuneSwitch: {name} fixes the norm, as a sphere does; remove one of the two")
@@ -66,6 +67,24 @@ def check_requirements(owner: Any, trainer: Trainer) -> None:
         raise ValueError(
             f"FineTuneSwitch: {type(datamodule_of(trainer)).__name__} has no attribute augment to change; take a data "
             "module whose training loader reads self.augment, or leave augment out"
+        )
+
+
+def check_regime_is_watched(owner: Any, trainer: Trainer) -> None:
+    """Refuse switches that wait for a regime where nobody can name one, once groups have been sought.
+
+    Args:
+        owner: A ``FineTuneSwitch``.
+        trainer: Its trainer, at the start of a batch.
+
+    Raises:
+        ValueError: If ``RegimeMonitor`` stays out of the run.
+    """
+    watch = regime_watch_of(trainer)
+    if watch is not None and watch.stays_out and any(switch.regime is not None for switch in owner.switches):
+        raise ValueError(
+            "FineTuneSwitch: a switch waits for a regime, but RegimeMonitor stays out of this run, where nothing is "
+            "scale-invariant; let the switch wait for an epoch, a step or a loss"
         )
 
 

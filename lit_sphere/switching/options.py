@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from lit_sphere.optim.norm_keeper import KEPT_NORM, NormKeeper
+from lit_sphere.optim.shards import is_distributed
 from lit_sphere.optim.sphere_sgd import SphereSGD
 from lit_sphere.switching.switch import Value
 
@@ -59,6 +60,11 @@ class SwitchableOptions:
         after = bool(changes.get("sphere", on_sphere))
         if after and not on_sphere and not self._spheres and type(self._sgd()) is not SGD:
             raise ValueError(f"{names} cannot enter a sphere; take torch.optim.SGD, or FixedNorm to keep the norm")
+        if after and not on_sphere and not self._spheres and self._shards:
+            raise ValueError(
+                f"{names} would get parameter groups for the sphere that no checkpoint of a sharded run restores; take "
+                "SphereSGD, which enters spheres by itself, or the strategy ddp"
+            )
         filters = any(
             "filter" in (g.get("granularity"), g.get("left_granularity")) for o in self._spheres for g in o.param_groups
         )
@@ -74,6 +80,10 @@ class SwitchableOptions:
                     + ("give elr, or sphere: false to leave it" if after else "take torch.optim.SGD, or leave it out")
                 )
         return after
+
+    @property
+    def _shards(self) -> bool:
+        return any(is_distributed(p) for o in self._optimizers for group in o.param_groups for p in group["params"])
 
     def _has(self, name: str, on_sphere: bool) -> bool:
         for optimizer in self._optimizers:
