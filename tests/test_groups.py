@@ -231,7 +231,7 @@ def test_hand_written_norm_with_eps_attribute() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_network_without_normalisation_has_none(bias: bool) -> None:
     model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6, bias), nn.ReLU()) for _ in range(6)), nn.Linear(6, 3))
-    with pytest.raises(ValueError, match=r"no scale-invariant group found in Sequential: none of its \d+ .*Put"):
+    with pytest.raises(ValueError, match=r"no scale-invariant group found in Sequential: neither one of its \d+ .*Put"):
         find_groups(model, FEATURES)
 
 
@@ -478,6 +478,13 @@ def test_tied_weights_appear_once() -> None:
     model = LayerNormMLP()
     model[3].weight = model[0].weight
     assert names(find_groups(model, FEATURES)) == [("0.weight",), ("6.weight",)]
+
+
+def test_a_head_tied_to_the_embedding_is_named_as_the_reason() -> None:
+    model = nn.Sequential(nn.Embedding(8, 5), nn.LayerNorm(5), nn.Linear(5, 8, bias=False))
+    model[2].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"no scale-invariant group .*0\.weight is 2\.weight as well: untied"):
+        find_groups(model, torch.tensor([[3, 4, 5, 6], [7, 7, 3, 4]]))
 
 
 def test_dropout_keeps_its_mask_between_comparisons() -> None:

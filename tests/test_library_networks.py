@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -150,6 +151,22 @@ def test_tied_language_models_have_no_exact_group_and_t5_trains_on() -> None:
     search_groups(model, example)
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in model.parameters())
     model(example).last_hidden_state.sum().backward()
+
+
+def test_masks_that_numpy_draws_are_the_same_in_every_forward() -> None:
+    import transformers
+
+    kind: Any = transformers.Wav2Vec2Config
+    config = kind(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, conv_dim=(8, 8),
+        conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2, mask_time_prob=0.5, mask_time_length=2, layerdrop=0.0,
+    )  # fmt: skip
+    model = transformers.Wav2Vec2Model(config)
+    before = np.random.get_state()[1].tolist()  # type: ignore[index]
+    found = search_groups(model, torch.randn(2, 400))
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
+    assert len(found.groups) >= 2
 
 
 def test_experts_that_run_in_float32_only() -> None:

@@ -176,7 +176,7 @@ def _measure(
 ) -> Interpolation:
     put_weights(model, states[0])
     assert isinstance(model.example_input_array, Tensor)
-    groups = find_groups(model, model.example_input_array)
+    groups = [group for group in find_groups(model, model.example_input_array) if group.rows is None]
     path = WeightPath(states[0], states[1], [[name for group in groups for name in group.names]], config.great_circle)
     batches = {
         "train": _on_device(data.train_pass_dataloader, device),

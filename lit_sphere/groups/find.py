@@ -1,5 +1,6 @@
 """Which parameters of a model are scale-invariant, and which only together."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ GroupGranularity = Literal["tensor", "filter"]
 _FACTORS = (2.0, 0.5, 16.0, 1 / 16)
 _SECONDS_BEFORE_BAR = 2.0
 _MOST_CHOICES = 20
+# A hand-written rsqrt(x + 1e-6) misses by about its 1e-6.
+_NEARLY = 1e-3
 # In forwards; a backward takes two, and each operation's law a forward for each of its inputs.
 _LAWS_TAKE = 4
 
@@ -129,21 +132,23 @@ def no_groups(model: nn.Module, search: GroupSearch) -> str:
     Returns:
         One line.
     """
-    share = {name: value for name, value in search.radial_share.items() if value == value}
-    least = min(share, key=lambda name: share[name], default=None)
+    share = {name: value for name, value in search.radial_share.items() if not math.isnan(value)}
     text = (
-        f"no scale-invariant group found in {type(model).__name__}: none of its {len(search.radial_share)} trainable "
-        "tensors is followed by a normalisation that undoes its scale"
+        f"no scale-invariant group found in {type(model).__name__}: neither one of its {len(search.radial_share)} "
+        "trainable tensors nor several together can be multiplied by a number without changing the outputs"
     )
-    if least is not None:
+    if share:
+        least = min(share, key=lambda name: share[name])
         text += f" (the nearest is {least}, with {share[least]:.1e} of its gradient along the weights)"
         if share[least] < _NEARLY:
-            return f"{text}: a norm's eps in the code of forward, not in an attribute named eps, misses by as much"
-    return f"{text}. Put BatchNorm, LayerNorm, ... after the weights, or leave out what needs scale invariance"
-
-
-# A hand-written rsqrt(x + 1e-6) misses by about its 1e-6.
-_NEARLY = 1e-3
+            return f"{text}; an eps in the code of a norm, not in its attribute eps, would miss by as much"
+    names = dict[nn.Parameter, list[str]]()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    for one, *others in names.values():
+        if others and one in search.radial_share:
+            return f"{text}. {one} is {others[0]} as well: untied, the tensors before a norm may be groups"
+    return f"{text}. Put BatchNorm, LayerNorm, ... after the weights"
 
 
 def search_groups(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -212,6 +213,8 @@ def _search(
         def run(*args: Any, **kwargs: Any) -> Any:
             return attrgetter(path)(pl_module)(*args, **kwargs)
 
+    trainer = pl_module._trainer
+    search: dict[str, Any] = {"train": False, "progress": None if trainer is None or trainer.is_global_zero else False}
     example = pl_module.example_input_array if options.example_input is None else options.example_input
     failure = None
     if example is None and batch is None:
@@ -223,9 +226,7 @@ def _search(
         example = first if isinstance(first, Tensor) else None
     if example is not None:
         try:
-            return search_groups(
-                pl_module, example, granularity, call=_quiet(pl_module, run), samples="random", train=False
-            )
+            return search_groups(pl_module, example, granularity, call=_quiet(pl_module, run), **search)
         except ValueError as error:
             if options != GroupOptions() or pl_module.example_input_array is not None:
                 raise
@@ -233,14 +234,8 @@ def _search(
     if batch is None:
         return None
     try:
-        return search_groups(
-            pl_module,
-            (batch,),
-            granularity,
-            call=lambda each: step_losses(pl_module, each),
-            samples="given",
-            train=False,
-        )
+        losses = partial(step_losses, pl_module)
+        return search_groups(pl_module, (batch,), granularity, call=losses, samples="given", **search)
     except ValueError as error:
         also = f"; {failure}" if failure is not None else ""
         raise ValueError(
