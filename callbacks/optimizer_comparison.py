@@ -195,15 +195,19 @@ class OptimizerComparison(FindsGroups):
 
     def _choose(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Choose the loss that rivals learn by."""
+        trained = [p for p in pl_module.parameters() if p.requires_grad]
 
         def by_logits(batch: Any) -> None:
             outputs = pl_module(apply_to_collection(batch[0], Tensor, torch.clone))
-            loss = criterion_of(pl_module)(outputs, batch[1])
-            if loss.numel() != 1:
-                raise ValueError("the criterion gives no number")
+            torch.autograd.grad(criterion_of(pl_module)(outputs, batch[1]), trained, allow_unused=True)
+
+        def by_step(step: StepLoss) -> None:
+            found = step(batch)
+            torch.autograd.grad([] if found is None else [found[0]], trained, allow_unused=True)
 
         with untouched(pl_module), trainer.precision_plugin.train_step_context():
-            self._step_loss = choose_loss(self, trainer, pl_module, batch, logits_failure(batch, by_logits))
+            fails = logits_failure(batch, by_logits)
+            self._step_loss = choose_loss(self, trainer, pl_module, batch, fails, differentiate=by_step)
         self._chosen = True
 
     def _make(self, trainer: Trainer, pl_module: LightningModule, trial: bool = False) -> None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -337,7 +338,7 @@ def test_a_step_that_differentiates_is_run_with_gradients(tmp_path: Path) -> Non
     module, _ = Penalty(), fit(Penalty(), [barrier], tmp_path)
     (measured,) = barrier.results.values()
     assert all(math.isfinite(value) for value in measured.curves["train_loss"])
-    with pytest.raises(ValueError, match=r"training step cannot be differentiated twice \(.*\); leave out curvature_…"):
+    with pytest.raises(ValueError, match=r"nor by its training step, run apart \(.*3rd.*order derivatives.*; change"):
         fit(module, [SharpnessMonitor(curvature_at_end=True)], tmp_path)
     assert module.global_step == 0
 
@@ -409,10 +410,11 @@ def test_batches_that_the_step_skips_do_not_count(tmp_path: Path) -> None:
     assert [found and found[1] for found in map(step, batches)] == [8, None]
 
 
-def test_two_ranks_add_up(tmp_path: Path) -> None:
-    class Still(DictBatch):
-        lr = 0.0
+def test_two_ranks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for draws in ("callbacks.linear_interpolation_barrier", "callbacks.sharpness", "rivals.results"):
+        monkeypatch.setattr(f"lit_sphere.{draws}.save_picture", lambda *_: None)  # which take most of the time
 
+    class InOrder(DictBatch):
         def __init__(self) -> None:
             super().__init__()
             self.net[1] = nn.LayerNorm(8)
@@ -422,18 +424,23 @@ def test_two_ranks_add_up(tmp_path: Path) -> None:
 
     found = []
     for ranks in (1, 2):
-        barrier = LinearInterpolationBarrier(every_n_epochs=1, points=3)
-        barrier_file = tmp_path / str(ranks)
+        barrier, _, sharpness, _ = monitors()
+        comparison = OptimizerComparison({"own": partial(SGD, **_OPTIONS)}, granularity="tensor", every_n_steps=1)
         options: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2} if ranks == 2 else {}
         trainer = Trainer(
-            accelerator="cpu", max_epochs=2, callbacks=[barrier], logger=CSVLogger(barrier_file, name="", version=""),
-            use_distributed_sampler=False, log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, **options,
+            accelerator="cpu", max_epochs=2, callbacks=[barrier, sharpness, comparison],
+            logger=CSVLogger(tmp_path / str(ranks), name="", version=""), use_distributed_sampler=False,
+            log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            **options,
         )  # fmt: skip
-        trainer.fit(Still())
-        with (barrier_file / "barrier-0001-to-0002.csv").open() as table:
-            found.append([float(row["train_loss"]) for row in csv.DictReader(table)])
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
+        trainer.fit(InOrder())
+        with (tmp_path / str(ranks) / "barrier-0001-to-0002.csv").open() as table:
+            curve = [float(row["train_loss"]) for row in csv.DictReader(table)]
+        metrics = trainer.callback_metrics
+        assert metrics["optimizer_comparison/own_distance_max"] < 1e-12
+        names = ("train_pass/loss", "sharpness/train_pass", "sharpness/top_eigenvalue", "optimizer_comparison/own_loss")
+        found.append([*curve, *(float(metrics[name]) for name in names)])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def held(module: nn.Module) -> Iterator[tuple[str, int]]:
@@ -502,3 +509,57 @@ def test_a_last_batch_of_one_sample_is_joined_whatever_holds_it(tmp_path: Path) 
     fit(Counts(), [LinearInterpolationBarrier(every_n_epochs=1, points=3)], tmp_path)
     assert 9 in counts
     assert 1 not in counts
+
+
+class Transformer(LightningModule):
+    """As its authors show it."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        transformers: Any = import_module("transformers")
+        torch.manual_seed(0)
+        layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
+        config = transformers.BertConfig(**layers, vocab_size=50, num_labels=3)
+        self.net = transformers.BertForSequenceClassification(config)
+        if reentrant is not None:
+            self.net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        self.net.train()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.net(**batch).loss
+
+    def configure_optimizers(self) -> Any:
+        return SGD(self.parameters(), **_OPTIONS)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        g = torch.Generator().manual_seed(0)
+        ids, labels = torch.randint(50, (16, 8), generator=g), torch.randint(3, (16,), generator=g)
+        rows = [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": y} for x, y in zip(ids, labels)]  # noqa: B905
+        return DataLoader(rows, 8)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_on_a_transformer_with_dropout_and_checkpoints(reentrant: bool | None, tmp_path: Path) -> None:
+    def run(callbacks: list[Callback]) -> tuple[dict[str, Tensor], Memory]:
+        memory, module = Memory(), Transformer(reentrant)
+        trainer = Trainer(
+            logger=memory, callbacks=callbacks, max_epochs=2, accelerator="cpu", enable_progress_bar=False,
+            enable_checkpointing=False, enable_model_summary=False, log_every_n_steps=1,
+        )  # fmt: skip
+        trainer.fit(module)
+        return everything(trainer, module), memory
+
+    barrier, similarity, sharpness, _ = monitors()
+    comparison = OptimizerComparison({"own": partial(SGD, **_OPTIONS)}, every_n_steps=1, granularity="tensor")
+    if reentrant:  # torch makes no gradients of these but by backward()
+        for callback in (sharpness, comparison):
+            with pytest.raises(ValueError, match=r"nor by its training step.*use_reentrant=False.*; change"):
+                run([callback])
+    callbacks = [barrier, similarity] if reentrant else [barrier, similarity, sharpness, comparison]
+    found, memory = run(callbacks)
+    assert_equal(found, run([])[0])
+    assert all(math.isfinite(value) for value in memory.logged.values())
+    assert of(memory, "optimizer_comparison/own_distance_max") == [0.0] * 4 * (not reentrant)
+    assert of(memory, "barrier/train_loss")

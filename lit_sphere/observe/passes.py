@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -40,6 +40,7 @@ def choose_loss(
     batch: Any,
     logits_fail: str | None,
     what: str = "a batch",
+    differentiate: Callable[[StepLoss], object] | None = None,
 ) -> StepLoss | None:
     """Choose how batches are evaluated: by logits and their criterion, or else by the module's training step.
 
@@ -52,6 +53,7 @@ def choose_loss(
         batch: The first batch, of training; None if this rank has none.
         logits_fail: Why it cannot be by logits here, see :func:`logits_failure`; None if it can.
         what: The batch, in errors.
+        differentiate: What must run with the loss by the training step, too.
 
     Returns:
         The loss by the training step; None where there are logits.
@@ -63,6 +65,8 @@ def choose_loss(
         return None
     step = StepLoss(pl_module)
     step_fails = None if batch is None else failure_of(step.try_out, batch)
+    if step_fails is None and differentiate is not None:
+        step_fails = failure_of(differentiate, step)
     name, kind, elsewhere = type(owner).__name__, type(pl_module).__name__, "not in another process"
     if runs_everywhere(trainer, step_fails):
         rank_zero_info(
@@ -108,18 +112,18 @@ def logits_failure(batch: Any, by_logits: Callable[[Any], object]) -> str | None
     return failure_of(by_logits, batch)
 
 
-def failure_of(run: Callable[[Any], object], batch: Any) -> str | None:
-    """Run something on a batch for a trial.
+def failure_of(run: Callable[[Any], object], what: Any) -> str | None:
+    """Run something for a trial.
 
     Args:
         run: What may fail.
-        batch: The batch.
+        what: Its argument, such as a batch.
 
     Returns:
         Why it fails, in one line; None if it does not.
     """
     try:
-        run(batch)
+        run(what)
     except Exception as error:
         if isinstance(error, MACHINE_ERRORS):
             raise
@@ -388,18 +392,20 @@ class TrainSetObjective:
 
         Raises:
             ValueError: If there is no way to.
-        """
+        """  # noqa: DOC502
         self.loss, what = None, "a batch of the train set"
-        trial = (trainer, pl_module, parameters, f"trying {what}", [batch])
-        with self.at_fixed_weights(*trial) as objective:
-            fails = logits_failure(batch, lambda _: [None for _ in objective.gradients()])
-            self.loss = choose_loss(self._owner, trainer, pl_module, batch, fails, what)
-        if self.loss is None or not twice:
-            return
-        with self.at_fixed_weights(*trial) as objective:
-            reason = failure_of(sphere_hessian(objective), torch.ones_like(flatten(objective.parameters)))
-        if reason is not None:
-            raise ValueError(
-                f"{type(self._owner).__name__}: the loss of {type(pl_module).__name__}'s training step cannot be "
-                f"differentiated twice ({reason}); leave out curvature_…"
-            )
+
+        def once(objective: Objective) -> None:
+            for _ in objective.gradients():
+                pass
+
+        def as_needed(step: StepLoss) -> None:
+            by_step = replace(objective, loss=step)
+            if twice:
+                sphere_hessian(by_step)(torch.ones_like(flatten(parameters)))
+            else:
+                once(by_step)
+
+        with self.at_fixed_weights(trainer, pl_module, parameters, f"trying {what}", [batch]) as objective:
+            fails = logits_failure(batch, lambda _: once(objective))
+            self.loss = choose_loss(self._owner, trainer, pl_module, batch, fails, what, as_needed)
