@@ -206,7 +206,7 @@ class OptimizerComparison(FindsGroups):
             torch.autograd.grad([] if found is None else [found[0]], trained, allow_unused=True)
 
         with untouched(pl_module), trainer.precision_plugin.train_step_context():
-            fails = logits_failure(batch, by_logits)
+            fails = logits_failure(pl_module, batch, by_logits)
             self._step_loss = choose_loss(self, trainer, pl_module, batch, fails, differentiate=by_step)
         self._chosen = True
 

@@ -343,6 +343,21 @@ def test_a_step_that_differentiates_is_run_with_gradients(tmp_path: Path) -> Non
     assert module.global_step == 0
 
 
+def test_whole_numbers_that_are_no_classes_go_by_the_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Counts(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return F.mse_loss(self(batch[0])[:, 0], batch[1].float())
+
+        @staticmethod
+        def batch_of(x: Tensor, y: Tensor) -> Any:
+            return [x, 3 + y]
+
+    with caplog.at_level("INFO"):
+        _, memory = fit(Counts(), [LinearInterpolationBarrier(every_n_epochs=1, points=3)], tmp_path)
+    assert any("(labels go up to 5, and there are 3 outputs): the loss is that" in each for each in caplog.messages)
+    assert not of(memory, "barrier/train_error")
+
+
 def test_what_a_step_draws_is_the_same_all_along_the_path(tmp_path: Path) -> None:
     class Still(DictBatch):
         lr = 0.0

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning_utilities.core.apply_func import apply_to_collections
+from lightning_utilities.core.apply_func import apply_to_collection, apply_to_collections
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
@@ -65,7 +65,7 @@ def choose_loss(
         return None
     step = StepLoss(pl_module)
     step_fails = None if batch is None else failure_of(step.try_out, batch)
-    if step_fails is None and differentiate is not None:
+    if differentiate is not None and runs_everywhere(trainer, step_fails):
         step_fails = failure_of(differentiate, step)
     name, kind, elsewhere = type(owner).__name__, type(pl_module).__name__, "not in another process"
     if runs_everywhere(trainer, step_fails):
@@ -94,10 +94,11 @@ def runs_everywhere(trainer: Trainer, failure: str | None) -> bool:
     return bool(trainer.strategy.reduce_boolean_decision(failure is None))
 
 
-def logits_failure(batch: Any, by_logits: Callable[[Any], object]) -> str | None:
+def logits_failure(pl_module: LightningModule, batch: Any, by_logits: Callable[[Any], object]) -> str | None:
     """Try to evaluate a batch by logits.
 
     Args:
+        pl_module: The module.
         batch: Any batch.
         by_logits: Evaluates one of inputs and labels.
 
@@ -109,7 +110,20 @@ def logits_failure(batch: Any, by_logits: Callable[[Any], object]) -> str | None
         return f"a batch is a {type(batch).__name__}{size}, no pair of inputs and labels"
     if batch[1].is_floating_point():
         return "labels are no whole numbers"
+    if criterion_of(pl_module) is F.cross_entropy:
+        failure = failure_of(lambda each: _check_classes(pl_module, *each), batch)
+        if failure is not None:
+            return failure
     return failure_of(by_logits, batch)
+
+
+@torch.no_grad()
+def _check_classes(pl_module: LightningModule, inputs: Any, labels: Tensor) -> None:
+    """Refuse labels beyond the outputs: on a GPU cross-entropy of these ends the process's use of the device."""
+    logits = pl_module(apply_to_collection(inputs, Tensor, torch.clone))
+    largest = int(labels.max()) if labels.numel() else 0
+    if isinstance(logits, Tensor) and logits.ndim > 1 and largest >= logits.shape[1]:
+        raise ValueError(f"labels go up to {largest}, and there are {logits.shape[1]} outputs")
 
 
 def failure_of(run: Callable[[Any], object], what: Any) -> str | None:
@@ -407,5 +421,5 @@ class TrainSetObjective:
                 once(by_step)
 
         with self.at_fixed_weights(trainer, pl_module, parameters, f"trying {what}", [batch]) as objective:
-            fails = logits_failure(batch, lambda _: once(objective))
+            fails = logits_failure(pl_module, batch, lambda _: once(objective))
             self.loss = choose_loss(self._owner, trainer, pl_module, batch, fails, what, as_needed)

@@ -128,7 +128,8 @@ class BetweenEpochs(FindsGroups):
         with untouched(pl_module), context():
             firsts = {what: next(iter(passes[what]()), None) for what in self._sets if what in passes}
             tried = {what: batch for what, batch in firsts.items() if batch is not None}
-            fails = {what: logits_failure(batch, partial(self._evaluate, pl_module)) for what, batch in tried.items()}
+            by_logits = partial(self._evaluate, pl_module)
+            fails = {what: logits_failure(pl_module, batch, by_logits) for what, batch in tried.items()}
         bad = next(((what, reason) for what, reason in fails.items() if reason is not None), ("train", None))
         with untouched(pl_module), context():  # anew: modes, too
             self._choose(trainer, pl_module, firsts, *bad)
