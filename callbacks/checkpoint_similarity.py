@@ -3,11 +3,11 @@
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_sphere.analysis import cosine_matrix, ensemble_errors, take_weights
 from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
-from lit_sphere.observe.passes import add_up_ranks, untouched
+from lit_sphere.observe.passes import add_up_ranks, runs_everywhere, untouched
 from lit_sphere.observe.publishing import check_single, save_picture
 from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
 from lit_sphere.report import PairOfSnapshots, draw_similarity, write_similarity
@@ -30,6 +30,9 @@ class CheckpointSimilarity(StoppablePasses):
     | ``ensemble/member_error`` | mean error of its two members |
     | ``ensemble/gain`` | member error − ensemble error |
 
+    Ensembles need validation batches of inputs and labels, and a ``forward`` that gives logits; elsewhere there are
+    only cosines, which is said once.
+
     ``similarity.csv`` and, at the end, ``similarity.png`` lie in the run's folder: a matrix of all pairs that were
     kept at the same time, and the errors of ensembles and members. Cost: two passes over the validation set for
     each snapshot; ``keep`` copies of the weights in memory on the CPU, and as many in the run's checkpoints. Under
@@ -50,8 +53,8 @@ class CheckpointSimilarity(StoppablePasses):
             that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if batches are no pairs of tensors, or
-            there is another ``CheckpointSimilarity``.
+        ValueError: If an argument is out of range; at the start of ``fit``, if there is another
+            ``CheckpointSimilarity``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -66,6 +69,7 @@ class CheckpointSimilarity(StoppablePasses):
     """
 
     _sets = ("val",)
+    _has_logits = True
 
     def __init__(
         self,
@@ -102,6 +106,16 @@ class CheckpointSimilarity(StoppablePasses):
                 f"in {epochs} epochs; lower every_n_epochs"
             )
 
+    def _choose(
+        self, trainer: Trainer, pl_module: LightningModule, firsts: dict[str, Any], bad: str, fails: str | None
+    ) -> None:
+        self._has_logits = runs_everywhere(trainer, fails)
+        if not self._has_logits:
+            rank_zero_info(
+                f"CheckpointSimilarity: {type(pl_module).__name__} gives no logits of a batch of the {bad} set "
+                f"({fails or 'not in another process'}): there are cosines, and no ensembles"
+            )
+
     def _evaluate(self, pl_module: LightningModule, batch: Any) -> None:
         ensemble_errors(pl_module, [take_weights(pl_module)], [batch])
 
@@ -123,7 +137,7 @@ class CheckpointSimilarity(StoppablePasses):
         ]
         metrics = {"similarity/previous": cosines[-1], "similarity/first": cosines[0]}
         validation = self._batches(trainer, pl_module).get("val")
-        if validation is not None:
+        if validation is not None and self._has_logits:
             with untouched(pl_module), trainer.precision_plugin.forward_context():
                 members = [self._kept[-1]["weights"], weights]
                 errors = ensemble_errors(pl_module, members, validation(), add_up_ranks(trainer))

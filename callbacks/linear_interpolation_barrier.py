@@ -45,6 +45,12 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
     | ``barrier/cosine`` | cosine similarity of the end points' scale-invariant weights |
     | ``barrier/great_circle/<key>`` | all of these, with ``great_circle`` |
 
+    A batch of inputs and labels is evaluated by ``criterion(module(inputs), labels)``, cross-entropy where the module
+    has no ``criterion``. Where that does not run (no ``forward``, batches that are dictionaries, labels that are no
+    classes), it is by the loss of the training step, which is run so that it leaves no trace; errors are left out then,
+    in files, too, and so is a validation set whose batches the training step does not take. What the step draws at
+    random is the same at all points.
+
     ``barrier-….csv`` and ``.png`` of each path lie in the run's folder, and :attr:`results` holds the curves. Cost:
     ``points`` forward passes over both sets for each path (twice over the train set with ``reestimated``), one
     or two copies of the weights in memory on the CPU, and one in the run's checkpoints (with ``switches``, one
@@ -74,7 +80,7 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if ``start`` cannot be read or is of
-            another architecture, or batches are no pairs of tensors, cannot be read in order, or give no loss.
+            another architecture, or batches cannot be read in order or give no loss.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -88,8 +94,6 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
         >>> len(path.curves["train_loss"]), path.separation.cosine > 0.9
         (5, True)
     """
-
-    _needs = " and criterion(logits, labels), cross-entropy where it has none"
 
     def __init__(
         self,
@@ -280,6 +284,7 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
                 self.positions,
                 self.statistics,
                 criterion=criterion_of(pl_module),
+                loss=self._loss,
                 context=trainer.precision_plugin.forward_context,
                 add_up=add_up_ranks(trainer),
                 progress=f"barrier {ends[0]} to {ends[1]}" if trainer.is_global_zero else None,

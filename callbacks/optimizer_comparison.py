@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -13,8 +15,9 @@ from lit_sphere.analysis import Directions
 from lit_sphere.groups import Group, GroupGranularity
 from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network, groups_of
 from lit_sphere.observe.optimizer_steps import RealSteps
-from lit_sphere.observe.passes import MACHINE_ERRORS, check_batch
+from lit_sphere.observe.passes import choose_loss, criterion_of, logits_failure, untouched
 from lit_sphere.observe.publishing import check_single, run_folder_of
+from lit_sphere.observe.quiet_step import StepLoss
 from lit_sphere.observe.train_loss import TrainLoss
 from lit_sphere.rivals.checks import check_arguments, check_run, comparable
 from lit_sphere.rivals.network_copy import OptimizerCallable
@@ -61,8 +64,11 @@ class OptimizerComparison(FindsGroups):
     whole number by which the run divides the first one. In a resumed run rivals go on with the options of the
     checkpoint, and a comparison that was over stays over.
 
-    Rivals learn by ``criterion(module(inputs), labels)``, cross-entropy where the module has no ``criterion``. At the
-    first step of a fit this is tried, and refused where its gradient is not that of the run.
+    Rivals learn by ``criterion(module(inputs), labels)``, cross-entropy where the module has no ``criterion``. Where
+    that does not run (no ``forward``, batches that are dictionaries, labels that are no classes), they learn by the
+    loss of the training step (under manual optimisation: the sum of what it passes to backward passes), which is run so
+    that it leaves no trace in the run. At the first step of a fit this is tried, and refused where its gradient is not
+    that of the run.
 
     Args:
         optimizers: What makes the optimizer of each rival, by name; called with the scale-invariant weights. On the
@@ -84,7 +90,7 @@ class OptimizerComparison(FindsGroups):
         ValueError: If an argument is out of range; at the start of ``fit`` or at its first step, if the module has no
             such groups, none is trained as a whole by one optimizer, or only a part of one joint sphere is compared;
             if a rival's optimizer cannot train them; if an optimizer evaluates the loss anew in its step, as ``LBFGS``
-            does; if batches are no pairs of two tensors or give the run's loss by no ``criterion``; if gradients are
+            does; if a batch gives the run's loss by neither ``criterion`` nor the training step; if gradients are
             scaled, parameters sharded or norms fixed by ``FixedNorm``; if there are two comparisons in the trainer. At
             any step, if it is not the first of its batch, or there was no batch. On resuming, if a name stands for
             another kind of optimizer than in the checkpoint.
@@ -135,7 +141,8 @@ class OptimizerComparison(FindsGroups):
         self._restored: dict[str, Any] | None = None
         self._groups: list[Group] = []
         self._watch: RealSteps | None = None
-        self._tries = self._tried = self._over = False
+        self._tries = self._tried = self._over = self._chosen = False
+        self._step_loss: StepLoss | None = None
 
     @property
     def state_key(self) -> str:
@@ -168,8 +175,8 @@ class OptimizerComparison(FindsGroups):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Make the rivals when it is time, and have them learn from the batch."""
-        if not self._tried:
-            check_batch(self, batch)
+        if not self._chosen and not self._is_over():
+            self._choose(trainer, pl_module, batch)
         if not self._groups:
             self._find(trainer, groups_of(self, pl_module, batch, self.granularity))
         if self._restored is not None:
@@ -184,25 +191,32 @@ class OptimizerComparison(FindsGroups):
         if self._rivals is None and (begins or not self._tried):
             self._make(trainer, pl_module, trial=not begins)
         if self._rivals is not None:
-            self._learn(self._rivals, pl_module, batch)
+            self._rivals.learn(batch, batch_idx)
 
-    def _learn(self, rivals: ComparedCopies, pl_module: LightningModule, batch: Any) -> None:
-        try:
-            rivals.learn(batch)
-        except Exception as error:
-            if self._tried or isinstance(error, MACHINE_ERRORS):
-                raise
-            module = type(pl_module).__name__
-            raise ValueError(
-                f"{_NAME}: {module} gives no loss of a batch by criterion(module(inputs), labels) ({error}); give it a "
-                f"method criterion(outputs, labels), or leave {_NAME} out"
-            ) from error
+    def _choose(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Choose the loss that rivals learn by."""
+        trained = [p for p in pl_module.parameters() if p.requires_grad]
+
+        def by_logits(batch: Any) -> None:
+            outputs = pl_module(apply_to_collection(batch[0], Tensor, torch.clone))
+            torch.autograd.grad(criterion_of(pl_module)(outputs, batch[1]), trained, allow_unused=True)
+
+        def by_step(step: StepLoss) -> None:
+            found = step(batch)
+            torch.autograd.grad([] if found is None else [found[0]], trained, allow_unused=True)
+
+        with untouched(pl_module), trainer.precision_plugin.train_step_context():
+            fails = logits_failure(pl_module, batch, by_logits)
+            self._step_loss = choose_loss(self, trainer, pl_module, batch, fails, differentiate=by_step)
+        self._chosen = True
 
     def _make(self, trainer: Trainer, pl_module: LightningModule, trial: bool = False) -> None:
         joint: list[list[Tensor]] = [list(group.parameters) for group in self._groups]
         own = [self._directions.params] if self.granularity == "filter" else joint
         state, self._restored = self._restored, None
-        self._rivals = ComparedCopies(_NAME, trainer, pl_module, self.optimizers, own, self._main, state)
+        self._rivals = ComparedCopies(
+            _NAME, trainer, pl_module, self.optimizers, own, self._main, state, self._step_loss
+        )
         self._tries = trial
         self._watch = RealSteps(trainer.optimizers, self._rivals.before_step, self._after_step)
         if not trial and state is None:

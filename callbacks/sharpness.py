@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from lit_sphere.analysis.curvature import measure_curvature
@@ -58,9 +58,11 @@ class SharpnessMonitor(FindsGroups):
     logger, and sent to W&B, when training ends. Under DDP a mini-batch is the global one, batch statistics each rank's.
     Under FSDP2 a pass gathers the whole module on each device.
 
-    The passes need batches of (inputs, labels), and call the module itself and its ``criterion(logits, labels)``,
-    cross-entropy where it has none. Where nothing is scale-invariant, or no optimizer trains a group as a whole, the
-    monitor warns and stays out.
+    The passes evaluate batches of (inputs, labels) by the module itself and its ``criterion(logits, labels)``,
+    cross-entropy where it has none. Where that does not run (no ``forward``, batches that are dictionaries, labels that
+    are no classes), they take the loss of the training step, which is run so that it leaves no trace; there is no error
+    then, and no Fisher trace. Where nothing is scale-invariant, or no optimizer trains a group as a whole, the monitor
+    warns and stays out.
 
     Args:
         train_pass_every: Make the extra pass every n epochs; null for never.
@@ -80,7 +82,7 @@ class SharpnessMonitor(FindsGroups):
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if the train set cannot be passed over, its
-            batches are no pairs or have no loss, or there is another ``SharpnessMonitor``.
+            batches have no loss, or there is another ``SharpnessMonitor``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -172,7 +174,9 @@ class SharpnessMonitor(FindsGroups):
         self._watch.batch_start(trainer, pl_module, batch)
         if self._watch.stays_out:
             return
-        self._objective.check(trainer, pl_module, list(self._watch.parameters), batch)
+        self._objective.choose(trainer, pl_module, list(self._watch.parameters), batch, self._measures_curvature)
+        if self._objective.loss is not None and self._measures_curvature:
+            rank_zero_info("SharpnessMonitor: without logits there is no Fisher information, whose trace is left out")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find the parameters from the first batch otherwise; and again for another optimizer."""
@@ -248,7 +252,7 @@ class SharpnessMonitor(FindsGroups):
             what = (trainer, pl_module, list(self._watch.parameters), "pass over the train set")
             with self._objective.at_fixed_weights(*what) as objective:
                 measured = train_pass(objective, self.weighting)
-            row |= {f"train_pass/{name}": getattr(measured, name) for name in ("loss", "error")}
+            row |= _known({f"train_pass/{name}": getattr(measured, name) for name in ("loss", "error")})
             row["sharpness/train_pass"] = measured.sharpness
         if self.curvature_every is not None and (self._epoch + 1) % self.curvature_every == 0:
             row |= self._curvature(trainer, pl_module)
@@ -268,7 +272,7 @@ class SharpnessMonitor(FindsGroups):
             rank_zero_warn(
                 "SharpnessMonitor: Lanczos' method gave no top eigenvalue of the Hessian; it is logged as NaN"
             )
-        row = {f"sharpness/{name}": value for name, value in measured._asdict().items()}
+        row = _known({f"sharpness/{name}": value for name, value in measured._asdict().items()})
         if self._rate is not None:
             row["sharpness/edge_of_stability"] = edge_of_stability(self._rate, list(self._watch.parameters))
         return row
@@ -290,3 +294,7 @@ class SharpnessMonitor(FindsGroups):
         if "watch" in state_dict:  # older checkpoints hold a mean of another form, and lose that of their last epoch
             self._watch.load_state(state_dict["watch"])
         self._loss.load_state(state_dict["losses"])
+
+
+def _known(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,5 +1,6 @@
 """Train sets whose last batch would hold one sample, on which batch norm cannot work in train mode."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +84,12 @@ class Pair(NamedTuple):
     y: Tensor
 
 
+@dataclass
+class Sample:
+    x: Tensor
+    y: Tensor
+
+
 @pytest.mark.parametrize("kind", [lambda x, y: [x, y], lambda x, y: (x, y), Pair])
 def test_the_last_sample_is_joined_and_none_is_lost(kind: Any) -> None:
     x, y = torch.arange(33.0).view(33, 1), torch.arange(33)
@@ -94,6 +101,23 @@ def test_the_last_sample_is_joined_and_none_is_lost(kind: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "first"),
+    [
+        (lambda x, y: {"x": x, "y": y}, lambda batch: batch["x"]),
+        (lambda x, y: ([x, -x], y), lambda batch: batch[0][0]),
+        (Sample, lambda batch: batch.x),
+        (lambda x, y: x, lambda batch: batch),
+    ],
+)
+def test_so_it_is_whatever_holds_the_tensors(kind: Any, first: Any) -> None:
+    x, y = torch.arange(33.0).view(33, 1), torch.arange(33)
+    passed = list(_none_of_one_sample(kind(a, b) for a, b in zip(x.split(8), y.split(8), strict=True)))
+    assert [len(first(batch)) for batch in passed] == [8, 8, 8, 9]
+    assert type(passed[-1]) is type(kind(x, y))
+    assert torch.equal(torch.cat([first(batch) for batch in passed]), x)
+
+
+@pytest.mark.parametrize(
     "batches",
     [
         [],
@@ -101,8 +125,9 @@ def test_the_last_sample_is_joined_and_none_is_lost(kind: Any) -> None:
         [(torch.zeros(1, 2), torch.zeros(1))] * 3,
         [(torch.zeros(3, 2), torch.zeros(3)), (torch.zeros(2, 2), torch.zeros(2))],
         [(torch.zeros(3, 2), torch.zeros(3)), (torch.zeros(1, 5), torch.zeros(1))],
-        [{"x": torch.zeros(3)}, {"x": torch.zeros(1)}],
-        [torch.zeros(3), torch.zeros(1)],
+        [{"x": torch.zeros(3)}, {"y": torch.zeros(1)}],
+        [{"x": torch.zeros(3), "file": ["a", "b", "c"]}, {"x": torch.zeros(1), "file": ["d"]}],
+        [torch.zeros(3, 2), torch.zeros(1, 5)],
     ],
 )
 def test_other_batches_are_left_alone(batches: list[Any]) -> None:

@@ -469,6 +469,15 @@ class Triples(ForeignData):
         return DataLoader(self.train, BATCH, collate_fn=lambda pairs: [*default_collate(pairs), 1])
 
 
+class Apart(Sgd):
+    """A step that can only be made in training."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if "log" in vars(self):
+            raise RuntimeError("not alone")
+        return super().training_step(batch[:2], batch_idx)
+
+
 def refused(
     module: LightningModule, tmp_path: Path, data: Any = None, optimizers: Any = None, **options: Any
 ) -> tuple[str, int]:
@@ -486,7 +495,11 @@ def refused(
     ("module", "how", "says"),
     [
         (Smoothed, {}, "criterion.* whose gradient is not that of Smoothed.training_step.*give Smoothed a method"),
-        (Sgd, {"data": Triples}, r"batches of \(inputs, labels\), two tensors, but got a list: use a collate_fn"),
+        (
+            Apart,
+            {"data": Triples},
+            r"by criterion.*a list of 3, no pair of inputs and labels.*nor by its training step.* \(not alone\)",
+        ),
         (Lbfgs, {}, "LBFGS evaluates the loss anew in its step.*leave OptimizerComparison out"),
         (Sgd, {"optimizers": {"newton": LBFGS}}, "newton .LBFGS. evaluates the loss anew"),
         (Sgd, {"optimizers": {"bad": partial(SGD, lr=-1.0)}}, "bad cannot train .*Invalid learning rate.*change"),
@@ -558,14 +571,19 @@ def test_a_device_that_fails_is_not_called_a_wrong_criterion(kind: Any, tmp_path
         trainer_for("resnet", [OptimizerComparison(SGDS)], tmp_path, logger=False).fit(Fails(), ForeignData())
 
 
-def test_a_criterion_that_fails_is_named(tmp_path: Path) -> None:
+def test_where_the_criterion_fails_the_training_step_is_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Fails(Sgd):
         def criterion(self, outputs: Tensor, labels: Tensor) -> Tensor:
             raise RuntimeError("no such labels")
 
-    message, steps = refused(Fails(), tmp_path)
-    assert "Fails gives no loss of a batch by criterion(module(inputs), labels) (no such labels); give it" in message
-    assert steps == 0
+    memory = Memory()
+    own = OptimizerComparison({"own": partial(SGD, **Sgd.options)}, every_n_steps=1)
+    with caplog.at_level("INFO"):
+        trainer_for("resnet", [own], tmp_path, logger=memory).fit(Fails(), ForeignData())
+    assert series(memory, "own_distance_max") == [0.0] * 3 * BATCHES
+    assert sum("(no such labels): the loss is that of its training step" in each for each in caplog.messages) == 1
 
 
 def test_a_criterion_of_its_own_is_followed(tmp_path: Path) -> None:

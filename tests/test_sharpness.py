@@ -289,6 +289,12 @@ def test_a_trace_needs_two_vectors() -> None:
         fisher_trace(objective(network()), vectors=1)
 
 
+def test_the_fisher_information_needs_logits() -> None:
+    net = network()
+    with pytest.raises(ValueError, match="that of logits"):
+        fisher_trace(objective(net, loss=lambda batch: (net(batch[0]).square().mean(), len(batch[0]))))
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

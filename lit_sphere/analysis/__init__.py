@@ -12,7 +12,7 @@ from lit_sphere.analysis.curvature import (
 from lit_sphere.analysis.directions import Directions
 from lit_sphere.analysis.edge_of_stability import descent_rate, edge_of_stability
 from lit_sphere.analysis.equal_ess import EqualESS, equal_ess
-from lit_sphere.analysis.evaluation import LossAndError, loss_and_error
+from lit_sphere.analysis.evaluation import LossAndError, loss_and_error, mean_loss
 from lit_sphere.analysis.interpolation import (
     Interpolation,
     WeightPath,
@@ -65,6 +65,7 @@ __all__ = [
     "hutchinson_trace",
     "interpolate",
     "loss_and_error",
+    "mean_loss",
     "measure_curvature",
     "name_regime",
     "not_finite",

@@ -43,15 +43,15 @@ class Curvature(NamedTuple):
     """Effective curvature at one point.
 
     Attributes:
-        fisher_trace: Estimated trace of the Fisher information.
-        fisher_trace_error: Its standard error.
+        fisher_trace: Estimated trace of the Fisher information; None where there are no logits.
+        fisher_trace_error: Its standard error, or None.
         hessian_trace: Estimated trace of :func:`sphere_hessian`.
         hessian_trace_error: Its standard error.
         top_eigenvalue: Largest eigenvalue of :func:`sphere_hessian`.
     """
 
-    fisher_trace: float
-    fisher_trace_error: float
+    fisher_trace: float | None
+    fisher_trace_error: float | None
     hessian_trace: float
     hessian_trace_error: float
     top_eigenvalue: float
@@ -73,9 +73,11 @@ def measure_curvature(
         The traces and the top eigenvalue.
     """
     product, point = sphere_hessian(objective), flatten(objective.parameters)
-    fisher = fisher_trace(objective, vectors, seed, rank, world_size)
+    fisher: tuple[float | None, float | None] = (None, None)
+    if objective.loss is None:
+        fisher = fisher_trace(objective, vectors, seed, rank, world_size)
     hessian = hutchinson_trace(product, point, vectors, seed)
-    return Curvature(*fisher, *hessian, top_eigenvalue(product, point, seed))
+    return Curvature(fisher[0], fisher[1], *hessian, top_eigenvalue(product, point, seed))
 
 
 def fisher_trace(
@@ -90,7 +92,7 @@ def fisher_trace(
     the same mean; but where training has converged, it rests on the rare draws that are no true labels.)
 
     Args:
-        objective: Model and mini-batches; its criterion and labels are not used.
+        objective: Model with logits, and mini-batches; its criterion and labels are not used.
         vectors: Random signs for each sample, a pass over the mini-batches each; at least 2.
         seed: Their seed.
         rank: This process has samples ``rank::world_size`` of each mini-batch.
@@ -100,10 +102,12 @@ def fisher_trace(
         The mean over samples.
 
     Raises:
-        ValueError: If there is no mini-batch, or ``vectors`` is less than 2.
+        ValueError: If there is no mini-batch, ``vectors`` is less than 2, or the objective has no logits.
     """
     if vectors < 2:
         raise ValueError(f"a trace needs at least 2 random vectors, got {vectors}")
+    if objective.loss is not None:
+        raise ValueError("the Fisher information is that of logits, and the objective has a loss only")
     generator = torch.Generator().manual_seed(seed)
 
     def score(logits: Tensor) -> Tensor:
@@ -176,14 +180,17 @@ def _hessian_sums(objective: Objective, vector: list[Tensor]) -> tuple[Tensor, T
     curved = torch.zeros_like(flatten(params))
     sums = curved.new_zeros(2, dtype=torch.float64)
     with _twice_differentiable():
-        for inputs, labels in objective.batches():
-            loss = objective.criterion(objective.forward(inputs), labels) * len(labels)
+        for batch in objective.batches():
+            found = objective.loss_sum(batch)
+            if found is None:
+                continue
+            loss, count = found
             grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True, materialize_grads=True)
             used = [(g, v) for g, v in zip(grads, vector, strict=True) if g.requires_grad]
             outputs, vectors = zip(*used, strict=True)
             rows = torch.autograd.grad(outputs, params, vectors, allow_unused=True, materialize_grads=True)
             curved += flatten(rows)
-            sums += torch.stack([flatten(grads).double() @ flatten(params).double(), sums.new_tensor(len(labels))])
+            sums += torch.stack([flatten(grads).double() @ flatten(params).double(), sums.new_tensor(count)])
     return curved, sums
 
 

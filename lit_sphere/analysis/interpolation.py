@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from lit_sphere.analysis.evaluation import Criterion, loss_and_error
+from lit_sphere.analysis.evaluation import BatchLoss, Criterion, loss_and_error, mean_loss
 from lit_sphere.analysis.weights import Separation, Weights, put_weights, separation, take_weights
 
 Statistics = Literal["batch", "reestimated"]
@@ -216,11 +216,12 @@ def interpolate(
     statistics: Statistics = "batch",
     *,
     criterion: Criterion = F.cross_entropy,
+    loss: BatchLoss | None = None,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     add_up: Callable[[Tensor], Tensor] = lambda sums: sums,
     progress: str | None = None,
 ) -> Interpolation:
-    """Measure loss and error of a classifier along a path.
+    """Measure loss and error of a classifier along a path, or the loss alone of any model.
 
     Weights, buffers and modes of the model are put back afterwards. Dropout is off throughout.
 
@@ -235,18 +236,21 @@ def interpolate(
             (``torch.optim.swa_utils.update_bn``: mean over its batches, and over processes), then all sets are
             seen in eval mode.
         criterion: Mean loss of a batch.
+        loss: Mean loss and size of a batch of any kind, by the model, in place of logits and criterion; then there are
+            no errors.
         context: Entered for each point, e.g. autocast.
         add_up: Adds tensors of several processes up.
         progress: Text of a progress bar on a terminal; None for none.
 
     Returns:
-        Curves ``<set>_loss`` and ``<set>_error``.
+        Curves ``<set>_loss`` and, of a classifier, ``<set>_error``.
 
     Raises:
         ValueError: If a set has no batch.
     """  # noqa: DOC502
     saved, modes = take_weights(model), [(module, module.training) for module in model.modules()]
-    curves: dict[str, list[float]] = {f"{name}_{what}": [] for name in batches for what in ("loss", "error")}
+    measured = ("loss", "error") if loss is None else ("loss",)
+    curves: dict[str, list[float]] = {f"{name}_{what}": [] for name in batches for what in measured}
     hidden = True if progress is None else None  # None: shown on a terminal
     try:
         with _without_dropout(model):
@@ -255,19 +259,37 @@ def interpolate(
                 with context():
                     model.train()
                     if statistics == "reestimated":
-                        update_bn(batches["train"](), model)
+                        if loss is None:
+                            update_bn(batches["train"](), model)
+                        else:
+                            update_bn(((batch,) for batch in batches["train"]()), _Runs(model, loss))
                         _average_over_processes(model, add_up)
                         model.eval()
                     for name, one_pass in batches.items():
-                        measured = loss_and_error(model, one_pass(), criterion, add_up)
-                        curves[f"{name}_loss"].append(measured.loss)
-                        curves[f"{name}_error"].append(measured.error)
+                        values: tuple[float, ...]
+                        if loss is None:
+                            values = loss_and_error(model, one_pass(), criterion, add_up)
+                        else:
+                            values = (mean_loss(loss, one_pass(), add_up),)
+                        for what, value in zip(measured, values, strict=True):
+                            curves[f"{name}_{what}"].append(value)
     finally:
         put_weights(model, saved)
         for module, mode in modes:
             module.training = mode
-    values = {name: tuple(curve) for name, curve in curves.items()}
-    return Interpolation(tuple(positions), values, path.separation, path.great_circle)
+    result = {name: tuple(curve) for name, curve in curves.items()}
+    return Interpolation(tuple(positions), result, path.separation, path.great_circle)
+
+
+class _Runs(nn.Module):
+    """A model whose forward is what is evaluated, for ``update_bn``."""
+
+    def __init__(self, model: nn.Module, run: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._model, self._run = model, run
+
+    def forward(self, batch: Any) -> None:
+        self._run(batch)
 
 
 @contextmanager

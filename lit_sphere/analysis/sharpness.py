@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_sphere.analysis.evaluation import Criterion
+from lit_sphere.analysis.evaluation import BatchLoss, Criterion
 from lit_sphere.optim import joint_norm
 
 Weighting = Literal["sample", "batch"]
@@ -17,7 +17,7 @@ Weighting = Literal["sample", "batch"]
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a classifier over mini-batches as a function of some of its parameters, the others fixed.
+    """The loss of a model over mini-batches as a function of some of its parameters, the others fixed.
 
     Batch or running statistics are the model's mode. Several processes share each mini-batch: its gradient is that of
     the mean loss over the samples of all of them.
@@ -28,6 +28,8 @@ class Objective:
         parameters: Trainable tensors, at least one.
         criterion: Mean loss of a batch.
         add_up: Adds a tensor up over several processes; each must call it as often.
+        loss: Mean loss and size of a batch of any kind, in place of logits and criterion; then there are no errors and
+            no Fisher information.
     """
 
     forward: Callable[[Any], Tensor]
@@ -35,6 +37,22 @@ class Objective:
     parameters: Sequence[Tensor]
     criterion: Criterion = F.cross_entropy
     add_up: Callable[[Tensor], Tensor] = lambda sums: sums
+    loss: BatchLoss | None = None
+
+    def loss_sum(self, batch: Any) -> tuple[Tensor, int] | None:
+        """Evaluate a mini-batch.
+
+        Args:
+            batch: The mini-batch.
+
+        Returns:
+            The sum of the loss over its samples, and their number; None if it is to be left out.
+        """
+        if self.loss is None:
+            inputs, labels = batch
+            return self.criterion(self.forward(inputs), labels) * len(labels), len(labels)
+        found = self.loss(batch)
+        return None if found is None else (found[0] * found[1], found[1])
 
     def gradients(self, score: Callable[[Tensor], Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Go over the mini-batches and differentiate each.
@@ -44,18 +62,22 @@ class Objective:
 
         Yields:
             The gradient of the mini-batch's mean as one vector, and a float64 tensor of three: the sum over the
-            samples, the number of wrong predictions, and the number of samples.
+            samples, the number of wrong predictions (0 where there are no logits), and the number of samples.
         """
         batches = iter(self.batches())
         while True:
             batch = next(batches, None)
-            gradient, sums = self._nothing() if batch is None else self._one(batch, score)
-            gradient, sums = self.add_up(gradient), self.add_up(sums)
-            if batch is None and not sums[2]:  # other processes may have one batch more
-                return
+            found = None if batch is None else self._one(batch, score)
+            gradient, sums = map(self.add_up, self._nothing() if found is None else found)
+            if found is None and not sums[2]:
+                if batch is None:  # other processes may have one batch more
+                    return
+                continue
             yield gradient / sums[2].to(gradient.dtype), sums
 
-    def _one(self, batch: Any, score: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:
+    def _one(self, batch: Any, score: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        if self.loss is not None:
+            return self._one_by_loss(batch)
         inputs, labels = batch
         with torch.enable_grad():
             logits = self.forward(inputs)
@@ -63,6 +85,16 @@ class Objective:
             grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
         wrong = (logits.argmax(1) != labels).sum().double()
         return flatten(grads), torch.stack([loss.detach().double(), wrong, wrong.new_tensor(len(labels))])
+
+    def _one_by_loss(self, batch: Any) -> tuple[Tensor, Tensor] | None:
+        with torch.enable_grad():
+            found = self.loss_sum(batch)
+            if found is None:
+                return None
+            loss, count = found
+            grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        total = loss.detach().double()
+        return flatten(grads), torch.stack([total, torch.zeros_like(total), total.new_tensor(count)])
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
         zero = torch.zeros_like(flatten(self.parameters))
@@ -74,12 +106,12 @@ class TrainPass(NamedTuple):
 
     Attributes:
         loss: Mean over samples.
-        error: Fraction of wrong predictions, in [0, 1].
+        error: Fraction of wrong predictions, in [0, 1]; None where there are no logits.
         sharpness: Mean over mini-batches of the effective gradient norm.
     """
 
     loss: float
-    error: float
+    error: float | None
     sharpness: float
 
 
@@ -119,7 +151,7 @@ def train_pass(objective: Objective, weighting: Weighting = "sample") -> TrainPa
     if total is None:
         raise ValueError("nothing to measure: there is no mini-batch")
     loss, wrong, count, weight, norms, rho = [*total.tolist(), radius.item()]
-    return TrainPass(loss / count, wrong / count, rho * norms / weight)
+    return TrainPass(loss / count, wrong / count if objective.loss is None else None, rho * norms / weight)
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,11 +1,9 @@
 """Runs of a model on samples like its input, in double precision, that leave no trace in the model."""
 
-import copy
 import dataclasses
 import random
 import re
 import warnings
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
+from lit_sphere.groups.held_modules import HeldModules
 from lit_sphere.groups.precision import Precision
 
 _EPS = re.compile(r"(.*_)?eps(ilon)?")
@@ -28,7 +27,6 @@ _LEAST_VECTOR, _LEAST_MATRIX = 0.1, 1e-3
 # Scale invariance does not depend on the size of an image or the length of a text, but the time does.
 _ENOUGH_PIXELS, _ENOUGH_TOKENS = 64, 32
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
-_NOT_OURS = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "wandb", "numpy", "builtins")
 
 
 class _Exact(TorchFunctionMode):
@@ -116,7 +114,7 @@ class Probe:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Inside, `outputs` works. The model, the generators and the default type are as before at the end."""
-        saved = [_Held(module) for module in self._model.modules()]
+        self._held = HeldModules(self._model)
         accelerators = [] if self.device.type == "cpu" else [self.device]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -134,10 +132,9 @@ class Probe:
             stack.callback(random.setstate, random.getstate())
             stack.callback(np.random.set_state, np.random.get_state())
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-            stack.callback(_put_back, saved)
+            stack.callback(self._held.put_back)
             with torch.no_grad():
                 self._copy_parameters()
-            self._held = saved
             torch.set_default_dtype(self.precision.dtype)
             try:
                 yield
@@ -149,13 +146,9 @@ class Probe:
         leaves: dict[int, nn.Parameter] = {}
         for parameter in self._model.parameters():
             number = known.get(id(parameter))
-            value = self._copied(parameter)
             if number is not None:
-                value = self._nudged(number, value)
-            leaf = nn.Parameter(value, requires_grad=number is not None)
-            self._copies[id(parameter)] = leaf
-            if number is not None:
-                leaves[number] = leaf
+                leaves[number] = nn.Parameter(self._nudged(number, self._copied(parameter)))
+                self._copies[id(parameter)] = leaves[number]
         self.leaves = [leaves[number] for number in range(len(leaves))]
         self._factors = [1.0] * len(leaves)
 
@@ -301,50 +294,20 @@ class Probe:
         ]
 
     def _dress(self) -> None:
-        """Give each module fresh copies of what it holds: what an earlier run left in the last ones is gone."""
-        memo = dict(self._copies)
-        for held in self._held:
-            for name, value in held.scripted.items():
-                setattr(held.module, name, self._stand_in(value, memo))
-            if held.scripted:
+        def fresh(tensor: Tensor) -> Tensor:
+            # What is frozen, too: a training step may write to it, such as to a teacher that follows the network.
+            value = self._copied(tensor)
+            return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+
+        self._held.dress(dict(self._copies), fresh)
+        for module in self._model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
                 continue
-            new = {name: self._stand_in(value, memo) for name, value in held.attributes.items()}
-            for name, value in new.items():
+            for name, value in vars(module).items():
                 if isinstance(value, float) and _EPS.fullmatch(name):
-                    new[name] = self.precision.eps
-            vars(held.module).clear()
-            vars(held.module).update(new)
+                    vars(module)[name] = self.precision.eps
         if self._train:
             self._model.train()
-
-    def _stand_in(self, value: Any, memo: dict[int, Any]) -> Any:
-        """Copy tensors and what holds them; modules, functions and the like stay themselves."""
-        if id(value) in memo:
-            return memo[id(value)]
-        new: Any
-        if isinstance(value, Tensor):
-            new = self._copied(value)
-        elif type(value) in (dict, OrderedDict, defaultdict):
-            new = copy.copy(value)
-            memo[id(value)] = new
-            new.update({key: self._stand_in(each, memo) for key, each in value.items()})
-        elif type(value) in (list, deque):
-            new = copy.copy(value)
-            memo[id(value)] = new
-            for place, each in enumerate(value):
-                new[place] = self._stand_in(each, memo)
-        elif type(value) is tuple:
-            new = tuple(self._stand_in(each, memo) for each in value)
-        elif type(value) is set:
-            new = set(value)
-        elif _is_plain_object(value):
-            new = copy.copy(value)
-            memo[id(value)] = new
-            vars(new).update({key: self._stand_in(each, memo) for key, each in vars(value).items()})
-        else:
-            return value
-        memo[id(value)] = new
-        return new
 
     def _inputs(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         generator = self._generator(index)
@@ -391,35 +354,6 @@ def _without_checkpoints() -> Iterator[None]:
         CheckpointFunction.apply = reentrant
         for name, generator in kept.items():
             setattr(torch.utils.checkpoint, name, generator)
-
-
-class _Held:
-    """What a module holds, to be put back."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.attributes, self._training = module, dict(vars(module)), module.training
-        # Scripted modules keep their tensors elsewhere.
-        scripted = isinstance(module, torch.jit.ScriptModule)
-        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        self.scripted = dict(tensors) if scripted else {}
-
-    def put_back(self) -> None:
-        vars(self.module).clear()
-        vars(self.module).update(self.attributes)
-        for name, value in self.scripted.items():
-            setattr(self.module, name, value)
-        if self.module.training != self._training:
-            self.module.training = self._training
-
-
-def _put_back(held: Sequence[_Held]) -> None:
-    try:
-        for each in held:
-            each.put_back()
-    except BaseException:  # an interrupt: once more, whole
-        for each in held:
-            each.put_back()
-        raise
 
 
 class _Sizes:
@@ -470,19 +404,6 @@ class _Sizes:
 
     def _shorter(self, size: int) -> int:
         return self._smaller.get(size, size) if self._rung == 0 else size
-
-
-def _is_plain_object(value: object) -> bool:
-    """Whether an attribute is an object of the user's own, such as a running average, that may be copied in parts."""
-    kind = type(value)
-    return (
-        not isinstance(value, (nn.Module, type))
-        and isinstance(getattr(value, "__dict__", None), dict)
-        and kind.__module__.partition(".")[0] not in _NOT_OURS
-        and kind.__reduce_ex__ is object.__reduce_ex__
-        and not hasattr(kind, "__deepcopy__")
-        and not callable(value)
-    )
 
 
 def _wide_device(device: torch.device, precision: Precision) -> torch.device:

@@ -1,23 +1,28 @@
 """Passes over data at fixed weights, in the middle of a training that must not notice."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.apply_func import apply_to_collection, apply_to_collections
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from lit_sphere.analysis.curvature import sphere_hessian
 from lit_sphere.analysis.evaluation import Criterion
-from lit_sphere.analysis.sharpness import Objective
+from lit_sphere.analysis.sharpness import Objective, flatten
 from lit_sphere.groups.sharded import whole_parameters
+from lit_sphere.observe.quiet_step import StepLoss
 from lit_sphere.observe.stopping import until_stopped
 
 MACHINE_ERRORS: tuple[type[Exception], ...] = (
@@ -28,22 +33,126 @@ MACHINE_ERRORS: tuple[type[Exception], ...] = (
 """Not for a trial to explain: the batch and the module may be as they should."""
 
 
-def check_batch(owner: Callback, batch: object) -> None:
-    """Refuse batches that are no pairs of two tensors.
+def choose_loss(
+    owner: Callback,
+    trainer: Trainer,
+    pl_module: LightningModule,
+    batch: Any,
+    logits_fail: str | None,
+    what: str = "a batch",
+    differentiate: Callable[[StepLoss], object] | None = None,
+) -> StepLoss | None:
+    """Choose how batches are evaluated: by logits and their criterion, or else by the module's training step.
+
+    Call it inside :func:`untouched`, on all ranks, which agree.
 
     Args:
         owner: The callback, to be named in errors.
-        batch: The first batch.
+        trainer: Its trainer.
+        pl_module: Its module.
+        batch: The first batch, of training; None if this rank has none.
+        logits_fail: Why it cannot be by logits here, see :func:`logits_failure`; None if it can.
+        what: The batch, in errors.
+        differentiate: What must run with the loss by the training step, too.
+
+    Returns:
+        The loss by the training step; None where there are logits.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If neither runs.
     """
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
-        name = type(owner).__name__
-        raise ValueError(
-            f"{name} evaluates batches of (inputs, labels), two tensors, but got a {type(batch).__name__}: use a "
-            f"collate_fn that makes such pairs, or leave {name} out"
+    if runs_everywhere(trainer, logits_fail):
+        return None
+    step = StepLoss(pl_module)
+    step_fails = None if batch is None else failure_of(step.try_out, batch)
+    if differentiate is not None and runs_everywhere(trainer, step_fails):
+        step_fails = failure_of(differentiate, step)
+    name, kind, elsewhere = type(owner).__name__, type(pl_module).__name__, "not in another process"
+    if runs_everywhere(trainer, step_fails):
+        rank_zero_info(
+            f"{name}: {kind} gives no logits of {what} ({logits_fail or elsewhere}): the loss is that of its training "
+            "step, and there is no error"
         )
+        return step
+    raise ValueError(
+        f"{name} cannot evaluate {what} by {kind}: not by criterion(module(inputs), labels) "
+        f"({logits_fail or elsewhere}), nor by its training step, run apart ({step_fails or elsewhere}); change what "
+        f"fails, or leave {name} out"
+    )
+
+
+def runs_everywhere(trainer: Trainer, failure: str | None) -> bool:
+    """Return whether something has failed on no rank; a collective.
+
+    Args:
+        trainer: The trainer.
+        failure: What has failed on this rank.
+
+    Returns:
+        The same on all ranks.
+    """
+    return bool(trainer.strategy.reduce_boolean_decision(failure is None))
+
+
+def logits_failure(pl_module: LightningModule, batch: Any, by_logits: Callable[[Any], object]) -> str | None:
+    """Try to evaluate a batch by logits.
+
+    Args:
+        pl_module: The module.
+        batch: Any batch.
+        by_logits: Evaluates one of inputs and labels.
+
+    Returns:
+        Why that cannot be, in one line; None if it can.
+    """
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        return f"a batch is a {type(batch).__name__}{size}, no pair of inputs and labels"
+    if batch[1].is_floating_point():
+        return "labels are no whole numbers"
+    if criterion_of(pl_module) is F.cross_entropy:
+        failure = failure_of(lambda each: _check_classes(pl_module, *each), batch)
+        if failure is not None:
+            return failure
+    return failure_of(by_logits, batch)
+
+
+@torch.no_grad()
+def _check_classes(pl_module: LightningModule, inputs: Any, labels: Tensor) -> None:
+    """Refuse labels beyond the outputs: on a GPU cross-entropy of these ends the process's use of the device."""
+    logits = pl_module(apply_to_collection(inputs, Tensor, torch.clone))
+    largest = int(labels.max()) if labels.numel() else 0
+    if isinstance(logits, Tensor) and logits.ndim > 1 and largest >= logits.shape[1]:
+        raise ValueError(f"labels go up to {largest}, and there are {logits.shape[1]} outputs")
+
+
+def failure_of(run: Callable[[Any], object], what: Any) -> str | None:
+    """Run something for a trial.
+
+    Args:
+        run: What may fail.
+        what: Its argument, such as a batch.
+
+    Returns:
+        Why it fails, in one line; None if it does not.
+    """
+    try:
+        run(what)
+    except Exception as error:
+        if isinstance(error, MACHINE_ERRORS):
+            raise
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def seed_all(seed: int) -> None:
+    """Seed what dropout, transforms and training steps draw from; inside :func:`untouched`, which gives it back.
+
+    Args:
+        seed: The seed.
+    """
+    for each in (torch.manual_seed, random.seed, np.random.seed):
+        each(seed)
 
 
 @contextmanager
@@ -185,12 +294,11 @@ def _on_device(trainer: Trainer, loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def _none_of_one_sample(batches: Iterable[Any]) -> Iterator[Any]:
-    """Join a batch of one sample to a larger one before it, where both are tuples or lists of tensors."""
+    """Join a batch of one sample to a larger one before it, where both hold nothing but tensors of that many."""
     kept: list[Any] = []
     for batch in batches:
         if kept and _samples(batch) == 1 < _samples(kept[0]) and _shape(batch) == _shape(kept[0]):
-            parts = [torch.cat(pair) for pair in zip(kept[0], batch, strict=True)]
-            kept = [type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)]
+            kept = [apply_to_collections(kept[0], batch, Tensor, lambda *both: torch.cat(both))]
             continue
         yield from kept
         kept = [batch]
@@ -199,15 +307,29 @@ def _none_of_one_sample(batches: Iterable[Any]) -> Iterator[Any]:
 
 def _samples(batch: Any) -> int:
     """Number of samples; 0 where it cannot be told."""
-    if not isinstance(batch, (tuple, list)) or not all(isinstance(each, Tensor) and each.ndim for each in batch):
-        return 0
-    counts = {len(each) for each in batch}
+    parts = [each for _, each in _parts(batch)]
+    counts = {len(each) if isinstance(each, Tensor) and each.ndim else 0 for each in parts}
     return counts.pop() if len(counts) == 1 else 0
 
 
-def _shape(batch: Any) -> list[torch.Size]:
-    """Shapes of a sample."""
-    return [each.shape[1:] for each in batch]
+def _shape(batch: Any) -> list[Any]:
+    """Shapes of a sample, by their places in the batch."""
+    return [(place, each.shape[1:]) for place, each in _parts(batch)]
+
+
+def _parts(batch: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    inner: Mapping[Any, Any]
+    if isinstance(batch, Mapping):
+        inner = batch
+    elif isinstance(batch, (tuple, list)):
+        inner = dict(enumerate(batch))
+    elif is_dataclass(batch):
+        inner = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    else:
+        yield place, batch
+        return
+    for key, each in inner.items():
+        yield from _parts(each, (*place, key))
 
 
 _SECONDS_BEFORE_BAR = 2.0
@@ -222,11 +344,13 @@ class TrainSetObjective:
 
     Attributes:
         may_stop: Whether a signal ends a pass, by :class:`~lit_sphere.observe.stopping.PassStopped`.
+        loss: The training step's, where there are no logits.
     """
 
     def __init__(self, owner: Callback, seed: int) -> None:
         self._owner, self._seed = owner, seed
         self.may_stop = False
+        self.loss: StepLoss | None = None
 
     @contextmanager
     def at_fixed_weights(
@@ -256,8 +380,7 @@ class TrainSetObjective:
 
         def batches() -> Iterator[Any]:
             # Passes are to agree in dropout and random transforms; `untouched` gives the generators' states back.
-            for seed in (torch.manual_seed, random.seed, np.random.seed):
-                seed(self._seed + trainer.global_rank)
+            seed_all(self._seed + trainer.global_rank)
             source = given or train_batches(self._owner, trainer, pl_module)
             for batch in islice(until_stopped(trainer, source) if self.may_stop else source, most):
                 yield trainer.precision_plugin.convert_input(batch)
@@ -267,35 +390,36 @@ class TrainSetObjective:
         full = torch.autocast(pl_module.device.type, enabled=False)
         with untouched(pl_module) as copies, bar, trainer.precision_plugin.forward_context(), full:
             held = [copies.get(p, p) for p in parameters]  # type: ignore[call-overload]
-            yield Objective(pl_module, batches, held, criterion_of(pl_module), add_up_ranks(trainer))
+            yield Objective(pl_module, batches, held, criterion_of(pl_module), add_up_ranks(trainer), self.loss)
 
-    def check(self, trainer: Trainer, pl_module: LightningModule, parameters: Sequence[Tensor], batch: Any) -> None:
-        """Try a batch of the train set, before training.
+    def choose(
+        self, trainer: Trainer, pl_module: LightningModule, parameters: Sequence[Tensor], batch: Any, twice: bool
+    ) -> None:
+        """Try a batch of the train set, before training, and choose how batches are evaluated.
 
         Args:
             trainer: The trainer.
             pl_module: Its module.
             parameters: What to differentiate by.
             batch: Of the train set.
+            twice: Whether second derivatives are needed.
 
         Raises:
-            ValueError: If it is no pair, or has no loss.
-        """
-        name, module = type(self._owner).__name__, type(pl_module).__name__
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-            size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-            raise ValueError(
-                f"{name}: a pass over the train set needs batches of (inputs, labels), not a {type(batch).__name__}"
-                f"{size}; leave out train_pass_every and curvature_… to watch only the steps"
-            )
-        with self.at_fixed_weights(trainer, pl_module, parameters, "trying a batch", [batch]) as objective:
-            try:
-                for _ in objective.gradients():
-                    pass
-            except Exception as error:
-                if isinstance(error, MACHINE_ERRORS):
-                    raise
-                raise ValueError(
-                    f"{name}: {module} gives no loss of a batch by criterion(module(inputs), labels) ({error}); give "
-                    "it a method criterion(logits, labels), or leave out train_pass_every and curvature_…"
-                ) from error
+            ValueError: If there is no way to.
+        """  # noqa: DOC502
+        self.loss, what = None, "a batch of the train set"
+
+        def once(objective: Objective) -> None:
+            for _ in objective.gradients():
+                pass
+
+        def as_needed(step: StepLoss) -> None:
+            by_step = replace(objective, loss=step)
+            if twice:
+                sphere_hessian(by_step)(torch.ones_like(flatten(parameters)))
+            else:
+                once(by_step)
+
+        with self.at_fixed_weights(trainer, pl_module, parameters, f"trying {what}", [batch]) as objective:
+            fails = logits_failure(pl_module, batch, lambda _: once(objective))
+            self.loss = choose_loss(self._owner, trainer, pl_module, batch, fails, what, as_needed)

@@ -6,12 +6,23 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_sphere.analysis import take_weights
 from lit_sphere.observe.module_groups import FindsGroups, NoGroups, groups_of
-from lit_sphere.observe.passes import MACHINE_ERRORS, check_batch, train_batches, untouched, val_batches
+from lit_sphere.observe.passes import (
+    choose_loss,
+    failure_of,
+    logits_failure,
+    runs_everywhere,
+    seed_all,
+    train_batches,
+    untouched,
+    val_batches,
+)
 from lit_sphere.observe.publishing import log_numbers, run_folder_of
+from lit_sphere.observe.quiet_step import StepLoss
 from lit_sphere.observe.stopping import PassStopped, can_stop, until_stopped
 from lit_sphere.observe.watched_groups import stay_out
 
@@ -55,14 +66,14 @@ class BetweenEpochs(FindsGroups):
 
     _sets: tuple[str, ...] = ("train", "val")
     """Sets of data that are evaluated."""
-    _needs = ""
-    """What a batch is evaluated by, besides the module itself."""
 
     def __init__(self) -> None:
         self._names: list[str] = []  # of the scale-invariant tensors in the state_dict
         self._folder: Path | None = None
         self._epochs = 0  # seen
         self._begun = False
+        self._loss: StepLoss | None = None  # by the training step, where there are no logits
+        self._unseen: set[str] = set()  # sets of data that it cannot evaluate
         self._stays_out = False
 
     def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
@@ -80,7 +91,6 @@ class BetweenEpochs(FindsGroups):
         if self._begun or self._stays_out:
             return
         self._begun = True
-        check_batch(self, batch)
         self._find(trainer, pl_module, batch)
         if self._stays_out:
             return
@@ -111,34 +121,61 @@ class BetweenEpochs(FindsGroups):
             self._names = [name for name, p in state.items() if isinstance(p, nn.Parameter) and p in members]
 
     def _try(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that it can be evaluated before training, not after hours of it."""
-        name = type(self).__name__
-        for what in self._sets:
-            one_pass = self._batches(trainer, pl_module).get(what)
-            with untouched(pl_module), trainer.precision_plugin.forward_context():
-                batch = None if one_pass is None else next(iter(one_pass()), None)
-                if batch is None:
-                    continue
-                try:
-                    self._evaluate(pl_module, batch)
-                except Exception as error:
-                    if isinstance(error, MACHINE_ERRORS):
-                        raise
-                    raise ValueError(
-                        f"{name} cannot evaluate a batch of the {what} set by {type(pl_module).__name__}'s forward"
-                        f"{self._needs} ({error}); change what fails, or leave {name} out"
-                    ) from error
+        """Choose how batches are evaluated, before training, not after hours of it."""
+        self._loss, self._unseen = None, set()
+        passes = self._batches(trainer, pl_module)
+        context = trainer.precision_plugin.forward_context
+        with untouched(pl_module), context():
+            firsts = {what: next(iter(passes[what]()), None) for what in self._sets if what in passes}
+            tried = {what: batch for what, batch in firsts.items() if batch is not None}
+            by_logits = partial(self._evaluate, pl_module)
+            fails = {what: logits_failure(pl_module, batch, by_logits) for what, batch in tried.items()}
+        bad = next(((what, reason) for what, reason in fails.items() if reason is not None), ("train", None))
+        with untouched(pl_module), context():  # anew: modes, too
+            self._choose(trainer, pl_module, firsts, *bad)
+
+    def _choose(
+        self, trainer: Trainer, pl_module: LightningModule, firsts: dict[str, Any], bad: str, fails: str | None
+    ) -> None:
+        """Evaluate all sets of data by the training step where one of them cannot be by logits.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            firsts: The first batch of each set, or None.
+            bad: A set that cannot be evaluated by logits.
+            fails: Why; None if all can.
+        """
+        batch = firsts.get("train")
+        self._loss = choose_loss(self, trainer, pl_module, batch, fails, f"a batch of the {bad} set")
+        if self._loss is None or "val" not in firsts:
+            return
+        batch = firsts["val"]
+        reason = None if batch is None else failure_of(self._loss.try_out, batch)
+        if not runs_everywhere(trainer, reason):
+            self._unseen.add("val")
+            rank_zero_warn(
+                f"{type(self).__name__}: the training step of {type(pl_module).__name__} does not take batches of the "
+                f"validation set ({reason or 'not in another process'}), which is not evaluated"
+            )
 
     def _evaluate(self, pl_module: LightningModule, batch: Any) -> None:
-        """Evaluate one batch, for a trial."""
+        """Evaluate one batch by logits, for a trial."""
         raise NotImplementedError
 
     def _batches(self, trainer: Trainer, pl_module: LightningModule) -> Batches:
         """One pass over the train set and, if there is one, the validation set."""
         passes: Batches = {"train": lambda: train_batches(self, trainer, pl_module)}
-        if val_batches(trainer) is not None:
+        if val_batches(trainer) is not None and "val" not in self._unseen:
             passes["val"] = lambda: val_batches(trainer) or ()
-        return passes
+        if self._loss is None:
+            return passes
+        return {name: partial(self._seeded, trainer, one_pass) for name, one_pass in passes.items()}
+
+    def _seeded(self, trainer: Trainer, one_pass: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        """What a training step draws is to be the same in each pass, wherever the weights are."""
+        seed_all(trainer.global_rank)
+        yield from one_pass()
 
     def _send(self, trainer: Trainer, metrics: dict[str, float], epochs: int) -> None:
         """Log; all digits of them, unlike through the module's own log."""

@@ -1,6 +1,7 @@
 """The train loss and error that callbacks judge: means over samples of what training steps return, as logged."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ def samples_in(batch: Any) -> int:
     """Count the samples of a batch.
 
     Args:
-        batch: A tensor, or tuples, lists and dicts of tensors.
+        batch: A tensor, or tuples, lists, dicts and dataclasses of tensors.
 
     Returns:
         Length of its first tensor that has one; 1 if there is none.
@@ -119,3 +120,6 @@ def _lengths(batch: Any) -> Iterator[int]:
     elif isinstance(batch, (tuple, list, Mapping)):
         for each in batch.values() if isinstance(batch, Mapping) else batch:
             yield from _lengths(each)
+    elif is_dataclass(batch):
+        for field in fields(batch):
+            yield from _lengths(getattr(batch, field.name))

@@ -13,7 +13,7 @@ _COLOURS = {"train": BLUE, "val": RED, "test": RED}
 
 
 def draw_interpolation(path: Interpolation, title: str = "", ends: tuple[str, str] = ("start", "end")) -> Figure:
-    """Draw loss and error along a path, with the chords that barriers are measured from.
+    """Draw loss and, where there is one, error along a path, with the chords that barriers are measured from.
 
     Args:
         path: What was measured.
@@ -23,9 +23,12 @@ def draw_interpolation(path: Interpolation, title: str = "", ends: tuple[str, st
     Returns:
         The figure; ``savefig`` writes it.
     """
+    scales = {"loss": 1.0, "error": 100.0}
+    drawn = [what for what in scales if any(name.endswith(f"_{what}") for name in path.curves)]
     with house_style():
-        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
-        for axes, what, scale in zip(figure.subplots(1, 2), ("loss", "error"), (1.0, 100.0), strict=True):
+        figure = Figure(figsize=(4.2 * len(drawn), 3.6), layout="constrained")
+        for axes, what in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+            scale = scales[what]
             for name in path.curves:
                 if name.endswith(f"_{what}"):
                     _curve(axes, path, name, scale)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from lit_sphere.observe.passes import MACHINE_ERRORS, criterion_of
+from lit_sphere.observe.quiet_step import StepLoss, quiet
 from lit_sphere.observe.train_loss import TrainLoss, samples_in
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
@@ -31,6 +32,7 @@ class NetworkCopy:
         trainer: The trainer.
         pl_module: Its module.
         own: Parameters that its own optimizer trains, in groups (one group: given as a plain list).
+        step: The loss by the training step; None for that of logits.
 
     Attributes:
         copies: Its tensor for each parameter of the run.
@@ -50,8 +52,10 @@ class NetworkCopy:
         trainer: Trainer,
         pl_module: LightningModule,
         own: Sequence[Sequence[Tensor]],
+        step: StepLoss | None = None,
     ) -> None:
         self._owner, self._name, self._trainer, self._module = owner, name, trainer, pl_module
+        self._step_loss = step
         params = [[p for g in each.param_groups for p in g["params"] if p.requires_grad] for each in trainer.optimizers]
         self.copies: dict[Tensor, nn.Parameter] = {
             p: nn.Parameter(p.detach().clone()) for group in params for p in group
@@ -61,10 +65,17 @@ class NetworkCopy:
         self._tensors: dict[str, Tensor] = {
             n: self.copies[p] for n, p in pl_module.named_parameters() if p in self.copies
         } | {n: buffer.detach().clone() for n, buffer in pl_module.named_buffers()}
+        if step is not None:  # which may write to what it does not train: a teacher that follows the network
+            self._tensors |= {
+                n: nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
+                for n, p in pl_module.named_parameters()
+                if p not in self.copies and type(p) is nn.Parameter
+            }
         self.loss = TrainLoss()
         self.waiting: Tensor | None = None
         self._gradient: Sequence[Tensor | None] = ()  # of that batch
         self._samples = 0  # in it
+        self._skips = False  # it has no loss here
         groups: list[Any] = [{"params": [self.copies[p] for p in group]} for group in own]
         try:
             self._own = make(groups if len(groups) > 1 else groups[0]["params"])
@@ -84,19 +95,33 @@ class NetworkCopy:
         compared = {p for group in own for p in group}
         self._others = [OptimizerCopy(each, self.copies, compared) for each in trainer.optimizers]
 
-    def learn(self, batch: Any, parts: int) -> None:
+    def learn(self, batch: Any, batch_idx: int, parts: int) -> None:
         """Compute the gradient of a batch, to wait.
 
         Args:
-            batch: Inputs and labels.
+            batch: Of the run.
+            batch_idx: Its number.
             parts: What the loss is divided by.
         """
-        with self._trainer.precision_plugin.train_step_context():
-            # A network may change its inputs in place, and the run needs them as they are.
-            outputs = functional_call(self._module, self._tensors, (batch[0].clone(),))
-            loss = criterion_of(self._module)(outputs, batch[1])
-        self._gradient = torch.autograd.grad(loss / parts, self._leaves, allow_unused=True)
-        self.waiting, self._samples = loss.detach(), samples_in(batch)
+        module, mine = self._module, self._tensors
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        stand_ins = {tensor: mine.get(name, tensor) for name, tensor in tensors}
+        with self._trainer.precision_plugin.train_step_context(), quiet(module, stand_ins):
+            found = self._loss_of(batch) if self._step_loss is None else self._step_loss.run(batch, batch_idx)
+            # Inside: what was checkpointed is computed once more.
+            loss = None if found is None else found[0]
+            self._gradient = [None] * len(self._leaves)
+            if loss is not None:
+                self._gradient = torch.autograd.grad(loss / parts, self._leaves, allow_unused=True)
+            self._tensors |= {name: buffer.detach() for name, buffer in module.named_buffers() if name in mine}
+        self._skips = loss is None  # and the run perhaps does not
+        self.waiting = torch.full((), math.nan) if loss is None else loss.detach()
+        self._samples = samples_in(batch)
+
+    def _loss_of(self, batch: Any) -> tuple[Tensor, int]:
+        # A network may change its inputs in place, and the run needs them as they are.
+        outputs = self._module(apply_to_collection(batch[0], Tensor, torch.clone))
+        return criterion_of(self._module)(outputs, batch[1]), samples_in(batch)
 
     def accumulate(self, parts: int) -> None:
         """Add the gradient that waits up, and its loss.
@@ -106,7 +131,7 @@ class NetworkCopy:
         """
         assert self.waiting is not None
         grads = [grad for grad in self._gradient if grad is not None]
-        if parts > 1:
+        if parts > 1 and grads:
             torch._foreach_div_(grads, parts)
         reached = [p for p, grad in zip(self._leaves, self._gradient, strict=True) if grad is not None]
         before = [(p.grad, grad) for p, grad in zip(reached, grads, strict=True) if p.grad is not None]
@@ -115,7 +140,7 @@ class NetworkCopy:
                 p.grad = grad
         if before:
             torch._foreach_add_([was for was, _ in before], [grad for _, grad in before])
-        self.loss.add_batch(self.waiting, None, self._samples)
+        self.loss.add_batch(None if self._skips else self.waiting, None, self._samples)
         self.drop()
 
     def drop(self) -> None:
@@ -188,7 +213,8 @@ class NetworkCopy:
             )
         with torch.no_grad():
             for name, tensor in self._tensors.items():
-                tensor.copy_(state["tensors"][name])
+                if name in state["tensors"]:  # those of earlier versions hold only what is trained, and buffers
+                    tensor.copy_(state["tensors"][name])
         self._own.load_state_dict(state["own"])
         for other, saved in zip(self._others, state["others"], strict=True):
             other.optimizer.load_state_dict(saved)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_sphere.analysis import Directions
+from lit_sphere.observe.quiet_step import StepLoss
 from lit_sphere.rivals.network_copy import NetworkCopy, OptimizerCallable
 
 _SAME_GRADIENT = 1e-2  # relative: far above what the order of sums changes, far below what another loss does
@@ -29,6 +30,7 @@ class ComparedCopies:
         own: Parameters that these train, in groups (one group: given as a plain list).
         main: Number of the run's optimizer that trains them.
         state: Of earlier copies, to go on from.
+        step: The loss by the training step; None for that of logits.
 
     Attributes:
         main: As above.
@@ -47,12 +49,14 @@ class ComparedCopies:
         own: Sequence[Sequence[Tensor]],
         main: int,
         state: Mapping[str, Any] | None = None,
+        step: StepLoss | None = None,
     ) -> None:
         self._name, self._trainer, self._module, self.main = name, trainer, pl_module, main
         with self._apart():
             self._copies = {
-                each: NetworkCopy(name, each, make, trainer, pl_module, own) for each, make in optimizers.items()
+                each: NetworkCopy(name, each, make, trainer, pl_module, own, step) for each, make in optimizers.items()
             }
+        self._by_logits = step is None
         self._start: dict[Tensor, Tensor] = {p: p.detach().clone() for group in own for p in group}
         self._batches = [0] * len(trainer.optimizers)  # taken since the last step of each optimizer
         self._passed: Tensor | None = None  # sum of what the run has passed to its backward passes of this batch
@@ -65,17 +69,18 @@ class ComparedCopies:
             for each, one in self._copies.items():
                 one.load_state(state["copies"][each])
 
-    def learn(self, batch: Any) -> None:
+    def learn(self, batch: Any, batch_idx: int) -> None:
         """Compute each copy's gradient of a batch, with the random numbers that the run will draw next.
 
         Args:
-            batch: Inputs and labels.
+            batch: Of the run.
+            batch_idx: Its number.
         """
         self._passed = None
         for one in self._copies.values():
             one.drop()  # one that lies there is of a batch that the run has left before its end
             with self._apart(), torch.enable_grad():
-                one.learn(batch, self._trainer.accumulate_grad_batches)
+                one.learn(batch, batch_idx, self._trainer.accumulate_grad_batches)
 
     def see_backward(self, loss: Tensor) -> None:
         """Note that the run takes the batch.
@@ -204,11 +209,14 @@ class ComparedCopies:
         error = math.hypot(*(float((run.double() - copy.double()).norm()) for run, copy in pairs))
         if math.isfinite(norm) and error > _SAME_GRADIENT * norm:
             module = type(self._module).__name__
+            how, remedy = "the loss of a training step", "take one loss a step, which nothing that it keeps changes, "
+            if self._by_logits:
+                how = "criterion(module(inputs), labels)"
+                remedy = f"give {module} a method criterion(outputs, labels) with the same loss, "
             raise ValueError(
-                f"{self._name}: rivals learn by criterion(module(inputs), labels), whose gradient is not that of "
-                f"{module}.training_step (it differs by {error / norm:.0%} at the first step); give {module} a method "
-                f"criterion(outputs, labels) with the same loss, leave changes of the batch to on_after_batch_transfer "
-                f"and clipping to the trainer, or leave {self._name} out"
+                f"{self._name}: rivals learn by {how}, whose gradient is not that of "
+                f"{module}.training_step (it differs by {error / norm:.0%} at the first step); {remedy}leave changes "
+                f"of the batch to on_after_batch_transfer and clipping to the trainer, or leave {self._name} out"
             )
 
     def measure(self, directions: Directions) -> dict[str, float]:
