@@ -148,6 +148,20 @@ def test_a_training_step_is_all_that_is_needed(kind: type[NoForward], tmp_path: 
     assert [each.read_text().count("seen") for each in tmp_path.glob("*/run/0/metrics.csv")] == [1, 1]
 
 
+def test_a_step_with_a_gradient_penalty() -> None:
+    class Penalised(NoForward):
+        def training_step(self, batch: Any, index: int) -> Any:
+            x, y = batch
+            x = x.requires_grad_()
+            loss = F.cross_entropy(self.head(self.net(x)), y)
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            return loss + gradient.square().sum()
+
+    groups = groups_of(FixedNorm(), Penalised(), (torch.randn(8, 3, 4, 4), torch.arange(8) % 3))
+    assert groups is not None
+    assert [group.names for group in groups] == NET
+
+
 def test_what_the_search_runs_can_be_said() -> None:
     class Parts(NoForward):
         def training_step(self, batch: Any, index: int) -> Any:

@@ -246,13 +246,17 @@ class _Search:
 
     def __init__(self, probe: Probe, granularity: GroupGranularity, bar: tqdm) -> None:
         self._probe, self._granularity, self._bar = probe, granularity, bar
-        self._precision = probe.precision
+        self._precision, self._differentiates = probe.precision, False
 
     def run(self) -> GroupSearch:
         probe, bar = self._probe, self._bar
         bar.reset(total=EulerProducts.TAKE + _LAWS_TAKE + 1 + len(_FACTORS))
         self._euler = euler = euler_products(probe, bar.update)
-        self._plain = self._outputs({})
+        try:
+            self._plain = self._outputs({})
+        except ValueError:  # a gradient penalty differentiates in forward
+            self._differentiates = True
+            self._plain = self._outputs({})
         bar.update()
         singles = [(column,) for column in range(len(probe.names)) if euler.vanishes((column,))]
         done = {column for (column,) in singles}
@@ -287,9 +291,8 @@ class _Search:
             probe.go_to(None)
             stack.callback(probe.go_to, 0)
             laws = ScalingLaws({column: probe.leaves[column] for column in open_}, self._precision)
-            outputs = probe.outputs(0, laws)
-            laws.require_constant(outputs)
-        del outputs
+            with torch.set_grad_enabled(self._differentiates):
+                laws.require_constant(probe.outputs(0, laws))
         self._bar.update(_LAWS_TAKE)
         counts = {c: float(probe.leaves[c].numel() if probe.leaves[c].dim() > 1 else 0) for c in open_}
         choice = GroupChoice(laws.symmetries, counts)
@@ -323,8 +326,8 @@ class _Search:
         return [columns for columns in groups if all(self._same(dict.fromkeys(columns, factor)) for factor in _FACTORS)]
 
     def _outputs(self, factors: Mapping[int, float | Tensor]) -> list[Tensor]:
-        with torch.no_grad(), self._probe.scaled(factors):
-            return self._probe.outputs(0)
+        with torch.set_grad_enabled(self._differentiates), self._probe.scaled(factors):
+            return [output.detach() for output in self._probe.outputs(0)]
 
     def _same(self, factors: Mapping[int, float | Tensor]) -> bool:
         pairs = zip(self._plain, self._outputs(factors), strict=True)
