@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from lit_sphere.groups.euler import EulerProducts, euler_products
 from lit_sphere.groups.precision import DOUBLE, SINGLE
-from lit_sphere.groups.probe import Probe, tensors_in
+from lit_sphere.groups.probe import Probe
+from lit_sphere.groups.samples import tensors_in
 from lit_sphere.groups.scaling_laws import ScalingLaws
 from lit_sphere.groups.sharded import whole_parameters
 from lit_sphere.groups.symmetries import GroupChoice

@@ -1,6 +1,5 @@
 """Runs of a model on samples like its input, in double precision, that leave no trace in the model."""
 
-import dataclasses
 import random
 import re
 import warnings
@@ -17,15 +16,12 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from lit_sphere.groups.held_modules import HeldModules
 from lit_sphere.groups.precision import Precision
+from lit_sphere.groups.samples import SampleSizes, random_like, tensors_in
 
 _EPS = re.compile(r"(.*_)?eps(ilon)?")
-# Batch norm over fewer samples than a handful is close to a sign function, whose gradient vanishes.
-_SAMPLES = 4
 _NUDGE = 0.1
 # Layer scale at 1e-6 would hide what lies behind it. A scaling symmetry holds at weights of any size.
 _LEAST_VECTOR, _LEAST_MATRIX = 0.1, 1e-3
-# Scale invariance does not depend on the size of an image or the length of a text, but the time does.
-_ENOUGH_PIXELS, _ENOUGH_TOKENS = 64, 32
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
 
 
@@ -98,7 +94,7 @@ class Probe:
         self._model, self._call, self._seed, self._real = model, call or model, seed, real
         self._positional, self._named, self.precision = tuple(positional), dict(named), precision
         self._train = not model.training if train is None else train
-        self._sizes = _Sizes(tensors_in((self._positional, self._named)))
+        self._sizes = SampleSizes(tensors_in((self._positional, self._named)))
         everything = dict(model.named_parameters())
         if any(nn.parameter.is_lazy(parameter) for parameter in everything.values()):
             raise ValueError(f"{type(model).__name__} has lazy parameters: run it once on real data first")
@@ -317,7 +313,7 @@ class Probe:
             example = example.detach()
             if self._real:
                 return self._copied(self._sizes.cropped(example, picks))
-            value = _random_like(example, self._sizes.of(example), generator)
+            value = random_like(example, self._sizes.of(example), generator)
             return value.to(self.device, self.precision.dtype if value.is_floating_point() else None)
 
         inputs = apply_to_collection((self._positional, self._named), Tensor, sample, allow_frozen=True)
@@ -356,91 +352,8 @@ def _without_checkpoints() -> Iterator[None]:
             setattr(torch.utils.checkpoint, name, generator)
 
 
-class _Sizes:
-    """Sizes of inputs like an example's, but with few samples, pixels and tokens.
-
-    Args:
-        examples: Tensors of the example, at least one.
-    """
-
-    def __init__(self, examples: Sequence[Tensor]) -> None:
-        self._batch = examples[0].shape[0] if examples[0].dim() else None
-        self._smaller: dict[int, int] = {}
-        for each in examples:
-            floating = each.is_floating_point()
-            if each.dim() > 3 and floating:
-                self._smaller.update({size: _ENOUGH_PIXELS for size in each.shape[2:] if size > _ENOUGH_PIXELS})
-            elif each.dim() == (3 if floating else 2) and each.shape[1] > _ENOUGH_TOKENS:
-                self._smaller[each.shape[1]] = _ENOUGH_TOKENS
-        self._rung = 2
-
-    def choose(self, rung: int) -> bool:
-        self._rung = rung
-        return bool(self._smaller) if rung == 0 else rung == 1 or self._batch is not None
-
-    def picks(self, generator: torch.Generator) -> Tensor:
-        """Choose samples of the example."""
-        picks = torch.randperm(self._batch or 1, generator=generator)
-        return picks[:_SAMPLES] if self._rung < 2 else picks.sort().values
-
-    def of(self, example: Tensor) -> tuple[int, ...]:
-        """Give the shape of a tensor like one of the example's."""
-        if not example.dim():
-            return ()
-        first, *others = example.shape
-        if first == self._batch and self._rung < 2:
-            first = _SAMPLES
-        # The second dimension of images counts channels, the last one of texts features.
-        counts = {1} if example.dim() > 3 else {example.dim()}
-        return (first, *(self._shorter(size) if d not in counts else size for d, size in enumerate(others, start=1)))
-
-    def cropped(self, example: Tensor, picks: Tensor) -> Tensor:
-        """Give these samples of one of the example's tensors."""
-        if not example.dim():
-            return example
-        if example.shape[0] == self._batch:
-            example = example[picks.to(example.device)]
-        return example[tuple(slice(size) for size in (example.shape[0], *self.of(example)[1:]))]
-
-    def _shorter(self, size: int) -> int:
-        return self._smaller.get(size, size) if self._rung == 0 else size
-
-
 def _wide_device(device: torch.device, precision: Precision) -> torch.device:
     return torch.device("cpu") if device.type == "mps" and precision.dtype == torch.float64 else device
-
-
-def _random_like(example: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Return a random tensor of this shape, with the example's kind of type and range."""
-    if example.is_floating_point():
-        low, high = float(example.min()), float(example.max())
-        if low < high and high - low < float("inf"):
-            return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-    # The example's own values, shuffled: in range, and a mask of ones stays one.
-    picks = torch.randint(example.numel(), shape, generator=generator)
-    return example.cpu().flatten()[picks]
-
-
-def tensors_in(value: object) -> list[Tensor]:
-    """Find the tensors in nested mappings, sequences and dataclasses.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        The tensors, in their order.
-    """
-    if isinstance(value, Tensor):
-        return [value]
-    parts: Sequence[Any] = ()
-    if isinstance(value, Mapping):
-        parts = list(value.values())
-    elif isinstance(value, (list, tuple)):
-        parts = value
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def _floating(output: object) -> Iterator[Tensor]:
