@@ -147,8 +147,10 @@ class FixedNorm(Control, FindsGroups):
         if self._keeper is not None:
             return
         if not self._sure:  # hooks at the start of training may have frozen norm layers since
-            self._sure = True
             self._find(trainer, groups_of(self, pl_module, batch))
+            if not self._groups:
+                return  # a batch that the training step skips
+            self._sure = True
         reached = trainer.current_epoch >= self.from_epoch
         if self.from_step is not None:
             reached = trainer.global_step >= self.from_step

@@ -387,9 +387,41 @@ class Dense(nn.Module):
         return self.last(F.relu(F.batch_norm(x, None, None, training=True)))
 
 
+class Apart(nn.Module):
+    """Parts of one tensor that scale differently, put together and taken apart again."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embed, self.head, self.how = nn.Linear(6, 6), nn.Linear(6, 3), how
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        normalised = F.layer_norm(x, (6,))
+        if self.how == "cat":
+            y = torch.cat([normalised, x], 1)[:, :6]
+        elif self.how == "stack":
+            y = torch.stack([normalised, x])[0]
+        elif self.how == "written":
+            z = x.new_zeros(len(x), 12)
+            z[:, :6] = x
+            z[:, 6:] = 1
+            y = F.layer_norm(z[:, :6], (6,))
+        else:  # mixed: nothing scales
+            y = torch.cat([normalised, x], 1).mean(1, keepdim=True).expand(-1, 6)
+        return self.head(y)
+
+
+@pytest.mark.parametrize("how", ["cat", "stack", "written", "mixed"])
+def test_parts_of_a_tensor_scale_apart_until_they_are_mixed(how: str) -> None:
+    groups = search_groups(Apart(how), FEATURES).groups
+    assert names(groups) == ([] if how == "mixed" else [("embed.weight", "embed.bias")])
+
+
 REFERENCED: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "resnet": lambda: (ResNet18(width=2), torch.zeros(2, 3, 8, 8)),
     "dense": lambda: (Dense(), FEATURES),
+    "written": lambda: (Apart("written"), FEATURES),
+    "mixed": lambda: (Apart("mixed"), FEATURES),
     "vit": lambda: (VisionTransformer(), torch.zeros(2, 5, 12)),
     "apart": lambda: (
         nn.Sequential(nn.Linear(6, 8), Block(8, False, False), nn.LayerNorm(8), nn.Linear(8, 3)),

@@ -148,6 +148,47 @@ def test_a_training_step_is_all_that_is_needed(kind: type[NoForward], tmp_path: 
     assert [each.read_text().count("seen") for each in tmp_path.glob("*/run/0/metrics.csv")] == [1, 1]
 
 
+class OwnSchedule(NoForward):
+    """Sets the learning rate in the step, by hand and by a scheduler of its own; skips a batch."""
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 1:
+            return None
+        for group in cast(Any, self.optimizers()).param_groups:
+            group["lr"] *= 0.9
+        self.schedule.step()
+        return self.loss(*batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        self.schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return optimizer
+
+
+@pytest.mark.filterwarnings("ignore:.*(num_workers|logging interval|Experiment logs|lr_scheduler.step|None)")
+def test_the_real_optimizer_is_left_alone(tmp_path: Path) -> None:
+    watched, plain = train(OwnSchedule, tmp_path / "a", EffectiveLearningRateMonitor()), train(OwnSchedule, tmp_path)
+    rates = [cast(Any, module).schedule.optimizer.param_groups[0]["lr"] for module in (watched, plain)]
+    assert rates[0] == rates[1] < 0.1
+    assert watched.losses == plain.losses
+    assert cast(Any, watched.metrics)["elr/total"] > 0
+
+
+def test_a_batch_that_cannot_be_looked_into() -> None:
+    class Opaque:
+        def __init__(self, x: Tensor, y: Tensor) -> None:
+            self.x, self.y = x, y
+
+    class Graphs(NoForward):
+        def training_step(self, batch: Any, index: int) -> Any:
+            return F.cross_entropy(self.head(self.net(batch.x)), batch.y)
+
+    groups = groups_of(FixedNorm(), Graphs(), Opaque(torch.randn(8, 3, 4, 4), torch.arange(8) % 3))
+    assert groups is not None
+    assert [group.names for group in groups] == NET
+
+
 def test_a_step_with_a_gradient_penalty() -> None:
     class Penalised(NoForward):
         def training_step(self, batch: Any, index: int) -> Any:
@@ -224,6 +265,12 @@ def test_norms_that_training_leaves_frozen_normalise_nothing(when: str, tmp_path
     monitor = EffectiveLearningRateMonitor()
     train(Finetuned, tmp_path, monitor)
     assert monitor._watch.names == ["4.0.weight"]
+
+
+@pytest.mark.parametrize("options", [{"groups": 3}, {"groups": [3]}, {"groups": "net"}, {"network": 3}])
+def test_words_of_another_type_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        FixedNorm(**options)
 
 
 def test_a_resumed_run_does_not_search_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,18 +272,35 @@ class Meter:
         self.values.append(value)
 
 
+class Slotted:
+    """A running mean in slots, that can be called."""
+
+    __slots__ = ("mean",)
+
+    def __init__(self) -> None:
+        self.mean = torch.zeros(6)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x
+
+
 class Busy(Net):
     """Leaves traces wherever it can."""
 
     def __init__(self) -> None:
         super().__init__()
         self.meter, self.metric = Meter(), torchmetrics.MeanMetric()
+        self.slotted, self.array, self.hidden = Slotted(), np.zeros(3), [nn.BatchNorm1d(3)]
         self.seen, self.counts, self.plain = list[Tensor](), {"calls": 0}, torch.zeros(())
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def forward(self, x: Tensor) -> Any:
+        x = self.slotted(x)
+        self.array += 1
         x = x * float(np.random.rand() + random.random() + 0.5)
         out = super().forward(x)
+        self.hidden[0](out)
         self.meter.update(float(out.detach().sum()))
         self.metric.update(out.detach())
         self.seen.append(out)
@@ -299,13 +316,17 @@ def test_no_side_effect_of_the_probe_lasts() -> None:
     model(torch.randn(4, 6))
     meter, metric = copy.deepcopy(vars(model.meter)), float(model.metric.compute())
     before = snapshot(model)
-    plain = model.plain.clone()
+    plain, mean, array = model.plain.clone(), model.slotted.mean.clone(), model.array.copy()
+    hidden = {name: value.clone() for name, value in model.hidden[0].state_dict().items()}
     assert names(model) == FIRST_AND_SECOND
     assert_same(before, snapshot(model))
     assert vars(model.meter) == meter
     assert float(model.metric.compute()) == metric
     assert model.counts == {"calls": 1}
     assert torch.equal(model.plain, plain)
+    assert torch.equal(model.slotted.mean, mean)
+    assert model.array.tolist() == array.tolist()
+    assert all(torch.equal(value, hidden[name]) for name, value in model.hidden[0].state_dict().items())
     assert len(model.seen) == 1
 
 

@@ -23,7 +23,7 @@ from lit_sphere.groups.symmetries import GroupChoice
 GroupGranularity = Literal["tensor", "filter"]
 
 # Powers of two scale without rounding. The large ones reach what saturates far out, such as ReLU6.
-_FACTORS = (2.0, 0.5, 16.0, 1 / 16)
+_FACTORS = (2.0, 0.5, 64.0, 1 / 64)
 _SECONDS_BEFORE_BAR = 2.0
 _MOST_CHOICES = 20
 # A hand-written rsqrt(x + 1e-6) misses by about its 1e-6.
@@ -89,7 +89,7 @@ def find_groups(
     For random functions f of the model's outputs on random inputs, ⟨∂f/∂w_i, w_i⟩ vanishes for a tensor
     that is scale-invariant by itself. Several tensors that are only together are found from the scaling laws of
     the model's operations (:mod:`~lit_sphere.groups.scaling_laws`); over them the sum vanishes. Every group found
-    is confirmed by scaling it by 2, ½, 16 and 1/16 and comparing outputs. All of this happens on copies, in train
+    is confirmed by scaling it by 2, ½, 64 and 1/64 and comparing outputs. All of this happens on copies, in train
     mode if the model as a whole is in eval mode and otherwise in the modes that its parts have, in float64 (float32
     where that cannot run), without eps, near the model's own weights. The model's weights, buffers, attributes,
     gradients and modes, and the state of random generators, stay as they were.
@@ -140,6 +140,11 @@ def no_groups(model: nn.Module, search: GroupSearch) -> str:
     )
     if share:
         least = min(share, key=lambda name: share[name])
+        if share[least] <= DOUBLE.tolerance:
+            return (
+                f"{text}: {least} passes Euler's identity ⟨∇, w⟩ = 0, but outputs change when it is scaled. What is "
+                "computed saturates, or uses it elsewhere (a teacher that follows it), or differs from run to run"
+            )
         text += f" (the nearest is {least}, with {share[least]:.1e} of its gradient along the weights)"
         if share[least] < _NEARLY:
             return f"{text}; an eps in the code of a norm, not in its attribute eps, would miss by as much"
@@ -186,7 +191,7 @@ def search_groups(
     """
     if granularity not in get_args(GroupGranularity):
         raise ValueError(f"granularity must be one of {get_args(GroupGranularity)}, got {granularity!r}")
-    positional, named = _arguments(example_input)
+    positional, named = _arguments(example_input, samples)
     with whole_parameters(model) as copies:
         make = partial(Probe, model, call, positional, named, seed=seed, real=samples == "given", train=train)
         found = _first_that_runs(make, granularity, progress)
@@ -217,7 +222,9 @@ def _first_that_runs(make: Callable[..., Probe], granularity: GroupGranularity, 
     raise failure
 
 
-def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(example_input: Any, samples: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if samples == "given":  # graphs, texts, whatever a training step takes
+        return example_input, {}
     tensors = tensors_in(example_input)
     if isinstance(example_input, list) or not tensors or not all(each.numel() for each in tensors):
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _NOT_OURS = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "wandb", "numpy")
+_LARGE = 2**24  # bytes: more than that is data, which a step reads
 _AS_IS = {bool, int, float, str, type(None)}
 _BY_KEY = {dict, OrderedDict, defaultdict}
 
@@ -27,7 +28,7 @@ class HeldModules:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._held = [_Held(module) for module in model.modules()]
+        self._held = [_Held(module) for module in _all_modules(model)]
 
     def dress(self, memo: dict[int, Any], copied: Callable[[Tensor], Tensor]) -> None:
         """Give each module fresh copies of what it held at first: what a run left in the last ones is gone.
@@ -54,6 +55,20 @@ class HeldModules:
             for each in self._held:
                 each.put_back()
             raise
+
+
+def _all_modules(model: nn.Module) -> list[nn.Module]:
+    """Modules of a model, and those that it hides in plain lists and dictionaries: a teacher, often."""
+    found = dict.fromkeys(model.modules())
+    waiting = list(found)
+    while waiting:
+        for value in vars(waiting.pop()).values():
+            parts = value.values() if type(value) in _BY_KEY else value if type(value) in (list, tuple) else ()
+            for hidden in (each for each in parts if isinstance(each, nn.Module)):
+                more = [module for module in hidden.modules() if module not in found]
+                found.update(dict.fromkeys(more))
+                waiting += more
+    return list(found)
 
 
 class _Held:
@@ -97,11 +112,14 @@ def _stand_in(value: Any, memo: dict[int, Any], copied: Callable[[Tensor], Tenso
         new = copied(value)
     elif isinstance(value, torch.Generator):
         new = value.clone_state()
+    elif isinstance(value, np.ndarray) and value.nbytes < _LARGE:
+        new = value.copy()
     elif isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
         new = copy.deepcopy(value)
-    elif _is_plain(kind) and isinstance(getattr(value, "__dict__", None), dict):
+    elif _is_plain(kind):
         new = memo[id(value)] = copy.copy(value)
-        vars(new).update({key: _stand_in(each, memo, copied) for key, each in vars(value).items()})
+        for key in _attributes(value):
+            object.__setattr__(new, key, _stand_in(getattr(value, key), memo, copied))
     else:
         return value
     memo[id(value)] = new
@@ -118,5 +136,15 @@ def _is_plain(kind: type) -> bool:
         and not issubclass(kind, type)
         and kind.__reduce_ex__ is object.__reduce_ex__
         and not hasattr(kind, "__deepcopy__")
-        and not any("__call__" in vars(each) for each in kind.__mro__)
     )
+
+
+def _attributes(value: Any) -> list[str]:
+    """Names of the attributes that an object itself has, in its dictionary or in slots."""
+    slots = [name for each in type(value).__mro__ for name in _names(vars(each).get("__slots__", ()))]
+    here = [name for name in slots if not name.startswith("__") and hasattr(value, name)]
+    return [*getattr(value, "__dict__", {}), *here]
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)

@@ -260,7 +260,7 @@ class Probe:
         positional, named = self._inputs(index)
         self._dress()
         self._reseed(index)
-        shapes = ", ".join(str(tuple(each.shape)) for each in tensors_in((positional, named)))
+        shapes = ", ".join(str(tuple(each.shape)) for each in tensors_in((positional, named))) or "unknown"
         name = type(self._model).__name__
         who, kind, made = f"the forward of {name}", "random inputs", ", made after the example input"
         if self._real:

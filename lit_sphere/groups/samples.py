@@ -17,11 +17,11 @@ class SampleSizes:
     """Sizes of inputs like an example's, but with few samples, pixels and tokens.
 
     Args:
-        examples: Tensors of the example, at least one.
+        examples: Tensors of the example.
     """
 
     def __init__(self, examples: Sequence[Tensor]) -> None:
-        self._batch = examples[0].shape[0] if examples[0].dim() else None
+        self._batch = examples[0].shape[0] if examples and examples[0].dim() else None
         self._smaller: dict[int, int] = {}
         for each in examples:
             floating = each.is_floating_point()

@@ -10,7 +10,6 @@ functions takes as many backward passes as there are tensors.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from lit_sphere.groups.symmetries import Form, Symmetries
 
 Law = tuple[list[Form], Form]
 """Equations over the exponents of an operation's inputs, and its output's exponent as a form of these."""
-_Part = tuple[int, int, int]  # dimension, start, stop
 
 
 @dataclass
@@ -35,9 +33,9 @@ class _Scaling:
     form: Form
     required: list[Form] = field(default_factory=list)
     blank: bool = False  # all zeros: these scale with anything
-    # Parts of a concatenation may scale apart, as long as it is used as it is, by a batch norm for instance.
-    parts: list[tuple[_Part, Form]] = field(default_factory=list)
-    layout: tuple[Any, ...] = ()
+    # Parts of a concatenation, or of what is written slice by slice, may scale apart, until an operation mixes them.
+    forms: list[Form] = field(default_factory=list)
+    labels: Tensor | None = None  # for each element of the memory the number of its form; -1 for zeros
 
 
 class ScalingLaws(TorchDispatchMode):
@@ -80,16 +78,16 @@ class ScalingLaws(TorchDispatchMode):
             out = func(*args, **(kwargs or {})).zero_()
             self._record(out, {}, [], blank=True)
             return out
-        if func is torch.ops.aten.cat.default:
-            return self._concatenated(func, args, kwargs or {})
+        if func in (torch.ops.aten.cat.default, torch.ops.aten.stack.default):
+            return self._put_together(func, args, kwargs or {})
         # What has the same exponent scales together: it is one input.
-        classes: dict[frozenset[tuple[int, Fraction]], list[tuple[int, _Part | None]]] = {}
+        classes: dict[frozenset[tuple[int, Fraction]], list[tuple[int, Tensor | None]]] = {}
         for place, leaf in enumerate(leaves):
             for part, form in self._parts(leaf) if _scales(leaf) else ():
                 classes.setdefault(frozenset(form.items()), []).append((place, part))
         states = _generator_states(func, leaves)
 
-        def run(scaled: Sequence[tuple[int, _Part | None]] = (), copies: bool = True) -> Any:
+        def run(scaled: Sequence[tuple[int, Tensor | None]] = (), copies: bool = True) -> Any:
             _restore(states)
             changed = list(leaves)
             if copies:
@@ -111,57 +109,69 @@ class ScalingLaws(TorchDispatchMode):
             self._record(result, form, required, blank=law is None, into=any(result is each for each in written))
         return out
 
-    def _concatenated(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    def _put_together(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Concatenate or stack; each tensor keeps its exponent."""
         tensors = args[0]
-        dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % max(1, tensors[0].dim())
         forms = [self._form(tensor) if _scales(tensor) else {} for tensor in tensors]
         out: Tensor = func(*args, **kwargs)
-        ends = torch.tensor([0, *(each.shape[dim] if each.dim() == out.dim() else 0 for each in tensors)]).cumsum(0)
-        spans = [(dim, start, stop) for start, stop in pairwise(ends.tolist())]
         self._record(out, {}, [])
+        if not any(forms):
+            return out
+        dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % max(1, out.dim())
+        stacked = func is torch.ops.aten.stack.default
+        sizes = [1 if stacked else each.shape[dim] if each.dim() == out.dim() else 0 for each in tensors]
+        labels = _no_labels(out)
+        start = 0
+        for number, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
+            _seen_by(labels, out).narrow(dim, start, size).fill_(number if tensor.any() else -1)
+            start += size
         scaling = self._scalings[_memory(out)]
-        blank = [not bool(tensor.any()) for tensor in tensors]
-        scaling.parts = [(s, f) for s, f, zero in zip(spans, forms, blank, strict=True) if not zero and s[1] < s[2]]
-        scaling.layout = _layout(out)
+        scaling.forms, scaling.labels = forms, labels
         return out
 
     def _form(self, tensor: Tensor) -> Form:
-        """Exponent of a tensor that is about to be used: what it needs to scale must hold from now on."""
+        """Exponent of a tensor that is about to be used as one: its parts must scale alike from now on."""
+        parts = self._parts(tensor, constants=True)
+        for _, form in parts[1:]:
+            self.symmetries.require_zero(_difference(form, parts[0][1]))
+        return self.symmetries.reduce(parts[0][1]) if parts else {}
+
+    def _parts(self, tensor: Tensor, constants: bool = False) -> list[tuple[Tensor | None, Form]]:
+        """Exponents of the parts of a tensor that is about to be used, each with where it is; None: everywhere."""
         scaling = self._scalings.get(_memory(tensor))
         if scaling is None:
-            return {}
-        if scaling.parts:
-            (_, scaling.form), *others = scaling.parts
-            scaling.required += [_difference(form, scaling.form) for _, form in others]
-            scaling.parts = []
+            return []
         for form in scaling.required:
             self.symmetries.require_zero(form)
         scaling.required = []
-        return self.symmetries.reduce(scaling.form)
-
-    def _parts(self, tensor: Tensor) -> list[tuple[_Part | None, Form]]:
-        """Exponents of the parts of a tensor that is about to be used; none of what does not scale."""
-        scaling = self._scalings.get(_memory(tensor))
-        if scaling is None or not scaling.parts or scaling.layout != _layout(tensor):
-            form = self._form(tensor)
+        forms = [self.symmetries.reduce(form) for form in scaling.forms]
+        if scaling.labels is None or all(form == forms[0] for form in forms):
+            form = forms[0] if scaling.labels is not None else self.symmetries.reduce(scaling.form)
             return [(None, form)] if form else []
-        reduced = [(part, self.symmetries.reduce(form)) for part, form in scaling.parts]
-        return [(part, form) for part, form in reduced if form]
+        labels = _seen_by(scaling.labels, tensor)
+        seen = [number for number in labels.unique().tolist() if number >= 0]
+        if len(seen) == 1:
+            return [(None, forms[seen[0]])] if forms[seen[0]] else []
+        return [(labels == number, forms[number]) for number in seen if constants or forms[number]]
 
     def _record(
         self, tensor: Tensor, form: Form, required: list[Form], blank: bool = False, into: bool = False
     ) -> None:
         memory = StorageWeakRef(tensor.untyped_storage())
-        if into:
-            self._form(tensor)  # a concatenation that is written to has one exponent
         before = self._scalings.get(memory.cdata)
-        if into and tensor.numel() < tensor.untyped_storage().nbytes() // tensor.element_size():
-            # The rest of this memory keeps what it holds, and both parts have one exponent from now on.
-            if before is None and not _blank_memory(tensor):
-                required = [*required, form]
-            elif before is not None and not before.blank:
-                required = [*required, *before.required, _difference(form, before.form)]
-        self._scalings[memory.cdata] = _Scaling(memory, form, required, blank)
+        if not into or tensor.numel() >= tensor.untyped_storage().nbytes() // tensor.element_size():
+            self._scalings[memory.cdata] = _Scaling(memory, form, required, blank)
+            return
+        # The rest of this memory keeps what it holds.
+        for each in (*required, *(before.required if before is not None else ())):
+            self.symmetries.require_zero(each)
+        forms, labels = [before.form if before is not None else {}], _no_labels(tensor)
+        if before is not None and before.labels is not None:
+            forms, labels = before.forms, before.labels
+        elif before is not None and before.blank:
+            labels.fill_(-1)
+        _seen_by(labels, tensor).fill_(-1 if blank else len(forms))
+        self._scalings[memory.cdata] = _Scaling(memory, {}, [], False, [*forms, form], labels)
 
 
 def scaling_law(derivatives: Sequence[Tensor], output: Tensor, precision: Precision) -> Law | None:
@@ -247,16 +257,19 @@ def _difference(form: Form, other: Form) -> Form:
     return difference
 
 
-def _stretched(tensor: Tensor, part: _Part | None, factor: float) -> Tensor:
-    if part is None:
-        return tensor * factor
-    stretched = tensor.clone()
-    stretched.narrow(part[0], part[1], part[2] - part[1]).mul_(factor)
-    return stretched
+def _stretched(tensor: Tensor, where: Tensor | None, factor: float) -> Tensor:
+    return tensor * factor if where is None else torch.where(where, tensor * factor, tensor)
 
 
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+def _no_labels(tensor: Tensor) -> Tensor:
+    """Zeros, one for each element of a tensor's memory."""
+    count = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return torch.zeros(count, dtype=torch.int16, device=tensor.device)
+
+
+def _seen_by(labels: Tensor, tensor: Tensor) -> Tensor:
+    """Labels of the elements that a tensor, which may be a view, has in its memory."""
+    return labels.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def _scales(value: object) -> bool:
@@ -269,11 +282,6 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def _memory(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _blank_memory(tensor: Tensor) -> bool:
-    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
-    return not bool(whole.any())
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:

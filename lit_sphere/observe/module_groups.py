@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_sphere.groups import Group, GroupGranularity, GroupSearch, no_groups, search_groups
 from lit_sphere.groups.sharded import reshard
-from lit_sphere.observe.quiet_step import silence, step_losses
+from lit_sphere.observe.quiet_step import NoLoss, silence, step_losses
 
 GroupNames = Sequence[str | Sequence[str]]
 """For each group the name of a parameter, or of several that are scale-invariant together."""
@@ -41,6 +41,19 @@ class GroupOptions:
     example_input: Any = None
     network: Network = None
     groups: GroupNames | None = None
+
+    def __post_init__(self) -> None:
+        """Check the types.
+
+        Raises:
+            ValueError: If an option is of another type.
+        """
+        if not (self.network is None or isinstance(self.network, str) or callable(self.network)):
+            raise ValueError(f"network must be the name of an attribute or a function, got {self.network!r}")
+        given: Any = self.groups
+        listed = isinstance(given, Sequence) and not isinstance(given, str)
+        if given is not None and not (listed and all(isinstance(each, (str, Sequence)) for each in given)):
+            raise ValueError(f"groups must be a list of names, or of lists of them, got {given!r}")
 
 
 class FindsGroups(Callback):
@@ -237,6 +250,8 @@ def _search(
         losses = partial(step_losses, pl_module)
         return search_groups(pl_module, (batch,), granularity, call=losses, samples="given", **search)
     except ValueError as error:
+        if isinstance(error.__cause__, NoLoss):
+            return None  # the step skips this batch
         also = f"; {failure}" if failure is not None else ""
         raise ValueError(
             f"a training step of {type(pl_module).__name__} cannot be run apart ({error}{also}): give example_input=, "

@@ -11,6 +11,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.overrides import TorchFunctionMode
 
 from lit_sphere.groups.held_modules import HeldModules
@@ -37,11 +39,13 @@ class _Losses(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _IdleOptimizer:
-    """An optimizer that shows its options and makes no step."""
+class _Idle:
+    """An optimizer or scheduler that shows its options and makes no step; what is set in these stays with it."""
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
+        if hasattr(optimizer, "param_groups"):
+            self.param_groups = [dict(group) for group in optimizer.param_groups]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._optimizer, name)
@@ -206,12 +210,15 @@ def silence(pl_module: LightningModule) -> None:
 
     # By attributes of the instance, which come before the class's methods.
     trainer = pl_module._trainer
-    optimizers = [] if trainer is None else [_IdleOptimizer(each) for each in trainer.optimizers]
+    optimizers = [] if trainer is None else [_Idle(each) for each in trainer.optimizers]
     schedulers = pl_module.lr_schedulers() if trainer is not None else None
     if trainer is not None:
         trainer = copy.copy(trainer)
         trainer._loggers = [DummyLogger() for _ in trainer.loggers]
     for module in pl_module.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, (Optimizer, LRScheduler)):
+                vars(module)[name] = _Idle(value)
         if not hasattr(module, "log_dict"):
             continue
         vars(module).update(log=nothing, log_dict=nothing)
@@ -231,5 +238,5 @@ def _idle(schedulers: Any) -> Any:
     if schedulers is None:
         return None
     if isinstance(schedulers, list):
-        return [_IdleOptimizer(each) for each in schedulers]
-    return _IdleOptimizer(schedulers)
+        return [_Idle(each) for each in schedulers]
+    return _Idle(schedulers)
