@@ -515,3 +515,14 @@ def test_the_command_takes_functions_that_make_networks(empty_folder: Path, lit_
     assert unknown.status == 2
     assert "--model.convert" in unknown.err
     assert unknown.err.count("\n") == 1
+
+
+def test_inputs_may_be_given_by_name() -> None:
+    class Named(nn.Sequential):
+        def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Any:
+            assert mask is not None
+            return cast(Any, super().forward)(tokens * mask)
+
+    network = Named(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    conversion = make_scale_invariant(network, {"mask": torch.ones(2, 4), "tokens": torch.zeros(2, 4)})
+    assert [each.action for each in conversion.tensors] == ["length fixed", "frozen", "head", "frozen"]

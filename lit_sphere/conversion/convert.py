@@ -17,7 +17,7 @@ from lit_sphere.conversion.normalisation import (
     release_output,
     takes_output_norm,
 )
-from lit_sphere.conversion.roles import Roles, find_roles, fresh, is_vector
+from lit_sphere.conversion.roles import Inputs, Roles, find_roles, fresh, is_vector
 from lit_sphere.groups import Group, search_groups
 
 How = Literal["weights", "activations"]
@@ -111,7 +111,7 @@ class Conversion:
 
 def make_scale_invariant(
     network: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
     how: How = "weights",
     *,
     free: Free = "freeze",
@@ -162,7 +162,7 @@ def make_scale_invariant(
         2.bias    3    frozen        a gain, a bias or a single vector
     """  # noqa: DOC502
     _check(network, how, free, head_norm)
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs: Inputs = (example_input,) if isinstance(example_input, Tensor) else example_input
     work = _Work(network, inputs, how, free, progress)
     groups = work.groups()
     if work.in_groups(groups) >= work.trainable.keys():
@@ -232,9 +232,7 @@ def _sites(network: nn.Module) -> dict[nn.Parameter, list[Site]]:
 class _Work:
     """A conversion on its way: what was done to which tensor."""
 
-    def __init__(
-        self, network: nn.Module, inputs: tuple[Tensor, ...], how: How, free: Free, progress: bool | None
-    ) -> None:
+    def __init__(self, network: nn.Module, inputs: Inputs, how: How, free: Free, progress: bool | None) -> None:
         self._network, self._inputs, self._how, self._free, self._progress = network, inputs, how, free, progress
         self.trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._shapes = {name: tuple(p.shape) for name, p in self.trainable.items()}

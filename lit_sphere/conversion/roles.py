@@ -61,12 +61,16 @@ def fresh(parameter: Tensor, generator: torch.Generator | None = None) -> Tensor
     return nn.init.kaiming_uniform_(torch.empty_like(parameter.detach()), a=math.sqrt(5), generator=generator)
 
 
-def find_roles(network: nn.Module, inputs: Sequence[Tensor]) -> Roles:
+Inputs = Sequence[Tensor] | Mapping[str, Tensor]
+"""Inputs of a network by position, or by name."""
+
+
+def find_roles(network: nn.Module, inputs: Inputs) -> Roles:
     """Find the roles of the trainable parameters, on a copy in eval mode.
 
     Args:
         network: Any module.
-        inputs: Positional inputs; shapes, types and, if they vary, values are taken.
+        inputs: Inputs by position or by name; shapes, types and, if they vary, values are taken.
 
     Returns:
         The roles.
@@ -90,7 +94,7 @@ def find_roles(network: nn.Module, inputs: Sequence[Tensor]) -> Roles:
 class _Trial:
     """A copy of a network that may be changed at will."""
 
-    def __init__(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, network: nn.Module, inputs: Inputs) -> None:
         self._who = type(network).__name__
         try:
             self.network = copy.deepcopy(network).eval()
@@ -101,12 +105,16 @@ class _Trial:
         self.parameters = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         first = next(iter(self.parameters.values()))
         generator = torch.Generator().manual_seed(0)
-        self._inputs = [[_varied(each, generator, first) for each in inputs] for _ in range(2)]
+        self._names = tuple(inputs) if isinstance(inputs, Mapping) else ()
+        tensors = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+        self._inputs = [[_varied(each, generator, first) for each in tensors] for _ in range(2)]
 
     def outputs(self, number: int = 0) -> list[Tensor]:
         try:
             with torch.autocast(self._inputs[0][0].device.type, enabled=False):
-                found = tree_leaves(self.network(*(each.clone() for each in self._inputs[number])))
+                inputs = [each.clone() for each in self._inputs[number]]
+                named = dict(zip(self._names, inputs, strict=True)) if self._names else {}
+                found = tree_leaves(self.network(*([] if named else inputs), **named))
         except Exception as error:
             shapes = ", ".join(str(tuple(each.shape)) for each in self._inputs[number])
             reason = (str(error).splitlines() or [""])[0]
