@@ -406,12 +406,14 @@ class Apart(nn.Module):
             z[:, :6] = x
             z[:, 6:] = 1
             y = F.layer_norm(z[:, :6], (6,))
+        elif self.how == "added":
+            y = F.layer_norm((torch.cat([normalised, x], 1) + torch.cat([normalised, x], 1))[:, 6:], (6,))
         else:  # mixed: nothing scales
             y = torch.cat([normalised, x], 1).mean(1, keepdim=True).expand(-1, 6)
         return self.head(y)
 
 
-@pytest.mark.parametrize("how", ["cat", "stack", "written", "mixed"])
+@pytest.mark.parametrize("how", ["cat", "stack", "written", "added", "mixed"])
 def test_parts_of_a_tensor_scale_apart_until_they_are_mixed(how: str) -> None:
     groups = search_groups(Apart(how), FEATURES).groups
     assert names(groups) == ([] if how == "mixed" else [("embed.weight", "embed.bias")])

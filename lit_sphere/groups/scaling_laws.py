@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from lit_sphere.groups.precision import Precision
 from lit_sphere.groups.symmetries import Form, Symmetries
 
+_MOST_REGIONS = 16
 Law = tuple[list[Form], Form]
 """Equations over the exponents of an operation's inputs, and its output's exponent as a form of these."""
 
@@ -49,7 +50,6 @@ class ScalingLaws(TorchDispatchMode):
     def __init__(self, parameters: Mapping[int, Tensor], precision: Precision) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.symmetries = Symmetries()
-        self.operations = 0
         self._precision = precision
         self._scalings: dict[int, _Scaling] = {}
         for column, parameter in parameters.items():
@@ -68,7 +68,6 @@ class ScalingLaws(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run an operation, and find how its outputs scale."""
-        self.operations += 1
         leaves, spec = tree_flatten((args, dict(kwargs or {})))
         written = _written(func, args, kwargs or {})
         if not written and any(result.alias_info is not None for result in func._schema.returns):
@@ -82,8 +81,11 @@ class ScalingLaws(TorchDispatchMode):
             return self._put_together(func, args, kwargs or {})
         # What has the same exponent scales together: it is one input.
         classes: dict[frozenset[tuple[int, Fraction]], list[tuple[int, Tensor | None]]] = {}
+        parted: list[list[Tensor]] = []  # where the parts of each input are
         for place, leaf in enumerate(leaves):
-            for part, form in self._parts(leaf) if _scales(leaf) else ():
+            parts = self._parts(leaf) if _scales(leaf) else []
+            parted += [[where for where, _ in parts if where is not None]]
+            for part, form in parts:
                 classes.setdefault(frozenset(form.items()), []).append((place, part))
         states = _generator_states(func, leaves)
 
@@ -104,10 +106,31 @@ class ScalingLaws(TorchDispatchMode):
             if not _scales(result):
                 continue
             derivatives = [(leaf[number] - result) / self._precision.step for leaf in moved]
+            into = any(result is each for each in written)
+            regions = [] if into else _regions(parted, result)
+            if regions:
+                self._record_parts(result, regions, derivatives, keys)
+                continue
             law = scaling_law(derivatives, result, self._precision)
             form, required = _applied(law, keys)
-            self._record(result, form, required, blank=law is None, into=any(result is each for each in written))
+            self._record(result, form, required, blank=law is None, into=into)
         return out
+
+    def _record_parts(
+        self, result: Tensor, regions: Sequence[Tensor], derivatives: Sequence[Tensor], inputs: Sequence[Form]
+    ) -> None:
+        """Give each region of an output an exponent of its own, by its own law."""
+        self._record(result, {}, [])
+        scaling = self._scalings[_memory(result)]
+        labels = _no_labels(result)
+        for region in regions:
+            law = scaling_law([each[region] for each in derivatives], result[region], self._precision)
+            form, required = _applied(law, inputs)
+            _seen_by(labels, result)[region] = -1 if law is None else len(scaling.forms)
+            if law is not None:
+                scaling.forms.append(form)
+                scaling.required += required
+        scaling.labels = labels if scaling.forms else None
 
     def _put_together(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Concatenate or stack; each tensor keeps its exponent."""
@@ -259,6 +282,18 @@ def _difference(form: Form, other: Form) -> Form:
 
 def _stretched(tensor: Tensor, where: Tensor | None, factor: float) -> Tensor:
     return tensor * factor if where is None else torch.where(where, tensor * factor, tensor)
+
+
+def _regions(parted: Sequence[Sequence[Tensor]], result: Tensor) -> list[Tensor]:
+    """Regions of an output in which each of its inputs has one exponent; none if all have one everywhere."""
+    mixed = torch.zeros(result.shape, dtype=torch.int32, device=result.device)
+    for parts in parted:
+        if parts and parts[0].shape == result.shape:
+            mixed *= len(parts) + 1
+            for number, where in enumerate(parts, start=1):
+                mixed += number * where
+    numbers = mixed.unique().tolist() if any(parts and parts[0].shape == result.shape for parts in parted) else [0]
+    return [mixed == number for number in numbers] if 1 < len(numbers) <= _MOST_REGIONS else []
 
 
 def _no_labels(tensor: Tensor) -> Tensor:
