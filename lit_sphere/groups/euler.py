@@ -12,6 +12,7 @@ from lit_sphere.groups.probe import Probe
 
 _FUNCTIONS = 4
 _FUNCTIONS_PER_INPUT = 2
+_ROWS_AT_ONCE = 4096
 
 
 class EulerProducts:
@@ -153,7 +154,9 @@ def euler_products(probe: Probe, done: Callable[[int], object], functions: int =
         rows = (len(leaf), -1) if leaf.dim() else (1, 1)
         g, w = (torch.view_as_real(t).flatten(-2) if t.is_complex() else t for t in (gradient, leaf.detach()))
         g, w = g.reshape(rows), w.reshape(rows)
-        products[column][-1] += torch.linalg.vecdot(g, w).double().cpu()
+        # In pieces: the products of an embedding's entries would take as much memory as it does.
+        pieces = zip(g.split(_ROWS_AT_ONCE), w.split(_ROWS_AT_ONCE), strict=True)
+        products[column][-1] += torch.cat([torch.linalg.vecdot(*each) for each in pieces]).double().cpu()
         norms = torch.linalg.vector_norm(g, dim=1).double(), torch.linalg.vector_norm(w, dim=1).double()
         sizes[column][-1] += (norms[0] * norms[1]).cpu()
 

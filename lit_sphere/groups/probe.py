@@ -20,6 +20,7 @@ from lit_sphere.groups.samples import SampleSizes, random_like, tensors_in
 
 _EPS = re.compile(r"(.*_)?eps(ilon)?")
 _NUDGE = 0.1
+_PIECE = 2**22
 # Layer scale at 1e-6 would hide what lies behind it. A scaling symmetry holds at weights of any size.
 _LEAST_VECTOR, _LEAST_MATRIX = 0.1, 1e-3
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
@@ -155,12 +156,11 @@ class Probe:
 
     def _nudged(self, index: int, value: Tensor) -> Tensor:
         """Return a generic point nearby: γ = 1 and β = 0, say, have symmetries that training soon breaks."""
-        # Drawn in float32, which half the memory is enough for.
-        noise = _NUDGE * torch.randn(value.shape, generator=self._generator(-1 - index), dtype=torch.float32)
-        noise = noise.to(value.device)
+        generator = self._generator(-1 - index)
         if not value.numel() or not value.any():
-            return value + noise
-        value.mul_(noise.add_(1))
+            return value + _NUDGE * torch.randn(value.shape, generator=generator, dtype=value.real.dtype).to(value)
+        for piece in value.view(-1).split(_PIECE):  # noise for all of an embedding would take as much memory as it does
+            piece.mul_((1 + _NUDGE * torch.randn(piece.shape, generator=generator)).to(piece))
         least = _LEAST_VECTOR if value.dim() < 2 else _LEAST_MATRIX
         if value.dim() > 1 and self.precision.dtype == torch.float32:  # small terms of sums would be lost in the digits
             least = (len(value) / value.numel()) ** 0.5

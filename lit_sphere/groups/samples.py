@@ -10,7 +10,7 @@ from torch import Tensor
 # Batch norm over fewer samples than a handful is close to a sign function, whose gradient vanishes.
 _SAMPLES = 4
 # Scale invariance does not depend on the size of an image or the length of a text, but the time does.
-_ENOUGH_PIXELS, _ENOUGH_TOKENS = 64, 32
+_ENOUGH_PIXELS, _ENOUGH_TOKENS = 64, 16
 
 
 class SampleSizes:
