@@ -333,6 +333,11 @@ def test_no_side_effect_of_the_probe_lasts() -> None:
 # ---------------------------------------------------------------- inputs
 
 
+def test_weights_in_another_memory_format() -> None:
+    model = Frozen().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert names(model, IMAGES) == [("first.weight",), ("second.weight",)]
+
+
 def test_inputs_by_name_and_nested() -> None:
     class Named(Net):
         def forward(self, x: Tensor, extra: Any = None, scale: float = 1.0) -> Any:

@@ -159,7 +159,9 @@ class Probe:
         generator = self._generator(-1 - index)
         if not value.numel() or not value.any():
             return value + _NUDGE * torch.randn(value.shape, generator=generator, dtype=value.real.dtype).to(value)
-        for piece in value.view(-1).split(_PIECE):  # noise for all of an embedding would take as much memory as it does
+        # In pieces: noise for all of an embedding would take as much memory as it does.
+        rows = max(1, _PIECE * len(value) // value.numel()) if value.dim() else 1
+        for piece in value.split(rows) if value.dim() else (value,):
             piece.mul_((1 + _NUDGE * torch.randn(piece.shape, generator=generator)).to(piece))
         least = _LEAST_VECTOR if value.dim() < 2 else _LEAST_MATRIX
         if value.dim() > 1 and self.precision.dtype == torch.float32:  # small terms of sums would be lost in the digits
