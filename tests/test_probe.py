@@ -334,7 +334,7 @@ def test_no_side_effect_of_the_probe_lasts() -> None:
 
 
 def test_weights_in_another_memory_format() -> None:
-    model = Frozen().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = Frozen().to(memory_format=torch.channels_last)
     assert names(model, IMAGES) == [("first.weight",), ("second.weight",)]
 
 
