@@ -63,6 +63,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Forked children of a process in which much has run find torch's thread pool in pieces.
+    items.sort(key=lambda item: item.path.stem != "test_fsdp")
+
+
 class Result(NamedTuple):
     """What one command line came to."""
 
