@@ -1,11 +1,14 @@
 """Times the search for scale-invariant groups on networks at their real size, each in a process of its own.
 
 Time is given in seconds and as a ratio to one training step (forward and backward of the same batch in float32);
-memory as the growth of the process beyond the model, over the model's own size in float32.
+memory in use as the growth of the process beyond the model, over the model's own size in float32. What glibc would keep
+of freed memory for later (with its defaults another half of a large model's size) is given back, so that it does not
+count.
 """
 
 import argparse
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -104,6 +107,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no network {unknown[0]!r}: there are {', '.join(NETWORKS)}")
     print(hardware("cpu"), versions(), sep="\n")
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # read by the processes that are started
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for row in pool.imap(measure, names):
             print(row, flush=True)

@@ -180,6 +180,7 @@ def euler_products(probe: Probe, done: Callable[[int], object], functions: int =
                     sizes[column].append(torch.zeros(height, dtype=torch.float64))
                 torch.autograd.backward(outputs, cotangents, retain_graph=number < len(chosen))
                 done(2)
+            del outputs  # and with them their graph
             count += len(chosen)
             index += 1
     finally:
