@@ -30,7 +30,7 @@ class EulerProducts:
         scales: Root mean square of ‖∂f/∂w‖‖w‖ over the functions, for each tensor, in the same units.
     """
 
-    TAKE = _FUNCTIONS * 2 + _FUNCTIONS // _FUNCTIONS_PER_INPUT
+    FORWARDS = _FUNCTIONS * 2 + _FUNCTIONS // _FUNCTIONS_PER_INPUT
     """Time of the measurement, in forwards."""
 
     def __init__(
@@ -141,7 +141,7 @@ def euler_products(probe: Probe, done: Callable[[int], object], functions: int =
         The products.
 
     Raises:
-        ValueError: If no output depends on the trainable parameters.
+        ValueError: If no output depends on the trainable parameters, or no function has finite gradients.
     """
     products: list[list[Tensor]] = [[] for _ in probe.names]
     sizes: list[list[Tensor]] = [[] for _ in probe.names]
@@ -188,4 +188,8 @@ def euler_products(probe: Probe, done: Callable[[int], object], functions: int =
             handle.remove()
         probe.go_to(0)
     arrays = [[torch.stack(each).numpy() for each in kind] for kind in (products, sizes)]
+    finite = np.all([np.isfinite(each).all(1) for kind in arrays for each in kind], 0)
+    if not finite.any():
+        raise ValueError("gradients of the model are not finite near its weights")
+    arrays = [[each[finite] for each in kind] for kind in arrays]
     return EulerProducts(probe.names, probe.precision, *arrays)

@@ -15,7 +15,8 @@ class Precision:
             and the rest above 1e-5.
         no_influence: A tensor's gradient below this, relative to the largest, is rounding error: of a bias in front
             of a batch norm, say.
-        eps: In place of the eps of norm layers, which refuse 0 while training: it drowns in any variance there is.
+        eps: In place of the eps of norm layers, which refuse 0 while training: it drowns in any variance there is, and
+            leaves gradients of a norm of zeros (a padding token) finite.
         step: Relative step of a derivative along a tensor.
         relation: Singular values below this, relative to the largest, are relations between derivatives.
         snap: Exponents are small fractions; this far from one, by the step's curvature, is taken for it.
@@ -36,4 +37,4 @@ class Precision:
 
 # Steps are powers of two: scaling by 1 + step is exact where digits allow.
 DOUBLE = Precision(torch.float64, 1e-9, 1e-11, 1e-30, 2.0**-20, 1e-6, 1e-3, 12, 1e-8)
-SINGLE = Precision(torch.float32, 2e-4, 1e-6, 1e-30, 2.0**-8, 1e-3, 2e-2, 4, 1e-3)
+SINGLE = Precision(torch.float32, 2e-4, 1e-6, 1e-20, 2.0**-8, 1e-3, 2e-2, 4, 1e-3)
