@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Forked children of a process in which much has run find torch's thread pool in pieces.
+    # After torch.compile in the same process, autograd refuses to run in forked children.
     items.sort(key=lambda item: item.path.stem != "test_fsdp")
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from callback_fits import Memory, trainer_for
 from foreign_modules import ForeignData, ForeignLayerNorm
@@ -37,6 +38,8 @@ def on_two_ranks(work: Callable[[int], None], folder: Path) -> None:
 def _child(rank: int, work: Callable[[int], None], folder: Path, port: str) -> None:
     names = {"LOCAL_RANK": rank, "RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": RANKS, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    # Once, while there is one thread: two that come to torch's pool together after a fork find none.
+    torch.set_num_threads(1)
     try:
         work(rank)
     except BaseException:
