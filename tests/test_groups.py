@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -788,4 +789,6 @@ def test_progress_bar_on_request_only(capsys: pytest.CaptureFixture[str]) -> Non
     find_groups(LayerNormMLP(), FEATURES, progress=False)
     assert capsys.readouterr().err == ""
     find_groups(LayerNormMLP(), FEATURES, progress=True)
-    assert "scale-invariant groups" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "scale-invariant groups" in shown
+    assert re.search(r"\d+%\|.*\| \d+:\d+ < ", shown), "no time left"

@@ -1,5 +1,8 @@
 """Groups of LightningModules as people write them: without forward, with any batch, under manual optimisation."""
 
+import inspect
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -7,16 +10,18 @@ from typing import Any, cast
 import pytest
 import torch
 import torchmetrics
+from callback_registry import REGISTRY
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lit_sphere.callbacks import EffectiveLearningRateMonitor, FixedNorm
+from lit_sphere import callbacks
+from lit_sphere.callbacks import EffectiveLearningRateMonitor, FixedNorm, RunSummary
 from lit_sphere.groups import search_groups
 from lit_sphere.observe import module_groups
-from lit_sphere.observe.module_groups import groups_of
+from lit_sphere.observe.module_groups import FindsGroups, groups_of
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 SAMPLES = [(torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(i)), i % 3) for i in range(16)]
@@ -225,6 +230,37 @@ def test_what_the_search_runs_can_be_said() -> None:
     groups = groups_of(FixedNorm(network=lambda x: module.head(module.net(x))), module, batch)
     assert groups is not None
     assert [group.names for group in groups] == NET
+
+
+def test_every_callback_that_needs_groups_takes_the_options() -> None:
+    kinds = [kind for kind in vars(callbacks).values() if isinstance(kind, type) and issubclass(kind, FindsGroups)]
+    assert len(kinds) > 8
+    for kind in kinds:
+        if kind is not RunSummary:  # it looks at what others have found
+            assert {"example_input", "network", "groups"} <= inspect.signature(kind).parameters.keys(), kind
+    needing = {entry.kind for entry in REGISTRY.values() if entry.needs_groups}
+    assert needing <= set(kinds)
+
+
+def test_a_choice_between_groups_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Gained(NoForward):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain, self.middle = nn.Parameter(torch.ones(8)), nn.Linear(8, 8, bias=False)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            x = self.net[1](batch[0].flatten(1))
+            x = x + self.gain * self.middle(F.relu(F.layer_norm(x, (8,))))
+            return F.cross_entropy(self.head(F.layer_norm(x, (8,))), batch[1])
+
+    batch = torch.randn(8, 3, 4, 4), torch.arange(8) % 3
+    with caplog.at_level(logging.INFO):
+        groups = groups_of(FixedNorm(), Gained(), batch)
+    assert groups is not None
+    assert [group.names for group in groups] == [("net.1.weight", "middle.weight")]
+    said = [record.message for record in caplog.records if "of several choices" in record.message]
+    assert len(said) == 1
+    assert re.search(r"the 1 groups .* 1 other tensors \(gain\) could stand in place .*groups= decides", said[0])
 
 
 @pytest.mark.parametrize(

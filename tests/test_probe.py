@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -130,6 +131,27 @@ def test_models_with_two_names_train_on_as_if_nothing_had_been(kind: type[Net], 
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def test_what_fabric_sets_up_trains_on() -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    torch.manual_seed(0)
+    net = Net()
+    twin = copy.deepcopy(net)
+    model = fabric.setup(net)  # the network under two names
+    before = snapshot(model)
+    assert [group.names[0].rpartition("module.")[2] for group in find_groups(model, FEATURES)] == [
+        "first.0.weight",
+        "second.0.weight",
+    ]
+    assert_same(before, snapshot(model))
+    x = torch.randn(4, 6)
+    model(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    assert all(
+        torch.equal(cast(Tensor, a.grad), cast(Tensor, b.grad))
+        for a, b in zip(net.parameters(), twin.parameters(), strict=True)
+    )
+
+
 def test_an_interrupt_at_any_call_leaves_the_model_as_it_was() -> None:
     model = SharedModule()
     before, calls = snapshot(model), 0
@@ -166,7 +188,9 @@ def test_activation_checkpointing(reentrant: bool) -> None:
                 x = cast(Tensor, checkpoint(part, x, use_reentrant=reentrant))
             return self.head(x)
 
+    functions = dict(vars(torch.utils.checkpoint)), dict(vars(torch.utils.checkpoint.CheckpointFunction))
     assert names(Checkpointed()) == FIRST_AND_SECOND
+    assert functions == (dict(vars(torch.utils.checkpoint)), dict(vars(torch.utils.checkpoint.CheckpointFunction)))
 
 
 def test_a_tensor_used_in_two_checkpoints() -> None:

@@ -124,7 +124,7 @@ def run_interpolate(args: list[str]) -> None:
     device = _device(config.device)
     made = parser.instantiate_classes(config)
     model, data = made.model, made.data
-    model.restore_conversion(checkpoints[0])
+    model.restore_structure(checkpoints[0])
     model.take_shape(data)
     of_model = f"{paths[0]}: of another architecture than --model {type(model).__name__}"
     _compare(states[0], model.state_dict(), of_model, "in the model; give the --model that it was trained with")

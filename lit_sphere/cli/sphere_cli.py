@@ -241,7 +241,7 @@ class SphereCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         for checkpoint in (self.checkpoint, self.weights):
             if checkpoint is not None:
-                self.model.restore_conversion(checkpoint)
+                self.model.restore_structure(checkpoint)
         if self.checkpoint is not None:
             check_weights(self.checkpoint, self.model, config.ckpt_path)
         if self.weights is not None:

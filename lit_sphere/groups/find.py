@@ -29,7 +29,7 @@ _MOST_CHOICES = 20
 # A hand-written rsqrt(x + 1e-6) misses by about its 1e-6.
 _NEARLY = 1e-3
 # In forwards; a backward takes two, and each operation's law a forward for each of its inputs.
-_LAWS_TAKE = 4
+_FORWARDS_FOR_LAWS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +250,7 @@ def _bar(progress: bool | None) -> tqdm:
 
 
 class _Search:
-    """One search: tensors that are groups by themselves, then joint groups, then rows; all confirmed."""
+    """One search: tensors that are groups by themselves, then rows of tensors, then joint groups; all confirmed."""
 
     def __init__(self, probe: Probe, granularity: GroupGranularity, bar: tqdm) -> None:
         self._probe, self._granularity, self._bar = probe, granularity, bar
@@ -258,7 +258,7 @@ class _Search:
 
     def run(self) -> GroupSearch:
         probe, bar = self._probe, self._bar
-        bar.reset(total=EulerProducts.TAKE + _LAWS_TAKE + 1 + len(_FACTORS))
+        bar.reset(total=EulerProducts.FORWARDS + _FORWARDS_FOR_LAWS + 1 + len(_FACTORS))
         self._euler = euler = euler_products(probe, bar.update)
         try:
             self._plain = self._outputs({})
@@ -287,7 +287,7 @@ class _Search:
         idle = {column for column in range(len(probe.names)) if not euler.influential[column]}
         open_ = [column for column in range(len(probe.names)) if column not in idle | done]
         if len(open_) < 2:
-            self._bar.update(_LAWS_TAKE)
+            self._bar.update(_FORWARDS_FOR_LAWS)
             return [], None
         # What has no influence may as well be zero, and then adds no constant to what would scale: a bias in front of
         # a batch norm.
@@ -301,7 +301,7 @@ class _Search:
             laws = ScalingLaws({column: probe.leaves[column] for column in open_}, self._precision)
             with torch.set_grad_enabled(self._differentiates):
                 laws.require_constant(probe.outputs(0, laws))
-        self._bar.update(_LAWS_TAKE)
+        self._bar.update(_FORWARDS_FOR_LAWS)
         counts = {c: float(probe.leaves[c].numel() if probe.leaves[c].dim() > 1 else 0) for c in open_}
         choice = GroupChoice(laws.symmetries, counts)
         groups: list[tuple[int, ...]] = []

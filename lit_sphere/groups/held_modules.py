@@ -30,7 +30,7 @@ class HeldModules:
     def __init__(self, model: nn.Module) -> None:
         self._held = [_Held(module) for module in _all_modules(model)]
 
-    def dress(self, memo: dict[int, Any], copied: Callable[[Tensor], Tensor]) -> None:
+    def replace(self, memo: dict[int, Any], copied: Callable[[Tensor], Tensor]) -> None:
         """Give each module fresh copies of what it held at first: what a run left in the last ones is gone.
 
         Args:
@@ -46,14 +46,14 @@ class HeldModules:
             vars(held.module).clear()
             vars(held.module).update(new)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Give each module what it held, and its mode."""
         try:
             for each in self._held:
-                each.put_back()
+                each.restore()
         except BaseException:  # an interrupt: once more, whole
             for each in self._held:
-                each.put_back()
+                each.restore()
             raise
 
 
@@ -79,7 +79,7 @@ class _Held:
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         self.scripted = dict(tensors) if scripted else {}
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         vars(self.module).clear()
         vars(self.module).update(self.attributes)
         for name, value in self.scripted.items():

@@ -129,7 +129,7 @@ class Probe:
             stack.callback(random.setstate, random.getstate())
             stack.callback(np.random.set_state, np.random.get_state())
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-            stack.callback(self._held.put_back)
+            stack.callback(self._held.restore)
             with torch.no_grad():
                 self._copy_parameters()
             torch.set_default_dtype(self.precision.dtype)
@@ -239,7 +239,6 @@ class Probe:
 
         Returns:
             Whether there are inputs of that size that are others than those of the rung before.
-
         """
         if not self._sizes.choose(rung):
             return False
@@ -260,7 +259,7 @@ class Probe:
             ValueError: If the model fails on the inputs, or returns no finite floating tensor.
         """
         positional, named = self._inputs(index)
-        self._dress()
+        self._replace_attributes()
         self._reseed(index)
         shapes = ", ".join(str(tuple(each.shape)) for each in tensors_in((positional, named))) or "unknown"
         name = type(self._model).__name__
@@ -291,13 +290,13 @@ class Probe:
             for _ in range(count)
         ]
 
-    def _dress(self) -> None:
+    def _replace_attributes(self) -> None:
         def fresh(tensor: Tensor) -> Tensor:
             # What is frozen, too: a training step may write to it, such as to a teacher that follows the network.
             value = self._copied(tensor)
             return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
 
-        self._held.dress(dict(self._copies), fresh)
+        self._held.replace(dict(self._copies), fresh)
         for module in self._model.modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
@@ -342,14 +341,13 @@ def _without_checkpoints() -> Iterator[None]:
     # Named differently from one version of torch to the next.
     names = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
     kept = {name: getattr(torch.utils.checkpoint, name) for name in names if hasattr(torch.utils.checkpoint, name)}
-    reentrant = CheckpointFunction.apply
-    CheckpointFunction.apply = lambda run, _, *args: run(*args)
+    CheckpointFunction.apply = lambda run, _, *args: run(*args)  # before the one that it inherits
     for name in kept:
         setattr(torch.utils.checkpoint, name, keep)
     try:
         yield
     finally:
-        CheckpointFunction.apply = reentrant
+        del CheckpointFunction.apply
         for name, generator in kept.items():
             setattr(torch.utils.checkpoint, name, generator)
 

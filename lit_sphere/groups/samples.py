@@ -45,8 +45,8 @@ class SampleSizes:
 
     def picks(self, generator: torch.Generator) -> Tensor:
         """Choose samples of the example."""
-        picks = torch.randperm(self._batch or 1, generator=generator)
-        return picks[:_SAMPLES] if self._rung < 2 else picks.sort().values
+        count = self._batch or 1
+        return torch.arange(count) if self._rung == 2 else torch.randperm(count, generator=generator)[:_SAMPLES]
 
     def of(self, example: Tensor) -> tuple[int, ...]:
         """Give the shape of a tensor like one of the example's."""

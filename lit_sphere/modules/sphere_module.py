@@ -211,13 +211,13 @@ class SphereModule(LightningModule):
         self._plan = self.conversion.plan
         rank_zero_info(str(self.conversion))
 
-    def restore_conversion(self, checkpoint: Mapping[str, Any]) -> None:
+    def restore_structure(self, checkpoint: Mapping[str, Any]) -> None:
         """Convert the network as that of a checkpoint was, so that its weights can be loaded; done by loading, too.
 
         A run that is resumed has its spheres from there as well, and need not search for them.
 
         Args:
-            checkpoint: Its content. Nothing is done without ``convert``, or where the network is converted already.
+            checkpoint: Its content. Nothing is converted without ``convert``, or where the network is already.
 
         Raises:
             ValueError: If the checkpoint's network is another.
@@ -389,7 +389,7 @@ class SphereModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Convert as the checkpoint says, restore the running means, and note which options differ from its own."""
-        self.restore_conversion(checkpoint)
+        self.restore_structure(checkpoint)
         if "train_metrics" in checkpoint:
             self.train_metrics.load_state(checkpoint["train_metrics"])
             self._metrics_epoch = checkpoint["train_metrics"]["epoch"]

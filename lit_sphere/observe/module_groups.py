@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -64,12 +64,21 @@ class FindsGroups(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the names of the groups that were found."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        checkpoint[_SAVED] = _Found.of(pl_module).state(pl_module)
+        if _SAVED not in checkpoint:  # one of several callbacks will do
+            checkpoint[_SAVED] = _Found.of(pl_module).state(pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the groups by their names, if the module still has these parameters."""
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        _Found.of(pl_module).load(pl_module, checkpoint.get(_SAVED, {}))
+        _Found.of(pl_module).load(pl_module, checkpoint.get(_SAVED, []))
+
+
+class _Known(NamedTuple):
+    """What a search came to: the groups, or why there is none; and in which modes, of which tensors."""
+
+    groups: list[Group]
+    reason: str
+    trained: list[Any]
 
 
 class _Found:
@@ -79,42 +88,36 @@ class _Found:
     _all: ClassVar[WeakKeyDictionary[LightningModule, "_Found"]] = WeakKeyDictionary()
 
     def __init__(self) -> None:
-        self._groups: dict[str, list[Group]] = {}
-        self._reasons: dict[str, str] = {}  # why there is none
-        self._trained: dict[str, list[Any]] = {}  # in which modes, and which tensors
+        self._known: dict[tuple[str, Network], _Known] = {}
 
     @classmethod
     def of(cls, pl_module: LightningModule) -> "_Found":
         return cls._all.setdefault(pl_module, cls())
 
-    def get(self, pl_module: LightningModule, key: str) -> list[Group] | None:
-        if self._trained.get(key) != _training_of(pl_module):
+    def get(self, pl_module: LightningModule, key: tuple[str, Network]) -> _Known | None:
+        known = self._known.get(key)
+        if known is None or known.trained != _training_of(pl_module):
             return None
-        groups = self._groups[key]
-        known = {p for p in pl_module.parameters() if p.requires_grad}
-        return groups if all(known.issuperset(group.parameters) for group in groups) else None
+        trained = {p for p in pl_module.parameters() if p.requires_grad}
+        return known if all(trained.issuperset(group.parameters) for group in known.groups) else None
 
-    def put(self, pl_module: LightningModule, key: str, groups: list[Group], reason: str) -> None:
-        self._groups[key], self._reasons[key], self._trained[key] = groups, reason, _training_of(pl_module)
+    def put(self, pl_module: LightningModule, key: tuple[str, Network], groups: list[Group], reason: str) -> _Known:
+        self._known[key] = _Known(groups, reason, _training_of(pl_module))
+        return self._known[key]
 
-    def reason(self, key: str) -> str:
-        return self._reasons[key]
+    def state(self, pl_module: LightningModule) -> list[dict[str, Any]]:
+        """Plain values; none of what a function was searched for, which has no name."""
+        return [
+            {"of": list(key), **known._asdict(), "groups": _names(known.groups)}
+            for key, known in self._known.items()
+            if not callable(key[1]) and self.get(pl_module, key) is not None
+        ]
 
-    def state(self, pl_module: LightningModule) -> dict[str, Any]:
-        return {
-            key: {
-                "trained": self._trained[key],
-                "groups": _names(groups),
-                "reason": self._reasons[key],
-            }
-            for key, groups in self._groups.items()
-            if self.get(pl_module, key) is not None
-        }
-
-    def load(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
-        for key, saved in state.items():
+    def load(self, pl_module: LightningModule, state: Sequence[Mapping[str, Any]]) -> None:
+        for saved in state:
             if saved["trained"] == _training_of(pl_module):
-                self.put(pl_module, key, _groups(pl_module, saved["groups"]), saved["reason"])
+                granularity, network = saved["of"]
+                self.put(pl_module, (granularity, network), _groups(pl_module, saved["groups"]), saved["reason"])
 
 
 def _names(groups: Sequence[Group]) -> list[Any]:
@@ -173,41 +176,46 @@ def groups_of(
     Raises:
         NoGroups: If there is none.
         ValueError: If the module cannot be run; the callback is named.
-    """
+    """  # noqa: DOC502
     reshard(pl_module)  # its parameters are those of the optimizer then
     options = getattr(owner, "group_options", GroupOptions())
     name = type(owner).__name__
     if options.groups is not None:
         return named_groups(pl_module, options.groups, name)
-    key = granularity if options.network is None else f"{granularity} of {options.network}"
-    known = _Found.of(pl_module)
-    groups = known.get(pl_module, key)
-    if groups is None:
-        reason = f"{type(pl_module).__name__} has no scale-invariant tensor, only rows of some"
-        failure: str | None = None
-        search = None
-        try:
-            search = _search(pl_module, options, batch, granularity)
-        except ValueError as error:
-            failure = str(error)
-        if search is not None and not search.groups:
-            reason = no_groups(pl_module, search)
-        # Processes add tensors up group by group: they must have the same.
-        names = None if search is None else _names(search.groups)
-        failure, names, reason = _of_first_rank(pl_module, (failure, names, reason))
-        if failure is not None:
-            raise ValueError(f"{name}: {failure}")
-        if names is None:
-            return None
-        groups = _groups(pl_module, names)
-        known.put(pl_module, key, groups, reason)
-        if search is not None:
-            _tell_choice(name, search)
+    key = (granularity, options.network)
+    known = _Found.of(pl_module).get(pl_module, key) or _found_by_search(pl_module, key, options, batch, name)
+    if known is None:
+        return None
+    groups = known.groups
     if granularity == "tensor" and not rows:
         groups = [group for group in groups if group.rows is None]
     if not groups:
-        raise NoGroups(f"{name}: {known.reason(key)}")
+        raise NoGroups(f"{name}: {known.reason}")
     return groups
+
+
+def _found_by_search(
+    pl_module: LightningModule, key: tuple[GroupGranularity, Network], options: GroupOptions, batch: Any, name: str
+) -> _Known | None:
+    """Search, and remember what was found; None if there is nothing to run yet."""
+    failure, search = None, None
+    try:
+        search = _search(pl_module, options, batch, key[0])
+    except ValueError as error:
+        failure = str(error)
+    reason = f"{type(pl_module).__name__} has no scale-invariant tensor, only rows of some"
+    if search is not None and not search.groups:
+        reason = no_groups(pl_module, search)
+    # Processes add tensors up group by group: they must have the same.
+    names = None if search is None else _names(search.groups)
+    failure, names, reason = _of_first_rank(pl_module, (failure, names, reason))
+    if failure is not None:
+        raise ValueError(f"{name}: {failure}")
+    if names is None:
+        return None
+    if search is not None:
+        _tell_choice(name, search)
+    return _Found.of(pl_module).put(pl_module, key, _groups(pl_module, names), reason)
 
 
 def _search(

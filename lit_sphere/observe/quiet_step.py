@@ -150,11 +150,11 @@ def quiet(pl_module: LightningModule, stand_ins: Mapping[Tensor, Tensor] | None 
     memo |= {id(tensor): other for tensor, other in (stand_ins or {}).items()}
     held = HeldModules(pl_module)
     try:
-        held.dress(memo, _copied)
+        held.replace(memo, _copied)
         silence(pl_module)
         yield
     finally:
-        held.put_back()
+        held.restore()
 
 
 def _copied(tensor: Tensor) -> Tensor:
