@@ -6,7 +6,7 @@ classes, seed 0; CIFAR-10, seed 0 and the lowest ELRs of seed 1), none named wro
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,5 +145,7 @@ def test_cifar10(seed: int) -> None:
     def data() -> CIFAR10:
         return CIFAR10(root=CIFAR, train_size=5000, normalisation="papers", seed=seed)
 
-    grid: Iterable[float] = [elr for elr in PAPERS if 0.9e-5 < elr < 2.1e-1]
+    grid = [elr for elr in PAPERS if 0.9e-5 < elr < 2.1e-1]
+    if seed:  # a minute of one core each: of the other seeds 2e-5, 5e-4, 1e-2 and 2e-1
+        grid = grid[1::4]
     check({elr: run(data(), elr, seed, 30) for elr in grid}, on_cifar)
