@@ -5,11 +5,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import repeat
 from statistics import fmean
 from typing import Literal
 
 Numbers = Sequence[float]
 Dash = Literal["solid", "dashed", "dotted"]
+Symbol = Literal["circle", "square", "triangle", "diamond", "cross"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Curve:
         hover: What the mouse is told of each point beside its numbers; empty for nothing.
         dash: Of the line.
         width: Of the line, in points.
+        symbol: Of the points.
     """
 
     x: Numbers
@@ -45,6 +48,7 @@ class Curve:
     hover: Sequence[str] = ()
     dash: Dash = "solid"
     width: float = 1.4
+    symbol: Symbol = "circle"
 
     def __post_init__(self) -> None:
         """Check that there are as many values everywhere.
@@ -139,15 +143,13 @@ def over_seeds(curves: Sequence[Curve], log: bool = False) -> Curve:
         for x, y in zip(curve.x, curve.y, strict=True):
             if math.isfinite(y) and (y > 0 or not log):
                 at.setdefault(x, []).append(y)
-    x, groups = [], []
-    for place in sorted(at):
-        x.append(place)
-        groups.append(at[place])
+    x = sorted(at)
+    groups = [at[place] for place in x]
     means = [math.exp(fmean(map(math.log, each))) if log else fmean(each) for each in groups]
     return Curve(
         x,
         means,
-        f"{first.label}",
+        first.label,
         elr=first.elr,
         colour=first.colour,
         kind=first.kind,
@@ -156,6 +158,7 @@ def over_seeds(curves: Sequence[Curve], log: bool = False) -> Curve:
         hover=[f"{len(each)} seeds" for each in groups],
         dash=first.dash,
         width=first.width,
+        symbol=first.symbol,
     )
 
 
@@ -173,9 +176,9 @@ def numbers(chart: Chart) -> str:
     table.writerow(["panel", "curve", "run", chart.colour_label, "x", "y", "low", "high"])
     for panel in chart.panels:
         for curve in panel.curves:
-            ends = (curve.low or [""] * len(curve.x), curve.high or [""] * len(curve.x))
+            ends = (repeat("") if end is None else end for end in (curve.low, curve.high))
             name = [panel.title, curve.label, curve.run, "" if curve.elr is None else curve.elr]
-            table.writerows([*name, *point] for point in zip(curve.x, curve.y, *ends, strict=True))
+            table.writerows([*name, *point] for point in zip(curve.x, curve.y, *ends, strict=False))
     return text.getvalue()
 
 
