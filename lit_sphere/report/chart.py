@@ -143,11 +143,11 @@ def over_seeds(curves: Sequence[Curve], log: bool = False) -> Curve:
         for x, y in zip(curve.x, curve.y, strict=True):
             if math.isfinite(y) and (y > 0 or not log):
                 at.setdefault(x, []).append(y)
-    x = sorted(at)
-    groups = [at[place] for place in x]
+    places = sorted(at)
+    groups = [at[place] for place in places]
     means = [math.exp(fmean(map(math.log, each))) if log else fmean(each) for each in groups]
     return Curve(
-        x,
+        places,
         means,
         first.label,
         elr=first.elr,
