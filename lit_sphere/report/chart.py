@@ -182,40 +182,33 @@ def numbers(chart: Chart) -> str:
     return text.getvalue()
 
 
-def colour_range(charts: Iterable[Chart]) -> tuple[float, float] | None:
-    """Find between which numbers colours go.
+def colour_scale(charts: Iterable[Chart]) -> list[float]:
+    """Collect the numbers that colours go by.
 
     Args:
         charts: Those that share colours.
 
     Returns:
-        The smallest and the largest positive ``elr``; None if there is none.
+        Each positive ``elr`` once, ascending.
     """
-    found = [
-        curve.elr
-        for chart in charts
-        for panel in chart.panels
-        for curve in panel.curves
-        if curve.elr is not None and curve.elr > 0 and math.isfinite(curve.elr)
-    ]
-    return (min(found), max(found)) if found else None
+    curves = (curve for chart in charts for panel in chart.panels for curve in panel.curves)
+    return sorted({curve.elr for curve in curves if curve.elr is not None and 0 < curve.elr < math.inf})
 
 
-def colour_position(number: float | None, between: tuple[float, float] | None) -> float | None:
-    """Place a number on the scale of colours.
+def colour_position(number: float | None, scale: Sequence[float]) -> float | None:
+    """Place a number on the scale of colours: by its rank, so that neighbours are told apart however close they are.
 
     Args:
         number: Of a curve.
-        between: Of :func:`colour_range`.
+        scale: Of :func:`colour_scale`.
 
     Returns:
-        From 0 to 1, by logarithm; None for no number of this scale.
+        From 0 to 1; None for no number of this scale. On a regular grid of ELRs it goes with the logarithm.
 
     Example:
-        >>> round(colour_position(1e-2, (1e-4, 1e0)), 3)
-        0.5
+        >>> [colour_position(elr, [1e-3, 2e-3, 1e-2]) for elr in (1e-3, 2e-3, 1e-2, None)]
+        [0.0, 0.5, 1.0, None]
     """
-    if number is None or between is None or not number > 0 or not math.isfinite(number):
+    if number is None or number not in scale:
         return None
-    low, high = map(math.log, between)
-    return 0.5 if high <= low else min(1.0, max(0.0, (math.log(number) - low) / (high - low)))
+    return scale.index(number) / (len(scale) - 1) if len(scale) > 1 else 0.5
