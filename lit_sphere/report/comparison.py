@@ -107,6 +107,13 @@ class Comparison:
         """Give the number of a run on the x-axis."""
         return _as_number(self._flat[id(run)].get(self.axis)) if self.axis else None
 
+    def value(self, run: Run, option: str) -> Any:
+        """Give an option of a run; a number where it is one on the x-axis, though YAML took it for text."""
+        value = self._flat[id(run)].get(option)
+        if option == self.axis:
+            return _as_number(value)
+        return value if value is None or isinstance(value, (int, float, str)) else _plain(value)
+
     @cached_property
     def points(self) -> list[Point]:
         """Runs by what varies; seeds of one point together, by the number on the x-axis."""
