@@ -78,19 +78,28 @@
         : { x: 1, xref: "paper", y: place(mark.y, panel.yLog), yref: "y", xanchor: "right", yanchor: "bottom" }),
     };
   };
+  // Powers of ten alone, where there are several; plotly would squeeze a 2 and a 5 between them.
+  const decades = (panel, name) => {
+    let [low, high] = [Infinity, 0];
+    panel.curves.forEach((curve) => curve[name].forEach((value) => {
+      if (value > 0) [low, high] = [Math.min(low, value), Math.max(high, value)];
+    }));
+    const span = Math.log10(high / low);
+    return span > 1.3 ? { dtick: Math.ceil(span / 7) } : {};
+  };
   const layout = (panel) => {
     const text = isDark() ? "#e6edf3" : "#1b1f24";
-    const axis = (title, log, range) => ({
+    const axis = (name, title, log, range) => ({
       title: { text: title, standoff: 6, font: { size: 12 } }, type: log ? "log" : "linear",
       gridcolor: isDark() ? "#262c35" : "#e7ebef", linecolor: isDark() ? "#565f6b" : "#8c959f", showline: true,
-      zeroline: false, exponentformat: "power", ticks: "outside", ticklen: 4, tickcolor: "#8c959f", automargin: true,
-      ...(log ? { dtick: undefined, minexponent: 4 } : {}), ...(range ? { range } : {}),
+      zeroline: false, minexponent: 4, exponentformat: "power", ticks: "outside", ticklen: 4, tickcolor: "#8c959f", automargin: true,
+      ...(log ? decades(panel, name) : {}), ...(range ? { range } : {}),
     });
     return {
       margin: { l: 52, r: 10, t: 8, b: 42 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 11, color: text }, hovermode: "closest", dragmode: "zoom",
       hoverlabel: { align: "left", bgcolor: isDark() ? "#222a35" : "#ffffff", font: { color: text } },
-      xaxis: axis(panel.xLabel, panel.xLog, panel.xRange), yaxis: axis(panel.yLabel, panel.yLog),
+      xaxis: axis("x", panel.xLabel, panel.xLog, panel.xRange), yaxis: axis("y", panel.yLabel, panel.yLog),
       shapes: panel.marks.map(shape),
       annotations: panel.marks.filter((mark) => mark.label).map((mark) => note(panel, mark)),
     };
@@ -103,10 +112,7 @@
     const panel = chart.panels[element.dataset.panel];
     chart.hidden = chart.hidden || new Set();
     drawn.set(element, { chart, panel });
-    const config = {
-      displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
-      toImageButtonOptions: { format: "svg", filename: `${chart.id}-${element.dataset.panel}` },
-    };
+    const config = { displayModeBar: false, responsive: true };
     Plotly.newPlot(element, panel.curves.map((curve) => trace(panel, curve, chart.hidden)), layout(panel), config);
     element.on("plotly_click", (event) => {
       const entry = event.points[0].data.meta;

@@ -158,7 +158,6 @@ def _figure(page: Page, number: int) -> str:
         f'aria-label="{escape(panel.title)}" data-chart="{number}" data-panel="{i}"></div></div>'
         for i, panel in enumerate(chart.panels)
     )
-    single = " single" if len(chart.panels) == 1 else ""
     name = escape(chart.id)
     links = (
         f'<p class="files"><a href="figures/{name}.pdf">PDF</a><a href="figures/{name}.svg">SVG</a>'
@@ -167,7 +166,7 @@ def _figure(page: Page, number: int) -> str:
     return f"""<figure id="{name}">
 <h2>{escape(chart.title)}{badge}</h2>
 <figcaption>{caption}</figcaption>
-<div class="panels{single}">
+<div class="panels p{len(chart.panels)}">
 {panels}
 </div>
 {_legend(page, number)}
@@ -194,13 +193,14 @@ def _legend(page: Page, number: int) -> str:
     buttons = []
     for label, (entry, curve) in entries.items():
         position = colour_position(curve.elr, scale)
-        light, dark = (
-            (curve.colour or "currentColor",) * 2
-            if position is None
-            else (map_colour(position, LIGHT_RANGE), map_colour(position, DARK_RANGE))
-        )
+        if position is not None:
+            light, dark = map_colour(position, LIGHT_RANGE), map_colour(position, DARK_RANGE)
+        else:
+            light = curve.colour or "currentColor"
+            dark = f"color-mix(in srgb, {light}, white 40%)"  # as page.js mixes it
+        shape = f"swatch points {curve.symbol}" if curve.kind == "points" else "swatch"
         buttons.append(
-            f'<button type="button" aria-pressed="true" data-entry="{entry}"><span class="swatch" '
+            f'<button type="button" aria-pressed="true" data-entry="{entry}"><span class="{shape}" '
             f'style="--light:{light};--dark:{dark}"></span>{escape(label)}</button>'
         )
     return f'<div class="legend" data-chart="{number}">{"".join(buttons)}</div>'

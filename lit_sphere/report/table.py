@@ -88,15 +88,15 @@ def table_of(comparison: Comparison) -> Table:
         Column("seed", "seed"),
         Column("loss", "loss that was trained with", numeric=False),
         Column("regime", "regime", numeric=False),
-        Column("evidence", "why this regime", numeric=False, kind="words"),
         Column("train loss", "train loss of the last epoch"),
-        Column("best", "lowest train loss of all epochs"),
+        Column("best train loss", "lowest train loss of all epochs"),
         Column("train error", "train error of the last epoch", percent=True),
         Column(f"{val} error", f"{val} error of the last epoch", percent=True),
-        Column("best", f"lowest {val} error of all epochs", percent=True),
+        Column(f"best {val} error", f"lowest {val} error of all epochs", percent=True),
         Column("g̃", "effective gradient norm, mean of the last epoch"),
         Column("epochs", "epochs trained"),
         Column("state", "state", numeric=False),
+        Column("evidence", "why this regime", numeric=False, kind="words"),
     ]
     rows = [_row(comparison, run) for point in comparison.points for run in point.runs]
     one_loss = len(comparison.losses) == 1
@@ -123,7 +123,6 @@ def _row(comparison: Comparison, run: Run) -> list[Any]:
         run.seed,
         run.loss_name,
         verdict and verdict.regime,
-        verdict and verdict.evidence,
         run.final("train/loss"),
         run.best("train/loss"),
         run.final("train/error"),
@@ -132,6 +131,7 @@ def _row(comparison: Comparison, run: Run) -> list[Any]:
         run.final("effective_grad_norm/total"),
         run.epochs,
         state_of(run),
+        verdict and verdict.evidence,
     ]
 
 
