@@ -80,6 +80,11 @@ def _answer(args: list[str]) -> None:
 
             run_interpolate(args[1:])
             return
+        if args[0] == "report":
+            from lit_sphere.cli.report import run_report
+
+            run_report(args[1:])
+            return
         from lit_sphere.cli.sphere_cli import run
 
         run(args)
@@ -118,6 +123,7 @@ examples:
   lit-sphere fit --ckpt_path runs/NAME/checkpoints/last.ckpt --trainer.max_epochs 200
   lit-sphere test --ckpt_path runs/NAME/checkpoints/last.ckpt
   lit-sphere interpolate runs/A/checkpoints/last.ckpt runs/B/checkpoints/last.ckpt
+  lit-sphere report runs/A runs/B                       a page that compares runs
   lit-sphere toy                                        the three regimes of a function on the sphere
 
 shipped configs (a path of yours comes first):

@@ -45,4 +45,11 @@ SUBCOMMANDS = {
         "theory predicts, and a map of regimes and settled losses over ELR. With --weight-decay instead: x²/(x² + y²) in the plane under "
         "SGD with weight decay, and its periods.",
     ),
+    "report": Subcommand(
+        "compare runs: one page with the answer in words, figures and a table",
+        "Read runs, sweep folders or W&B offline folders, and leave a page that opens without a network: what was "
+        "compared, the borders of the regimes and the best error in words, figures that answer to the mouse, a "
+        "sortable table, and the commands that made the runs. The same figures as PDF and SVG and their numbers as "
+        "CSV lie beside it. Needs no GPU and no network.",
+    ),
 }
