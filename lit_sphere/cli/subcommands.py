@@ -30,6 +30,12 @@ SUBCOMMANDS = {
         "evaluate a checkpoint on the test images",
         "Evaluate a checkpoint (--ckpt_path) on the test images, with its run's configuration.",
     ),
+    "sweep": Subcommand(
+        "grids of runs: options of fit that vary, several runs at once",
+        "Run fit for each point of a grid, several at once, and leave a folder with the plan (sweep.yaml), a table of "
+        "states (states.csv) and the folder of each run. The same command again goes on: finished runs are skipped, "
+        "others go on from their checkpoints, new values are added.",
+    ),
     "interpolate": Subcommand(
         "loss and error between two checkpoints, and the barrier",
         "Measure loss and error on the train and test images along the path between two checkpoints of one network, "

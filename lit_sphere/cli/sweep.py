@@ -1,0 +1,266 @@
+"""``lit-sphere sweep``: a grid of runs."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from lit_sphere.cli import main
+from lit_sphere.cli.base_config import look_ahead
+from lit_sphere.cli.config_names import default_config, find_sweep, read_config
+from lit_sphere.cli.errors import CommandLineError, written_to
+from lit_sphere.cli.rewordings import in_one_line
+from lit_sphere.cli.sphere_cli import SphereCLI
+from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.suggestions import option_strings, suggesting
+from lit_sphere.sweep import Fit, LocalProcesses, Plan, Sweep, SweepError, SweepResult, read_plan
+from lit_sphere.sweep.grid import read_over
+from lit_sphere.sweep.plan import digest
+from lit_sphere.sweep.view import Lines, one_line
+
+_USAGE = "lit-sphere sweep [NAME] --over OPTION=VALUES [options] [options of fit]"
+_FLAGS = ("--dry-run", "-h", "--help")
+_PRELOAD = (
+    "lit_sphere.cli.sphere_cli",
+    "lit_sphere.cli.values_given",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "sklearn.datasets",
+    "wandb.apis.public",
+    "wandb.sdk.launch",
+)
+
+
+def make_parser() -> ArgumentParser:
+    """Make the parser of what is the sweep's own; all else goes to the runs.
+
+    Returns:
+        The parser.
+    """
+    parser = ArgumentParser(
+        prog="lit-sphere sweep",
+        usage=_USAGE,
+        description=SUBCOMMANDS["sweep"].description,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add("--over", type=str, action="append", default=[], help="OPTION=VALUES of fit; several make a product.")
+    add("--seeds", type=int | None, default=None, help="N: runs with seeds 0…N-1.")
+    add("--jobs", type=int | None, default=None, help="Runs at once.")
+    add("--sweep", type=str | None, default=None, help="Folder of the sweep.")
+    return parser
+
+
+def run_sweep_command(args: list[str]) -> None:
+    """Run the subcommand.
+
+    Args:
+        args: Command line after ``sweep``.
+
+    Raises:
+        CommandLineError: If the sweep cannot be made as it is asked for; nothing has been run.
+        SystemExit: With status 1 if a point failed, 130 or 143 if a signal stopped the sweep.
+    """  # noqa: DOC502
+    parser = make_parser()
+    name, own, of_runs = _split(args, option_strings(parser))
+    with suggesting(lambda: option_strings(parser)):
+        config = parser.parse_args(own)
+    try:
+        plan = _plan(name, config, of_runs)
+        folder = Path(config.sweep) if config.sweep else Path("sweeps") / _name(name, plan)
+        result = run_sweep(plan, folder, config.jobs)
+    except SweepError as error:
+        raise CommandLineError(str(error)) from error
+    _finish(result)
+
+
+def run_sweep(plan: Plan, folder: Path, jobs: int | None = None) -> SweepResult:
+    """Run a sweep on this machine, and show it.
+
+    Args:
+        plan: What it is.
+        folder: Where; an earlier part of it is gone on with.
+        jobs: Runs at once; by default one for each GPU, or without one for each core.
+
+    Returns:
+        What has become of its points.
+
+    Raises:
+        SweepError: If it cannot be made; nothing has been run.
+        CommandLineError: If the command line of a point cannot be understood; nothing has been run.
+    """  # noqa: DOC502
+    parsed = parse_points(plan)
+    resources = _resources(parsed, jobs)
+    fit = Fit(main, _PRELOAD, _digests(plan), [_epochs(each) for each in parsed])
+    sweep = Sweep(plan, folder, fit, resources.threads)
+    written_to.set(folder)
+    done = sum(state.state == "done" for state in sweep.states)
+    before = f", {done} of them done already" if done else ""
+    at_once = f"{resources.jobs} at once" if resources.jobs > 1 else "one after the other"
+    print(f"{folder}: {len(sweep.states)} runs{before}; {at_once}", file=sys.stderr, flush=True)
+    return sweep.run(LocalProcesses(resources.jobs, sweep.threads, resources.gpus, _PRELOAD), Lines())
+
+
+def parse_points(plan: Plan) -> list[Namespace]:
+    """Parse the command lines of all points by the parser of ``fit``.
+
+    Args:
+        plan: The sweep.
+
+    Returns:
+        The configuration of each point.
+
+    Raises:
+        CommandLineError: Names the first point that cannot be understood, and why.
+    """
+    typed = look_ahead(list(plan.fit))
+    if typed.wants_help or any(each.partition("=")[0] == "--print_config" for each in plan.fit):
+        raise CommandLineError("options of the runs are listed by lit-sphere fit --help, --model.help CLASS, …")
+    parser = _FitParser()
+    parsed = []
+    for point in plan.points:
+        wrong = parser.what_is_wrong(plan.arguments(point))
+        if wrong is not None:
+            of_all = plan.fit and parser.what_is_wrong(list(plan.fit)) == wrong
+            raise CommandLineError(wrong if of_all else f"the point {point.name}: {wrong}")
+        parsed.append(parser.config["fit"])
+    return parsed
+
+
+class _FitParser(SphereCLI):
+    """Parses command lines of ``fit``, and does nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(["fit"])
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Not while it is made."""
+        self.config = Namespace({"subcommand": "fit"})  # type: ignore[no-untyped-call]
+
+    def what_is_wrong(self, args: Sequence[str]) -> str | None:
+        """Parse a command line.
+
+        Args:
+            args: After ``fit``.
+
+        Returns:
+            One line if it cannot be understood.
+        """
+        try:
+            super().parse_arguments(self.parser, ["fit", *args])
+        except CommandLineError as error:
+            return str(error)
+        except (ArgumentError, ValueError) as error:
+            return in_one_line(str(error))
+        return None
+
+    def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is made."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is made."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Resources:
+    jobs: int
+    threads: int
+    gpus: tuple[str, ...]
+
+
+def _resources(parsed: Sequence[Namespace], jobs: int | None) -> _Resources:
+    """Share out the cores, or the GPUs."""
+    if jobs is not None and jobs < 1:
+        raise SweepError(f"--jobs must be at least 1, got {jobs}")
+    gpus = () if all(each.trainer.accelerator == "cpu" for each in parsed) else _gpus(parsed)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = min(jobs or len(gpus) or cores, len(parsed))
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(given) if given.isdecimal() and int(given) else max(1, cores // jobs)
+    return _Resources(jobs, threads, gpus)
+
+
+def _gpus(parsed: Sequence[Namespace]) -> tuple[str, ...]:
+    """Ids of the GPUs of a run each; several with commas between them where a run takes several."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = given.split(",") if given is not None else [str(i) for i in range(torch.cuda.device_count())]
+    ids = [each for each in ids if each.strip()]
+    devices = [each.trainer.devices for each in parsed]
+    several = max((each for each in devices if isinstance(each, int)), default=1)
+    several = max(several, 1)
+    return tuple(",".join(ids[i : i + several]) for i in range(0, len(ids) - several + 1, several))
+
+
+def _split(args: list[str], own: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
+    """Give the name of a sweep, what is the sweep's own, and what goes to the runs."""
+    name = args[0] if args and not args[0].startswith("-") else None
+    rest, mine, others = args[name is not None :], list[str](), list[str]()
+    while rest:
+        option = rest[0].partition("=")[0]
+        is_mine = option in own or option == "-h"
+        takes_value = is_mine and option not in _FLAGS and "=" not in rest[0]
+        count = 2 if takes_value else 1
+        (mine if is_mine else others).extend(rest[:count])
+        rest = rest[count:]
+    return name, mine, others
+
+
+def _plan(name: str | None, config: Namespace, of_runs: list[str]) -> Plan:
+    plan = read_plan(Path(find_sweep(name))) if name is not None else Plan()
+    over = dict(plan.over)
+    typed = [read_over(text) for text in config.over]
+    for option, values in typed:
+        if sum(option == other for other, _ in typed) > 1:
+            raise SweepError(f"--over {option}: stands twice; put all values behind one")
+        over[option] = values
+    if config.seeds is not None and not 0 <= config.seeds <= 1000:
+        raise SweepError(f"--seeds must be at least 0, and at most 1000, got {config.seeds}")
+    seeds = plan.seeds if config.seeds is None else config.seeds
+    return replace(plan, fit=(*plan.fit, *of_runs), over=over, seeds=seeds)
+
+
+def _name(name: str | None, plan: Plan) -> str:
+    """Name of the folder that is taken where none is given: the same for the same command."""
+    if name is not None:
+        return Path(name).stem
+    configs = look_ahead(list(plan.fit)).configs
+    path = Path(configs[-1] if configs and not configs[-1].startswith("{") else default_config())
+    varied = [option.rpartition(".")[2] for option in (*plan.over, *plan.zipped)]
+    return "-".join([path.stem, "over", *(varied or ["seed"])])
+
+
+def _digests(plan: Plan) -> dict[str, str]:
+    names = {name for point in plan.points for name in look_ahead(plan.arguments(point)).configs}
+    return {name: digest(read_config(name)) for name in sorted(names or {Path(default_config()).name})}
+
+
+def _epochs(parsed: Namespace) -> int | None:
+    epochs = parsed.trainer.max_epochs
+    return epochs if isinstance(epochs, int) and epochs > 0 else None
+
+
+def _finish(result: SweepResult) -> None:
+    """Say what is not done, and end with its status."""
+    left = [state for state in result.states if state.state != "done"]
+    print(f"{result.folder}: {len(result.states) - len(left)} of {len(result.states)} runs are done", flush=True)
+    if result.signum is not None:
+        print(f"lit-sphere: interrupted; the same command goes on with {result.folder}", file=sys.stderr)
+        sys.exit(128 + result.signum)
+    if left:
+        for state in left:
+            print(f"  {one_line(state)}", file=sys.stderr)
+        print(f"lit-sphere: {len(left)} runs are not done; the same command tries them again", file=sys.stderr)
+        sys.exit(1)
