@@ -4,7 +4,8 @@ import shlex
 import sys
 import time
 import webbrowser
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from lit_sphere import __version__
 from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import option_strings, suggesting
+from lit_sphere.experiments import EXPERIMENTS, NotDrawn
 from lit_sphere.files import write_whole
 from lit_sphere.report import in_short
 from lit_sphere.report.chart import Chart, colour_scale, numbers
@@ -27,11 +29,12 @@ from lit_sphere.report.comparison_charts import GENERAL_CHARTS
 from lit_sphere.report.page import Page, Section, page_html
 from lit_sphere.report.runs import CONFIG, Run, read_run, run_folders
 from lit_sphere.report.table import table_of
+from lit_sphere.sweep.grid import SweepError
+from lit_sphere.sweep.plan import PLAN_FILE, Plan, read_plan
 
 _Item = TypeVar("_Item")
 _PAGE, _FIGURES, _NUMBERS = "report.html", "figures", "numbers"
 _FORMATS = ("pdf", "svg", "png")
-_SWEEP = "sweep.yaml"
 _EXAMPLES = """examples:
   lit-sphere report runs/A runs/B                  two runs, in report-DATE-TIME/
   lit-sphere report sweeps/NAME                    a sweep, in its own folder: sweeps/NAME/report/
@@ -121,13 +124,17 @@ def run_report(args: list[str]) -> None:
 
 
 def _default_folder(paths: Sequence[str]) -> Path:
-    if len(paths) == 1 and (Path(paths[0]) / _SWEEP).exists():
+    if len(paths) == 1 and (Path(paths[0]) / PLAN_FILE).exists():
         return Path(paths[0]) / "report"
     return Path(f"report-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def write_report(
-    paths: Sequence[str | Path], folder: Path, title: str | None = None, formats: Sequence[str] = ("pdf", "svg")
+    paths: Sequence[str | Path],
+    folder: Path,
+    title: str | None = None,
+    formats: Sequence[str] = ("pdf", "svg"),
+    experiments: Sequence[str] = (),
 ) -> Report:
     """Read runs, and write their page, figures and numbers.
 
@@ -136,6 +143,7 @@ def write_report(
         folder: Where the report goes; an older one in it is replaced.
         title: Heading of the page.
         formats: Of the figures.
+        experiments: Ids that come first; those that the sweeps' plans name if none is given.
 
     Returns:
         What was written.
@@ -148,21 +156,22 @@ def write_report(
         raise CommandLineError(_no_run(paths, left_out))
     _make_folders(folder)
     comparison = Comparison(runs)
-    sections, not_drawn = _sections(comparison)
-    charts = [section.chart for section in sections]
+    plans = _plans(paths)
+    sections, not_drawn = _sections(comparison, [Path(path) for path in paths], experiments or _first_ids(plans))
+    charts = [chart for section in sections for chart in section.charts]
     scales = {
         label: colour_scale(chart for chart in charts if chart.colour_label == label)
         for label in {chart.colour_label for chart in charts}
     }
-    sentences = answer(comparison)
+    sentences = [*answer(comparison), *_findings(sections)]
     page = Page(
-        title or f"Comparison of {len(runs)} runs" if len(runs) > 1 else title or runs[0].name,
+        title or _title(plans, runs),
         comparison.what(),
         sentences,
         sections,
         scales,
         table_of(comparison),
-        _commands(paths, runs),
+        _commands(plans, runs),
         not_drawn,
         left_out,
         f"Made by lit-sphere {__version__} on {time.strftime('%Y-%m-%d %H:%M')}.",
@@ -212,17 +221,75 @@ def _make_folders(folder: Path) -> None:
         raise CommandLineError(f"--out {folder}: cannot be made ({reason}); choose another folder") from error
 
 
-def _sections(comparison: Comparison) -> tuple[list[Section], list[tuple[str, str]]]:
-    return [Section(chart) for draw in GENERAL_CHARTS for chart in draw(comparison)], []
+def _plans(paths: Sequence[str | Path]) -> dict[Path, Plan]:
+    """The plans of sweeps among the paths; one that cannot be read tells nothing."""
+    plans = {}
+    for folder in map(Path, paths):
+        if (folder / PLAN_FILE).exists():
+            with suppress(SweepError):
+                plans[folder] = read_plan(folder / PLAN_FILE)
+    return plans
 
 
-def _commands(paths: Sequence[str | Path], runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    fits = [
-        f"lit-sphere fit --config {shlex.quote(str(run.folder / CONFIG))}"
-        for run in runs
-        if (run.folder / CONFIG).exists()
-    ]
-    return [("Each run again, in a new folder:", fits)] if fits else []
+def _first_ids(plans: Mapping[Path, Plan]) -> list[str]:
+    return list(dict.fromkeys(id_ for plan in plans.values() for id_ in plan.experiments))
+
+
+def _title(plans: Mapping[Path, Plan], runs: Sequence[Run]) -> str:
+    titles = [plan.title for plan in plans.values() if plan.title]
+    if titles:
+        return ", ".join(titles)
+    return f"Comparison of {len(runs)} runs" if len(runs) > 1 else runs[0].name
+
+
+def _sections(
+    comparison: Comparison, folders: Sequence[Path], first: Sequence[str]
+) -> tuple[list[Section], list[tuple[str, str]]]:
+    """Charts of any runs and those of the experiments, the ones asked for first."""
+    overview, *curves = ([Section([chart]) for chart in draw(comparison)] for draw in GENERAL_CHARTS)
+    drawn: list[Section] = []
+    not_drawn: list[tuple[str, str]] = []
+    order = sorted(EXPERIMENTS.values(), key=lambda each: first.index(each.id) if each.id in first else len(first))
+    for experiment in _progress(order, "experiments"):
+        try:
+            charts = experiment.charts(comparison.runs, folders)
+            if isinstance(charts, NotDrawn):
+                not_drawn.append((experiment.id, charts.missing))
+                continue
+            found = experiment.check(comparison.runs, folders)
+        except Exception as error:  # one of them must not cost the others
+            not_drawn.append((experiment.id, f"failed: {in_short(error)}"))
+            continue
+        must = f"{experiment.must_show} ({experiment.source})"
+        heading = f"{experiment.id}: {experiment.title}"
+        drawn.append(Section(charts, heading, found.verdict, [must, found.text]))
+    return [*overview, *drawn, *(section for each in curves for section in each)], not_drawn
+
+
+def _findings(sections: Sequence[Section]) -> list[str]:
+    named = {
+        "holds": "What the papers show is seen in",
+        "does not": "It is not in",
+        "cannot tell": "Too little is there to tell in",
+    }
+    parts = []
+    for verdict, words in named.items():
+        ids = [section.heading.partition(":")[0] for section in sections if section.finding == verdict]
+        if ids:
+            parts.append(f"{words} {', '.join(ids)}.")
+    return [" ".join(parts)] if parts else []
+
+
+def _commands(plans: Mapping[Path, Plan], runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    blocks = []
+    if plans:
+        sweeps = [f"lit-sphere sweep {shlex.quote(str(folder / PLAN_FILE))}" for folder in plans]
+        blocks.append(("All of it again, in a new folder:", sweeps))
+    configs = [run.folder / CONFIG for run in runs if (run.folder / CONFIG).exists()]
+    if configs:
+        fits = [f"lit-sphere fit --config {shlex.quote(str(config))}" for config in configs]
+        blocks.append(("Each run again, in a new folder:", fits))
+    return blocks
 
 
 def _write_charts(
@@ -251,7 +318,7 @@ def _write_figure(path: Path, figure: Figure) -> None:
 def _last_lines(report: Report) -> list[str]:
     lines = [*report.answer, f"page: {report.page}"]
     if report.not_drawn:
-        lines.append(f"not drawn: {'; '.join(f'{name} ({why})' for name, why in report.not_drawn)}")
+        lines.append(f"not drawn: {', '.join(name for name, _ in report.not_drawn)}; the page says what is missing")
     if report.left_out:
         shown = [f"  {line}" for line in report.left_out[:5]]
         more = [f"  and {len(report.left_out) - 5} more, listed on the page"] if len(report.left_out) > 5 else []

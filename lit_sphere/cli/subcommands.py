@@ -48,8 +48,8 @@ SUBCOMMANDS = {
         "the theory's toy systems: regimes on the sphere, periods in the plane",
         "Train F = Σ α x²/(x² + y²) on the sphere at fixed effective learning rates, and leave toy.png, toy.csv and "
         "toy_elrs.csv in a folder: the loss at a few ELRs, the ELRs of the single groups with the levels that the "
-        "theory predicts, and a map of regimes and settled losses over ELR. With --weight-decay instead: x²/(x² + y²) in the plane under "
-        "SGD with weight decay, and its periods.",
+        "theory predicts, and a map of regimes and settled losses over ELR. With --weight-decay instead: x²/(x² + y²) "
+        "in the plane under SGD with weight decay, and its periods.",
     ),
     "report": Subcommand(
         "compare runs: one page with the answer in words, figures and a table",

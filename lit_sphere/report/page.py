@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from lit_sphere.analysis.regimes import REGIME_NUMBERS
 from lit_sphere.report.chart import Chart, Curve, Mark, Panel, colour_position
 from lit_sphere.report.chart_figures import DARK_RANGE, LIGHT_RANGE, map_colour
-from lit_sphere.report.table import Table
+from lit_sphere.report.table import Column, Table
 
 _MOST_POINTS = 400_000  # of all curves together: some 6 MB
 _FEWEST, _MOST = 60, 1500  # of one curve
@@ -23,19 +23,19 @@ _SHADES = 256
 
 @dataclass(frozen=True)
 class Section:
-    """A chart on the page.
+    """Charts that belong together.
 
     Attributes:
-        chart: What is drawn.
+        charts: What is drawn.
+        heading: Above them; empty where each chart's own title is enough.
         finding: Whether what must be seen is seen: ``holds``, ``does not`` or ``cannot tell``; empty for nothing.
-        text: Why.
-        source: Where it stands in the papers.
+        texts: What must be seen, and why it is or is not; a paragraph each.
     """
 
-    chart: Chart
+    charts: Sequence[Chart]
+    heading: str = ""
     finding: str = ""
-    text: str = ""
-    source: str = ""
+    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def page_html(page: Page) -> str:
     Returns:
         HTML that holds all it needs: some 5 MB, most of it the plotting library.
     """
-    charts = [section.chart for section in page.sections]
+    charts = [chart for section in page.sections for chart in section.charts]
     curves = sum(len(panel.curves) for chart in charts for panel in chart.panels)
     most = max(_FEWEST, min(_MOST, _MOST_POINTS // max(1, curves)))
     data = {
@@ -86,7 +86,6 @@ def page_html(page: Page) -> str:
         "dark": [map_colour(i / (_SHADES - 1), DARK_RANGE) for i in range(_SHADES)],
         "charts": [_chart_data(chart, page.scales.get(chart.colour_label, ()), most) for chart in charts],
     }
-    figures = "\n".join(_figure(page, i) for i in range(len(charts)))
     thinned = any(len(curve.x) > most for chart in charts for panel in chart.panels for curve in panel.curves)
     thin = (
         f" Curves of more than {most} values are thinned on this page: of each stretch the first, the least and the "
@@ -112,10 +111,11 @@ style-src 'unsafe-inline'; img-src data: blob:">
 <section class="answer" aria-label="The answer in words">
 {_paragraphs(page.answer)}
 </section>
-<p class="soft">Move over a curve for its run and values; click a curve, or its name below a figure, to hide it, and the
-name with Shift to see it alone; drag to zoom, double-click to zoom back.{thin if thinned else ""}</p>
+<p class="soft hint">Move over a curve for its run and values; click a curve, or its name below a figure, to hide it,
+and the name with Shift to see it alone; drag to zoom, double-click to zoom back.{thin if thinned else ""}</p>
+{_contents(page)}
 <main>
-{figures}
+{_sections(page)}
 {_runs_table(page)}
 {_commands(page)}
 {_lists(page)}
@@ -144,17 +144,36 @@ def _paragraphs(sentences: Sequence[str]) -> str:
     return "\n".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
 
 
-def _figure(page: Page, number: int) -> str:
-    section = page.sections[number]
-    chart = section.chart
-    badge = ""
-    if section.finding:
-        kind = section.finding.replace(" ", "-")
-        badge = f' <span class="badge {kind}">{escape(section.finding)}</span>'
-    texts = [section.text, f"{chart.caption} {f'({section.source})' if section.source else ''}".strip()]
-    caption = "<br>".join(escape(text) for text in texts if text)
+def _contents(page: Page) -> str:
+    names = [(section.charts[0].id, section.heading or section.charts[0].title) for section in page.sections]
+    names += [("runs", "Runs"), *([("commands", "Commands")] if page.commands else [])]
+    names += [("not-drawn", "Not drawn")] if page.not_drawn else []
+    links = "".join(f'<a href="#{escape(to)}">{escape(name)}</a>' for to, name in names)
+    return f'<nav aria-label="Contents">{links}</nav>'
+
+
+def _sections(page: Page) -> str:
+    parts, number = [], 0
+    for section in page.sections:
+        if section.heading:
+            badge = ""
+            if section.finding:
+                kind = section.finding.replace(" ", "-")
+                badge = f' <span class="badge {kind}">{escape(section.finding)}</span>'
+            first = escape(section.charts[0].id)
+            parts.append(f'<section>\n<h2 id="{first}">{escape(section.heading)}{badge}</h2>')
+            parts += [f"<p>{escape(text)}</p>" for text in section.texts if text]
+        for chart in section.charts:
+            parts.append(_figure(page, chart, number, bool(section.heading)))
+            number += 1
+        if section.heading:
+            parts.append("</section>")
+    return "\n".join(parts)
+
+
+def _figure(page: Page, chart: Chart, number: int, within: bool) -> str:
     panels = "\n".join(
-        f'<div class="panel"><h3>{escape(panel.title)}</h3><div class="plot" role="img" '
+        f'<div class="panel"><h4>{escape(panel.title)}</h4><div class="plot" role="img" '
         f'aria-label="{escape(panel.title)}" data-chart="{number}" data-panel="{i}"></div></div>'
         for i, panel in enumerate(chart.panels)
     )
@@ -163,13 +182,14 @@ def _figure(page: Page, number: int) -> str:
         f'<p class="files"><a href="figures/{name}.pdf">PDF</a><a href="figures/{name}.svg">SVG</a>'
         f'<a href="numbers/{name}.csv">CSV</a></p>'
     )
-    return f"""<figure id="{name}">
-<h2>{escape(chart.title)}{badge}</h2>
-<figcaption>{caption}</figcaption>
+    title = f'<h2 id="{name}">{escape(chart.title)}</h2>' if not within else f"<h3>{escape(chart.title)}</h3>"
+    return f"""<figure>
+{title}
+<figcaption>{escape(chart.caption)}</figcaption>
 <div class="panels p{len(chart.panels)}">
 {panels}
 </div>
-{_legend(page, number)}
+{_legend(chart, number, page.scales.get(chart.colour_label, ()))}
 {links if page.has_files else ""}
 </figure>"""
 
@@ -184,9 +204,7 @@ def _entries(chart: Chart) -> dict[str, tuple[int, Curve]]:
     return found
 
 
-def _legend(page: Page, number: int) -> str:
-    chart = page.sections[number].chart
-    scale = page.scales.get(chart.colour_label, ())
+def _legend(chart: Chart, number: int, scale: Sequence[float]) -> str:
     entries = _entries(chart)
     if len(entries) < 2:
         return ""
@@ -304,7 +322,7 @@ def thinned(y: Sequence[float], most: int) -> list[int]:
 
 def _runs_table(page: Page) -> str:
     heads = "".join(
-        f'<th scope="col" class="{"number" if column.numeric else "text"}"><button type="button" '
+        f'<th scope="col" class="{"number" if column.numeric else "text"}{_minor(column)}"><button type="button" '
         f'title="{escape(column.title)}">{escape(column.name)}</button></th>'
         for column in page.table.columns
     )
@@ -323,15 +341,20 @@ def _runs_table(page: Page) -> str:
 {csv_file}"""
 
 
-def _cell(column: Any, value: Any) -> str:
+def _cell(column: Column, value: Any) -> str:
     text = column.text(value)
     if column.numeric:
         known = "" if value is None or not math.isfinite(value) else repr(float(value))
-        return f'<td class="number" data-value="{known}">{escape(text)}</td>'
+        return f'<td class="number{_minor(column)}" data-value="{known}">{escape(text)}</td>'
     if column.name == "regime" and value:
         number = REGIME_NUMBERS[value]
         return f'<td data-value="{number}"><span class="badge r{number}">{escape(text)}</span></td>'
-    return f'<td class="{column.kind}">{escape(text)}</td>'
+    return f'<td class="{column.kind}{_minor(column)}">{escape(text)}</td>'
+
+
+def _minor(column: Column) -> str:
+    """What is left out on paper."""
+    return " minor" if column.name.startswith("best ") or column.name in ("epochs", "state") else ""
 
 
 def _commands(page: Page) -> str:
@@ -342,14 +365,14 @@ def _commands(page: Page) -> str:
         f"<pre>{escape(chr(10).join(lines))}</pre></div>"
         for heading, lines in page.commands
     )
-    return f"<h2>Commands</h2>\n{blocks}"
+    return f'<h2 id="commands">Commands</h2>\n{blocks}'
 
 
 def _lists(page: Page) -> str:
     parts = []
     if page.not_drawn:
         items = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in page.not_drawn)
-        parts.append(f"<h2>Not drawn</h2>\n<ul>{items}</ul>")
+        parts.append(f'<h2 id="not-drawn">Not drawn</h2>\n<ul>{items}</ul>')
     if page.left_out:
         items = "".join(f"<li>{escape(line)}</li>" for line in page.left_out)
         parts.append(f"<h2>Left out</h2>\n<ul>{items}</ul>")

@@ -22,6 +22,7 @@ from lit_sphere.analysis.epoch_rows import (
 )
 from lit_sphere.analysis.regimes import RegimeVerdict
 from lit_sphere.report.metrics_csv import Series
+from lit_sphere.report.wandb_files import read_wandb
 
 METRICS, CONFIG = "metrics.csv", "config.yaml"
 _CLASSES = {"Digits": 10, "CIFAR10": 10, "CIFAR100": 100}
@@ -71,11 +72,13 @@ class Run:
         folder: Where it lies.
         config: Its config.yaml; empty where there is none.
         series: What it logged, by key; values may be NaN.
+        label: Its name, if not that of its folder.
     """
 
     folder: Path
     config: Mapping[str, Any] = field(repr=False)
     series: Mapping[str, Series] = field(repr=False)
+    label: str = ""
 
     def option(self, name: str) -> Any:
         """Look an option up by its name on the command line.
@@ -110,8 +113,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
-        return self.folder.name or self.folder.resolve().name
+        """Name of its folder, or of the W&B run."""
+        return self.label or self.folder.name or self.folder.resolve().name
 
     @property
     def elr(self) -> float | None:
@@ -309,7 +312,7 @@ def run_folders(paths: Iterable[str | Path], left_out: list[str]) -> list[Path]:
             continue
         below = sorted(_search(given if given.is_dir() else given.parent, 0), key=_natural)
         if not below:
-            left_out.append(f"{given}: holds no run, no {METRICS} and no {CONFIG}")
+            left_out.append(f"{given}: holds no run: no {METRICS}, no {CONFIG} and no run-ID.wandb")
         for folder in below:
             folders.setdefault(folder.resolve(), folder)
     return list(folders.values())
@@ -319,7 +322,7 @@ def read_run(folder: Path) -> Run:
     """Read one run.
 
     Args:
-        folder: With metrics.csv and config.yaml; without the latter, nothing is known of its options.
+        folder: With metrics.csv and config.yaml; without the latter, nothing is known of its options. Or of a W&B run.
 
     Returns:
         The run.
@@ -327,6 +330,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: If there is no metrics.csv, or one of the files is no such file.
     """
+    if not _is_of_a_fit(folder):
+        of_wandb = read_wandb(folder)
+        return Run(folder, of_wandb.config, of_wandb.series, of_wandb.name)
     if not (folder / METRICS).exists():
         raise ValueError(f"no {METRICS}: it has not begun, or ended before it logged anything")
     return Run(folder, read_options(folder / CONFIG), read_columns(folder / METRICS))
@@ -401,8 +407,8 @@ def read_columns(path: Path) -> Columns:
 
 
 def _search(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders of runs: nothing is looked for inside of one."""
-    if (folder / METRICS).exists() or (folder / CONFIG).exists():
+    """Folders of runs: nothing is looked for inside of one, so that its W&B folder is no second run."""
+    if _is_of_a_fit(folder) or any(folder.glob("run-*.wandb")):
         yield folder
         return
     if depth == _DEEPEST:
@@ -413,6 +419,10 @@ def _search(folder: Path, depth: int) -> Iterator[Path]:
         return
     for each in inside:
         yield from _search(each, depth + 1)
+
+
+def _is_of_a_fit(folder: Path) -> bool:
+    return (folder / METRICS).exists() or (folder / CONFIG).exists()
 
 
 def _natural(path: Path) -> list[tuple[str, int]]:
