@@ -1,26 +1,33 @@
 """``lit-sphere sweep``: a grid of runs."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lit_sphere.cli import main
 from lit_sphere.cli.base_config import look_ahead
-from lit_sphere.cli.config_names import default_config, find_sweep, read_config
+from lit_sphere.cli.config_names import default_config, find_sweep, read_config, shipped_sweeps
 from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.cli.rewordings import in_one_line
 from lit_sphere.cli.sphere_cli import SphereCLI
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import option_strings, suggesting
+from lit_sphere.files import write_whole
 from lit_sphere.sweep import Fit, LocalProcesses, Plan, Sweep, SweepError, SweepResult, read_plan
+from lit_sphere.sweep.afterwards import commands_afterwards, run_afterwards
 from lit_sphere.sweep.grid import read_over
-from lit_sphere.sweep.plan import digest
-from lit_sphere.sweep.view import Lines, one_line
+from lit_sphere.sweep.plan import PLAN_FILE, digest
+from lit_sphere.sweep.slurm import SlurmJobs, SlurmOptions, batch_script, check_submitit
+from lit_sphere.sweep.states import STATES_FILE
+from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line
+from lit_sphere.sweep.wandb_sweep import wandb_sweep
 
 _USAGE = "lit-sphere sweep [NAME] --over OPTION=VALUES [options] [options of fit]"
 _FLAGS = ("--dry-run", "-h", "--help")
@@ -45,15 +52,83 @@ def make_parser() -> ArgumentParser:
         prog="lit-sphere sweep",
         usage=_USAGE,
         description=SUBCOMMANDS["sweep"].description,
+        epilog=_examples(),
+        formatter_class=_Formatter,
         allow_abbrev=False,
         exit_on_error=False,
     )
     add = parser.add_argument
-    add("--over", type=str, action="append", default=[], help="OPTION=VALUES of fit; several make a product.")
-    add("--seeds", type=int | None, default=None, help="N: runs with seeds 0…N-1.")
-    add("--jobs", type=int | None, default=None, help="Runs at once.")
-    add("--sweep", type=str | None, default=None, help="Folder of the sweep.")
+    add(
+        "--over",
+        type=str,
+        action="append",
+        default=[],
+        metavar="OPTION=VALUES",
+        help="Option of fit and its values: A,B,C; log:LOW:HIGH:N or lin:LOW:HIGH:N; paper, the papers' grid of ELRs "
+        "{1, 2, 5}·10^-k from 1e-7 to 5, or paper:LOW:HIGH. Several --over make a product.",
+    )
+    add(
+        "--seeds",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="Each point with N seeds, 0 to N-1: of the weights (--seed_everything) and of the data (--data.seed: "
+        "order of the batches, augmentation, subset, label noise).",
+    )
+    add(
+        "--jobs",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="Runs at once. Default: one for each GPU, or without a GPU one for each core. Cores and GPUs are shared "
+        "out; several runs may share a GPU. With --launcher slurm: jobs at once, all by default.",
+    )
+    add(
+        "--sweep",
+        type=str | None,
+        default=None,
+        metavar="DIR",
+        help="Folder of the sweep. Default: sweeps/NAME, or sweeps/CONFIG-over-OPTIONS.",
+    )
+    add("--dry-run", action="store_true", help="Print what would be run, or submitted, and do nothing.")
+    add("--launcher", type=Literal["local", "slurm"], default="local", help="Where the runs run.")
+    add("--export", type=Literal["wandb"] | None, default=None, help="Write the grid as a sweep of W&B; run nothing.")
+    parser.add_class_arguments(SlurmOptions, "slurm")
     return parser
+
+
+class _Formatter(DefaultHelpFormatter):
+    """Keeps the lines of the examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("NAME") else super()._fill_text(text, width, indent)
+
+
+def _examples() -> str:
+    shipped = ", ".join(shipped_sweeps())
+    return f"""NAME is a YAML file, the folder of a sweep, or one of the shipped sweeps: {shipped}.
+All other options go to every run, see lit-sphere fit --help.
+
+examples:
+  lit-sphere sweep elr                                  the papers' grid of ELRs on the digits
+  lit-sphere sweep --over model.elr=1e-4,1e-3,1e-2 --seeds 3 --trainer.max_epochs 50
+  lit-sphere sweep --config resnet18.yaml --over model.elr=log:1e-5:1:11 --over model.width=8,16 --jobs 2
+  lit-sphere sweep elr --launcher slurm --slurm.partition gpu --slurm.time 120 --dry-run
+  lit-sphere sweep elr --export wandb --project mine
+
+a file:
+  title: Widths of the ConvNet
+  fit: --config elr.yaml --trainer.max_epochs 50        what every run is given
+  over: {{model.elr: [1.0e-3, 1.0e-2], model.width: [4, 8]}}      a product
+  zip: {{data.train_size: [256, 1024], trainer.max_epochs: [200, 50]}}     options that change together
+  seeds: 3
+  experiments: [E1]                                     what the report shows
+  then: ["interpolate {{0}}/checkpoints/last.ckpt {{1}}/checkpoints/last.ckpt --run {{sweep}}/barrier"]
+                                                        commands after the runs; {{0}} is the first run's folder
+
+Each run is what lit-sphere fit would do, bit for bit, with as many threads (OMP_NUM_THREADS; sweep.yaml names them).
+The same command again skips the runs that are done, tries those that failed, goes on with those that were stopped or
+killed, and adds new values. Ctrl-C stops all with checkpoints; a second one at once."""
 
 
 def run_sweep_command(args: list[str]) -> None:
@@ -72,20 +147,31 @@ def run_sweep_command(args: list[str]) -> None:
         config = parser.parse_args(own)
     try:
         plan = _plan(name, config, of_runs)
-        folder = Path(config.sweep) if config.sweep else Path("sweeps") / _name(name, plan)
-        result = run_sweep(plan, folder, config.jobs)
+        folder = Path(config.sweep) if config.sweep else _default_folder(name, plan)
+        if config.export is not None:
+            _export(plan, folder)
+            return
+        slurm = SlurmOptions(**config.slurm.as_dict()) if config.launcher == "slurm" else None
+        if config.dry_run:
+            _show_dry_run(plan, folder, slurm)
+            return
+        result = run_sweep(plan, folder, config.jobs, slurm)
     except SweepError as error:
         raise CommandLineError(str(error)) from error
     _finish(result)
 
 
-def run_sweep(plan: Plan, folder: Path, jobs: int | None = None) -> SweepResult:
-    """Run a sweep on this machine, and show it.
+def run_sweep(
+    plan: Plan, folder: Path, jobs: int | None = None, slurm: SlurmOptions | None = None, cluster: str = "slurm"
+) -> SweepResult:
+    """Run a sweep, show it, and run the commands that come after it.
 
     Args:
         plan: What it is.
         folder: Where; an earlier part of it is gone on with.
         jobs: Runs at once; by default one for each GPU, or without one for each core.
+        slurm: What each run asks of Slurm; None runs all on this machine.
+        cluster: submitit's name of the queue: ``slurm``, or ``local`` for jobs of the same kind on this machine.
 
     Returns:
         What has become of its points.
@@ -96,14 +182,61 @@ def run_sweep(plan: Plan, folder: Path, jobs: int | None = None) -> SweepResult:
     """  # noqa: DOC502
     parsed = parse_points(plan)
     resources = _resources(parsed, jobs)
+    afterwards = commands_afterwards(plan, folder)
     fit = Fit(main, _PRELOAD, _digests(plan), [_epochs(each) for each in parsed])
-    sweep = Sweep(plan, folder, fit, resources.threads)
+    launcher: LocalProcesses | SlurmJobs
+    if slurm is not None:
+        slurm.parameters(folder.name)
+        check_submitit()
+    sweep = Sweep(plan, folder, fit, resources.threads if slurm is None else slurm.cpus)
     written_to.set(folder)
+    if slurm is None:
+        launcher = LocalProcesses(resources.jobs, sweep.threads, resources.gpus, _PRELOAD)
+    else:
+        launcher = SlurmJobs(folder, slurm, jobs, cluster)
+    _announce(sweep, resources, slurm)
+    in_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    view = LiveTable(folder, resources.jobs) if in_terminal else Lines()
+    result = sweep.run(launcher, view)
+    if result.is_done and result.signum is None:
+        succeeded = run_afterwards(afterwards, folder, lambda line: print(line, file=sys.stderr, flush=True))
+        return replace(result, afterwards=succeeded)
+    return result
+
+
+def _announce(sweep: Sweep, resources: "_Resources", slurm: SlurmOptions | None) -> None:
     done = sum(state.state == "done" for state in sweep.states)
     before = f", {done} of them done already" if done else ""
+    threads = f"{sweep.threads} thread{'s' if sweep.threads > 1 else ''} each"
     at_once = f"{resources.jobs} at once" if resources.jobs > 1 else "one after the other"
-    print(f"{folder}: {len(sweep.states)} runs{before}; {at_once}", file=sys.stderr, flush=True)
-    return sweep.run(LocalProcesses(resources.jobs, sweep.threads, resources.gpus, _PRELOAD), Lines())
+    gpus = len(resources.gpus)
+    where = f"{at_once} on {gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{at_once}, {threads}"
+    where = "as jobs of Slurm" if slurm is not None else where
+    print(f"{sweep.folder}: {len(sweep.states)} runs{before}; {where}", file=sys.stderr, flush=True)
+
+
+def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
+    parse_points(plan)
+    commands = [
+        shlex.join(["lit-sphere", "fit", *plan.arguments(point), "--run", str(folder / point.name)])
+        for point in plan.points
+    ]
+    afterwards = [shlex.join(["lit-sphere", *command]) for command in commands_afterwards(plan, folder)]
+    if slurm is not None:
+        check_submitit()
+        print(batch_script(folder, slurm, f"python -m submitit.core._submit {folder / 'slurm'}"))
+        print(f"# {len(commands)} jobs of this kind, which run:")
+    print("\n".join([*commands, *afterwards]))
+
+
+def _export(plan: Plan, folder: Path) -> None:
+    parsed = parse_points(plan)
+    content = wandb_sweep(plan, folder.name, parsed[0].project)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "wandb-sweep.yaml"
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    write_whole(path, lambda file: file.write(text.encode()))
+    print(f"{path}: {len(plan.points)} runs; wandb sweep {path} registers it and names the command of the agents")
 
 
 def parse_points(plan: Plan) -> list[Namespace]:
@@ -232,14 +365,16 @@ def _plan(name: str | None, config: Namespace, of_runs: list[str]) -> Plan:
     return replace(plan, fit=(*plan.fit, *of_runs), over=over, seeds=seeds)
 
 
-def _name(name: str | None, plan: Plan) -> str:
-    """Name of the folder that is taken where none is given: the same for the same command."""
+def _default_folder(name: str | None, plan: Plan) -> Path:
+    """The folder that is taken where none is given: the same for the same command."""
     if name is not None:
-        return Path(name).stem
+        path = Path(find_sweep(name))
+        is_begun = path.name == PLAN_FILE and (path.parent / STATES_FILE).exists()
+        return path.parent if is_begun else Path("sweeps") / path.stem
     configs = look_ahead(list(plan.fit)).configs
     path = Path(configs[-1] if configs and not configs[-1].startswith("{") else default_config())
     varied = [option.rpartition(".")[2] for option in (*plan.over, *plan.zipped)]
-    return "-".join([path.stem, "over", *(varied or ["seed"])])
+    return Path("sweeps") / "-".join([path.stem, "over", *(varied or ["seed"])])
 
 
 def _digests(plan: Plan) -> dict[str, str]:
@@ -255,12 +390,15 @@ def _epochs(parsed: Namespace) -> int | None:
 def _finish(result: SweepResult) -> None:
     """Say what is not done, and end with its status."""
     left = [state for state in result.states if state.state != "done"]
-    print(f"{result.folder}: {len(result.states) - len(left)} of {len(result.states)} runs are done", flush=True)
+    print(f"{result.folder}: {counts(result.states)}; table in {result.folder / STATES_FILE}", flush=True)
     if result.signum is not None:
         print(f"lit-sphere: interrupted; the same command goes on with {result.folder}", file=sys.stderr)
         sys.exit(128 + result.signum)
     if left:
         for state in left:
             print(f"  {one_line(state)}", file=sys.stderr)
-        print(f"lit-sphere: {len(left)} runs are not done; the same command tries them again", file=sys.stderr)
+        these = "1 run is" if len(left) == 1 else f"{len(left)} runs are"
+        print(f"lit-sphere: {these} not done; the same command tries again", file=sys.stderr)
+    if left or not result.afterwards:
         sys.exit(1)
+    print(f"compare them: lit-sphere report {shlex.quote(str(result.folder))}")

@@ -36,6 +36,8 @@ class LocalProcesses:
         preload: Modules that all runs need.
     """
 
+    outlives = False
+
     def __init__(self, jobs: int, threads: int, gpus: Sequence[str], preload: Sequence[str]) -> None:
         self._threads, self._gpus = threads, list(gpus)
         self._context = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
@@ -57,6 +59,10 @@ class LocalProcesses:
 
             with _threads_in_environment(self._threads):
                 ensure_running()
+
+    def goes_on(self, name: str, folder: Path, job: str) -> bool:
+        """Whether a point of an earlier command still runs: it would have ended with that."""
+        return False
 
     def start(self, name: str, task: Task) -> str:
         """Start a point.

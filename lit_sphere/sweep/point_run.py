@@ -33,7 +33,7 @@ class Task:
     Attributes:
         folder: Of the run.
         arguments: After ``lit-sphere fit``, but for the folder.
-        environment: The whole environment of the run.
+        environment: Variables of the run; all of them for :func:`run_forked`.
         threads: For torch.
         command: Runs a command line of ``lit-sphere``; ends by ``SystemExit`` where it fails.
     """
@@ -117,6 +117,7 @@ def run_forked(task: Task) -> NoReturn:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_stop_with, args=(parent.sentinel,), daemon=True).start()
+    os.environ.clear()
     atexit._clear()  # what the process that was forked would do at its end is not for this one
     try:
         status = run_task(task)
@@ -141,7 +142,6 @@ def run_task(task: Task) -> int:
         Exit status.
     """
     began = time.monotonic()
-    os.environ.clear()
     os.environ.update(task.environment)
     is_first = os.environ.get("SLURM_PROCID", "0") == "0"
     try:

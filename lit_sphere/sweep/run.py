@@ -21,6 +21,7 @@ _LOOK_EVERY = 1.0  # seconds between two looks at the tables of the runs, at lea
 _LOOK_SHARE = 0.02  # of a core's time, at most: the runs need it
 _WRITE_EVERY = 10.0  # seconds between two tables of states while nothing ends
 _POLL = 0.5
+_NO_RUNS = (".lock", "wandb-sweep.yaml")  # that a folder may hold before a sweep begins in it
 _ECHO = 0.2  # seconds: timeout(1) and other parents send one signal twice
 
 
@@ -43,12 +44,18 @@ class Fit(NamedTuple):
 class Launcher(Protocol):
     """Where points run."""
 
+    outlives: bool
+    """Whether points go on when the sweep itself has ended."""
+
     @property
     def has_room(self) -> bool:
         """Whether another point can be started now."""
 
     def prepare(self) -> None:
         """Get ready, before the first point."""
+
+    def goes_on(self, name: str, folder: Path, job: str) -> bool:
+        """Find out whether a point of an earlier command still runs, and watch it then."""
 
     def start(self, name: str, task: Task) -> str:
         """Start a point; give the id of its job, if it outlives this process."""
@@ -72,6 +79,9 @@ class View(Protocol):
     def ended(self, state: PointState, states: Sequence[PointState]) -> None:
         """Tell that a point has ended."""
 
+    def close(self) -> None:
+        """Nothing more will be shown."""
+
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -81,11 +91,13 @@ class SweepResult:
         folder: Of the sweep.
         states: Of its points, in their order.
         signum: Signal that stopped it; None if it ran to its end.
+        afterwards: Whether the commands after the grid have succeeded, as far as they were run.
     """
 
     folder: Path
     states: list[PointState]
     signum: int | None = None
+    afterwards: bool = True
 
     @property
     def is_done(self) -> bool:
@@ -172,46 +184,91 @@ class Sweep:
             What has become of them.
         """
         launcher.prepare()
-        by_name = {state.point.name: state for state in self.states}
-        waiting = [state for state in self.states if state.state != "done"]
-        running: dict[str, _Clock] = {}
-        table = _Table(self.folder / STATES_FILE, self.states)
-        next_look = 0.0
         with _signals() as signals:
+            loop = _Loop(self, launcher, view, signals)
             try:
-                while running or (waiting and not signals.count):
-                    while waiting and launcher.has_room and not signals.count:
-                        state = waiting.pop(0)
-                        running[state.point.name] = self._start(state, launcher)
-                        table.is_due = True
-                    signals.pass_on(launcher)
-                    for name, outcome in launcher.wait(_POLL).items():
-                        state = by_name[name]
-                        _end(state, running.pop(name), outcome, signals.count)
-                        table.is_due = True
-                        view.ended(state, self.states)
-                    if time.monotonic() >= next_look:
-                        began = time.monotonic()
-                        for name, clock in running.items():
-                            clock.look(by_name[name])
-                        now = time.monotonic()
-                        next_look = now + max(_LOOK_EVERY, (now - began) / _LOOK_SHARE)
-                    view.show(self.states)
-                    table.write()
+                while loop.turn():
+                    pass
             finally:
                 launcher.close()
-                table.is_due = True
-                table.write()
-        view.show(self.states)
+                loop.table.write(at_once=True)
+                view.show(self.states)
+                view.close()
         return SweepResult(self.folder, self.states, signals.last)
 
-    def _start(self, state: PointState, launcher: Launcher) -> "_Clock":
+    def start(self, state: PointState, launcher: Launcher) -> None:
+        """Start a point.
+
+        Args:
+            state: Of the point; becomes ``running``, ``submitted``, or ``failed`` where it cannot be started.
+            launcher: Where.
+        """
         arguments = tuple(self.plan.arguments(state.point))
         task = Task(state.folder, arguments, self.environment(state.point), self.threads, self.fit.command)
-        state.line = ""
-        state.job = launcher.start(state.point.name, task)
-        state.state = "submitted" if state.job else "running"
-        return _Clock(state)
+        try:
+            state.job = launcher.start(state.point.name, task)
+        except OSError as error:
+            state.state, state.line = "failed", f"could not be started: {error.strerror or error}"
+            return
+        state.state, state.line = ("submitted" if state.job else "running"), ""
+
+
+class _Loop:
+    """Starts points, waits for them, looks at them."""
+
+    def __init__(self, sweep: Sweep, launcher: Launcher, view: View, signals: "_Signals") -> None:
+        self._sweep, self._launcher, self._view, self._signals = sweep, launcher, view, signals
+        self.table = _Table(sweep.folder / STATES_FILE, sweep.states)
+        self._by_name = {state.point.name: state for state in sweep.states}
+        self._running: dict[str, _Clock] = {}
+        self._waiting: list[PointState] = []
+        for state in sweep.states:
+            if state.state == "done":
+                continue
+            if launcher.goes_on(state.point.name, state.folder, state.job):
+                state.state = "running"
+                self._running[state.point.name] = _Clock(state)
+            else:
+                self._waiting.append(state)
+        self._next_look = 0.0
+
+    def turn(self) -> bool:
+        """Do what is to be done now; tell whether anything is left."""
+        self._start()
+        self._signals.pass_on(self._launcher)
+        stops = bool(self._signals.count)
+        if (stops and self._launcher.outlives) or not (self._running or (self._waiting and not stops)):
+            return False
+        for name, outcome in self._launcher.wait(_POLL).items():
+            state = self._by_name[name]
+            _end(state, self._running.pop(name), outcome, self._signals.count)
+            self.table.is_due = True
+            self._view.ended(state, self._sweep.states)
+        self._look()
+        self._view.show(self._sweep.states)
+        self.table.write()
+        return True
+
+    def _start(self) -> None:
+        while self._waiting and self._launcher.has_room and not self._signals.count:
+            state = self._waiting.pop(0)
+            clock = _Clock(state)
+            self._sweep.start(state, self._launcher)
+            if state.state == "failed":
+                self._view.ended(state, self._sweep.states)
+            else:
+                self._running[state.point.name] = clock
+            self.table.is_due = True
+
+    def _look(self) -> None:
+        """See how far those have come that run; the more runs there are and the longer, the less often."""
+        began = time.monotonic()
+        if began < self._next_look:
+            return
+        for name, clock in self._running.items():
+            clock.look(self._by_name[name])
+        now = time.monotonic()
+        self._next_look = now + max(_LOOK_EVERY, (now - began) / _LOOK_SHARE)
 
 
 class _Clock:
@@ -220,18 +277,15 @@ class _Clock:
     def __init__(self, state: PointState) -> None:
         self.began, self._spent = time.monotonic(), state.seconds
         self._first: tuple[float, int] | None = None  # when the first epochs were seen, and how many
-        self._size = -1
+        self._size = _size(state.folder)
 
     def look(self, state: PointState) -> None:
         """See how far it has come."""
         state.seconds = self._spent + time.monotonic() - self.began
-        try:
-            size = (state.folder / "metrics.csv").stat().st_size
-        except OSError:
-            return
+        size = _size(state.folder)
         if size == self._size:
             return
-        self._size = size
+        self._size, state.state = size, "running"
         _look(state)
         if state.epoch is None:
             return
@@ -257,10 +311,10 @@ class _Table:
         self.is_due = False
         self.error: OSError | None = None
 
-    def write(self) -> None:
+    def write(self, at_once: bool = False) -> None:
         """Write it if something has ended, or some time has passed."""
         now = time.monotonic()
-        if not self.is_due and now - self._written < _WRITE_EVERY:
+        if not (at_once or self.is_due) and now - self._written < _WRITE_EVERY:
             return
         self.is_due, self._written = False, now
         try:
@@ -274,9 +328,8 @@ class _Signals:
     """Signals that came, and those that were handed on to the runs."""
 
     def __init__(self) -> None:
-        self.count, self.last, self._passed_on, self._at = 0, None, 0, 0.0
-
-    last: int | None
+        self.count, self._passed_on, self._at = 0, 0, 0.0
+        self.last: int | None = None
 
     def receive(self, signum: int, frame: Any) -> None:
         """Note a signal."""
@@ -308,6 +361,14 @@ def _signals() -> Iterator[_Signals]:
             signal.signal(signum, handler)
 
 
+def _size(folder: Path) -> int:
+    """Of the table that a run writes; -1 while there is none."""
+    try:
+        return (folder / "metrics.csv").stat().st_size
+    except OSError:
+        return -1
+
+
 def _look(state: PointState) -> None:
     progress = read_progress(state.folder)
     if progress is not None:
@@ -327,6 +388,6 @@ def _check_unused(folder: Path) -> None:
     """Refuse a folder that holds something else."""
     if folder.exists() and not folder.is_dir():
         raise SweepError(f"{folder} is no folder; give --sweep with another one")
-    inside = [each.name for each in folder.iterdir() if each.name != ".lock"] if folder.is_dir() else []
+    inside = [each.name for each in folder.iterdir() if each.name not in _NO_RUNS] if folder.is_dir() else []
     if inside:
         raise SweepError(f"{folder} holds something else than a sweep, e.g. {inside[0]}; give --sweep with another one")
