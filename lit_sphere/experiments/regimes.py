@@ -18,8 +18,10 @@ from lit_sphere.report.runs import Run
 LOSS, ERROR, SHARPNESS = "train/loss", "val/error", "effective_grad_norm/total"
 
 _NAMES: dict[int, Regime] = {number: name for name, number in REGIME_NUMBERS.items()}
-_FACTOR = 2.0  # between ELRs that are compared in regime 1
-_FACTOR_2 = 1.3  # in regime 2, which is narrow on digits
+_FACTOR = 5.0  # between ELRs whose last levels are compared where runs converge
+_EQUILIBRIUM_FACTOR = 1.3  # the same of losses in equilibrium, which is narrow on digits
+_SHARPNESS_FACTOR = 2.0  # and of sharpness, which wanders more
+_PROFILE_FACTOR, _BELOW, _PARALLEL = 2.0, 0.95, 0.2  # between ELRs; sharpness at one loss; difference of slopes
 _TOO_SMALL = {  # greatest width without regime 1, by network and data; on digits as seen here
     ("SIConvNet", "Digits"): 2,
     ("SIConvNet", "CIFAR10"): 8,
@@ -100,11 +102,11 @@ def _equilibrium_levels(grid: Grid) -> Claim:
         return {elr: fmean(v for v in values if v is not None) for elr, values in found.items() if None not in values}
 
     losses, sharpness = tail(LOSS), tail(SHARPNESS)
-    if not any(elr >= _FACTOR_2 * min(losses) * (1 - 1e-9) for elr in losses):
-        return Claim(None, f"Missing: two ELRs in equilibrium, {_FACTOR_2:g} times apart.")
+    if not any(elr >= _EQUILIBRIUM_FACTOR * min(losses) * (1 - 1e-9) for elr in losses):
+        return Claim(None, f"Missing: two ELRs in equilibrium, {_EQUILIBRIUM_FACTOR:g} times apart.")
     numbers = f"train loss {listed(list(losses.values()))}, sharpness {listed(list(sharpness.values()))}"
     at = f"at ELR {listed(list(losses))} {numbers}"
-    bad = rises(losses, _FACTOR_2)
+    bad = rises(losses, _EQUILIBRIUM_FACTOR)
     if bad:
         return Claim(False, f"In equilibrium, the loss does not rise from ELR {bad[0][0]:g} to {bad[0][1]:g}: {at}.")
     bad = rises(sharpness, _FACTOR, falls=True)
@@ -146,7 +148,7 @@ def profiles(grid: Grid) -> list[Claim]:
     """
     claims = []
     for low, high in pairwise(grid.elrs):
-        if high < _FACTOR * low * (1 - 1e-9):
+        if high < _PROFILE_FACTOR * low * (1 - 1e-9):
             continue
         ratios = [
             ratio for a, b in zip(grid.runs[low], grid.runs[high], strict=False) if (ratio := profile_ratio(a, b))
@@ -156,7 +158,11 @@ def profiles(grid: Grid) -> list[Claim]:
             continue
         ratio = fmean(ratios)
         text = f"At one train loss the sharpness at ELR {high:g} is {ratio:.2g} times that at {low:g}."
-        claims.append(Claim(ratio < 1, text))
+        claims.append(Claim(ratio < _BELOW, text))
+    slopes = [slope for _, run in grid if (slope := profile_slope(run)) is not None]
+    if len(slopes) > 1:
+        text = f"The lines rise with slopes from {min(slopes):.2f} to {max(slopes):.2f}."
+        claims.append(Claim(max(slopes) - min(slopes) < _PARALLEL, text))
     return claims or [Claim(None, "Missing: runs that converge at two ELRs, a factor of two apart.")]
 
 
@@ -178,6 +184,16 @@ def profile_ratio(low: Run, high: Run) -> float | None:
     if len(at) < 5:
         return None
     return math.exp(median(_at(other, loss) - _at(one, loss) for loss in at))
+
+
+def profile_slope(run: Run) -> float | None:
+    """Fit the slope of log sharpness over log train loss, by least squares; None for fewer than five losses."""
+    line = profile(run)
+    if len(line) < 5:
+        return None
+    x, y = (fmean(values) for values in zip(*line, strict=True))
+    spread = math.fsum((a - x) ** 2 for a, _ in line)
+    return math.fsum((a - x) * (b - y) for a, b in line) / spread if spread > 0 else None
 
 
 def profile(run: Run) -> list[tuple[float, float]]:

@@ -20,7 +20,7 @@ ANGLE = "angle/total"
 
 _FEWEST_GROUPS = 3  # that have a slope
 _SLOPE, _SPREAD = 0.2, 0.5  # how far the slope may be from −1, and ln ESS spread
-_SETTLED, _PREDICTED = 1.25, 1.5  # factors
+_SETTLED, _PREDICTED = 2.0, 1.3  # factors
 _APART = 2.0  # cosine distances of two regimes
 _EARLY = (10, 20)  # epochs, before any run is told to converge
 

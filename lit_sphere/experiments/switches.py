@@ -13,7 +13,7 @@ from lit_sphere.experiments.drawing import (
     thinned,
 )
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
-from lit_sphere.experiments.grids import name_of
+from lit_sphere.experiments.grids import name_of, regime_of
 from lit_sphere.experiments.levels import Part, by_epoch, level, listed, parts
 from lit_sphere.report.chart import Chart, Curve, Mark, Panel
 from lit_sphere.report.runs import Run
@@ -21,7 +21,7 @@ from lit_sphere.report.runs import Run
 LOSS, SHARPNESS = "train/loss", "effective_grad_norm/total"
 
 _SAME_LEVEL, _OTHER_LEVEL, _RATIO = 0.15, 1.15, 1.3
-_IN_EQUILIBRIUM, _CONVERGED = 0.3, 5e-3
+_IN_EQUILIBRIUM = 0.3
 _SHORTEST = 20  # epochs of a part whose level is known
 
 
@@ -74,7 +74,7 @@ def check_leaving(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
         if before is None or last is None or before <= _IN_EQUILIBRIUM:
             continue
         text = f"From ELR {cut[0].elr:g} at a train loss of {before:.2g} to {cut[1].elr:g}: it ends at {last:.2g}"
-        if last < _CONVERGED:
+        if regime_of(run) == "convergence":
             claims.append(Claim(True, f"{text}."))
         elif cut[1].end - cut[1].first < _LONG_ENOUGH:
             claims.append(Claim(None, f"{text}, after {cut[1].end - cut[1].first} epochs only."))
