@@ -6,8 +6,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from lit_sphere.analysis.epoch_rows import Row, known_rows
 from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis, analyse_schedule
-from lit_sphere.observe.epoch_curves import CurveCallback, Row, known_rows
+from lit_sphere.observe.epoch_curves import CurveCallback
 from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.observe.publishing import check_single, log_numbers, save_picture
 from lit_sphere.observe.stopping import NonFinite

@@ -2,4 +2,5 @@
 
 from lit_sphere.cli import main
 
-main()
+if __name__ == "__main__":  # a child of multiprocessing may import it
+    main()

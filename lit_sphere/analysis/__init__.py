@@ -31,6 +31,7 @@ from lit_sphere.analysis.sharpness import (
 from lit_sphere.analysis.similarity import EnsembleErrors, cosine_matrix, ensemble_errors
 from lit_sphere.analysis.weights import (
     difference,
+    epochs_done,
     not_finite,
     put_weights,
     read_checkpoint,
@@ -60,6 +61,7 @@ __all__ = [
     "dip_depth",
     "edge_of_stability",
     "ensemble_errors",
+    "epochs_done",
     "equal_ess",
     "fisher_trace",
     "hutchinson_trace",

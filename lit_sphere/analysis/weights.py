@@ -99,6 +99,21 @@ _PARTS = {
 }
 
 
+def epochs_done(checkpoint: dict[str, Any]) -> int | None:
+    """Count the epochs that a run has made.
+
+    Args:
+        checkpoint: As read by :func:`read_checkpoint`.
+
+    Returns:
+        Their number; None if the checkpoint does not say.
+    """
+    found: Any = checkpoint.get("loops")
+    for name in ("fit_loop", "epoch_progress", "current", "processed"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, int) and found >= 0 else None
+
+
 def _not_of_lightning(checkpoint: Any) -> str | None:
     """Say why a file's content is no checkpoint of Lightning; None if it is one."""
     if not isinstance(checkpoint, dict):

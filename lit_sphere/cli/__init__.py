@@ -80,6 +80,16 @@ def _answer(args: list[str]) -> None:
 
             run_interpolate(args[1:])
             return
+        if args[0] == "report":
+            from lit_sphere.cli.report import run_report
+
+            run_report(args[1:])
+            return
+        if args[0] == "sweep":
+            from lit_sphere.cli.sweep import run_sweep_command
+
+            run_sweep_command(args[1:])
+            return
         from lit_sphere.cli.sphere_cli import run
 
         run(args)
@@ -118,6 +128,9 @@ examples:
   lit-sphere fit --ckpt_path runs/NAME/checkpoints/last.ckpt --trainer.max_epochs 200
   lit-sphere test --ckpt_path runs/NAME/checkpoints/last.ckpt
   lit-sphere interpolate runs/A/checkpoints/last.ckpt runs/B/checkpoints/last.ckpt
+  lit-sphere report runs/A runs/B                       a page that compares runs
+=======
+  lit-sphere sweep --config elr.yaml --over model.elr=1e-4,1e-3,1e-2     a grid of runs, two or more at once
   lit-sphere toy                                        the three regimes of a function on the sphere
 
 shipped configs (a path of yours comes first):

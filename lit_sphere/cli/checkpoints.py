@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from lit_sphere.analysis import difference, not_finite, tensors_of
+from lit_sphere.analysis import difference, epochs_done, not_finite, tensors_of
 from lit_sphere.analysis import read_checkpoint as plain_checkpoint
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.optim import SphereSGD
@@ -165,21 +165,6 @@ def _wrong_in(state: Any) -> str | None:
             if not tensor.isfinite().all():
                 return f"{name} of parameter {number} is NaN or infinite"
     return None
-
-
-def epochs_done(checkpoint: dict[str, Any]) -> int | None:
-    """Count the epochs that a run has made.
-
-    Args:
-        checkpoint: As read by :func:`read_checkpoint`.
-
-    Returns:
-        Their number; None if the checkpoint does not say.
-    """
-    found: Any = checkpoint.get("loops")
-    for name in ("fit_loop", "epoch_progress", "current", "processed"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, int) and found >= 0 else None
 
 
 def unrestorable(error: BaseException, path: str, has_fit: bool) -> CommandLineError | None:

@@ -9,6 +9,7 @@ from lit_sphere.cli.suggestions import did_you_mean
 
 _MAPPINGS = ("trainer", "monitor", "checkpoint")
 _CLASSES = ("model", "data")
+_SWEEPS = "sweeps"  # folder of the plans that lit-sphere sweep finds by name
 _TEXTS = ("ckpt_path", "ckpt_weights", "run", "project", "wandb")
 
 
@@ -20,6 +21,7 @@ def shipped_configs() -> list[str]:
     """
     root = _root()
     names = [path.relative_to(root).as_posix() for path in root.rglob("*.yaml")]
+    names = [name for name in names if not name.startswith(f"{_SWEEPS}/")]
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 
@@ -45,6 +47,40 @@ def find_config(name: str) -> str:
     nearest = did_you_mean(name, [each.removesuffix(suffix) for each in shipped_configs() for suffix in ("", ".yaml")])
     listed = " lit-sphere --help lists them" if nearest else f"; there are {_listed()}"
     raise CommandLineError(f"--config {name}: no such file here, and no shipped config of this name{nearest}{listed}")
+
+
+def shipped_sweeps() -> list[str]:
+    """List the names that ``lit-sphere sweep`` knows, without suffix.
+
+    Returns:
+        Sorted names.
+    """
+    return sorted(path.stem for path in (_root() / _SWEEPS).glob("*.yaml"))
+
+
+def find_sweep(name: str) -> str:
+    """Find the plan of a sweep: a file at this path, or else a shipped one of this name.
+
+    Args:
+        name: What the user typed after ``sweep``.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        CommandLineError: If there is neither; names those that are shipped.
+    """
+    if Path(name).is_file():
+        return name
+    if (Path(name) / "sweep.yaml").is_file():
+        return str(Path(name) / "sweep.yaml")
+    if Path(name).is_dir():
+        raise CommandLineError(f"sweep {name}: is a folder without a sweep in it; give a YAML file, or a shipped name")
+    shipped = shipped_sweeps()
+    if name.removesuffix(".yaml") in shipped:
+        return str(_root() / _SWEEPS / f"{name.removesuffix('.yaml')}.yaml")
+    nearest = did_you_mean(name, shipped) or f"; there are {', '.join(shipped)}"
+    raise CommandLineError(f"sweep {name}: no such file here, and no shipped sweep of this name{nearest}")
 
 
 def read_config(config: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from lit_sphere.analysis import epochs_done
 from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
     GracefulStop,
@@ -33,7 +34,6 @@ from lit_sphere.cli.checkpoints import (
     check_something_to_train,
     check_states,
     check_weights,
-    epochs_done,
     read_checkpoint,
     unrestorable,
 )

@@ -13,7 +13,11 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from lit_sphere.callbacks import Interrupted
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.wandb_labels import LoggedValues, run_labels
+from lit_sphere.observe.dynamics import callbacks_of
+from lit_sphere.observe.regime import RegimeWatch
 from lit_sphere.report import in_short
 
 WandbMode = Literal["offline", "online", "disabled"]
@@ -39,8 +43,8 @@ def make_wandb_logger(
         The logger; None if W&B is disabled.
 
     Raises:
-        CommandLineError: If ``WANDB_MODE`` is no mode, W&B takes no such names, or it is to be online and there is no
-            key, or none that the server accepts.
+        CommandLineError: If ``WANDB_MODE`` is no mode, W&B takes no such names or tags, or it is to be online and there
+            is no key, or none that the server accepts.
     """
     mode = given or os.environ.get("WANDB_MODE") or "offline"
     if mode not in ("offline", "online", "disabled"):
@@ -50,6 +54,7 @@ def make_wandb_logger(
     _check_name("--project", project)
     if os.environ.get("WANDB_ENTITY"):
         _check_name("WANDB_ENTITY", os.environ["WANDB_ENTITY"])
+    labels = run_labels(config)
     if mode == "online" and getattr(rank_zero_only, "rank", 0) == 0:
         mode = _log_in("--wandb online" if given else "WANDB_MODE=online", folder)
     settings = wandb.Settings(
@@ -66,6 +71,9 @@ def make_wandb_logger(
         project=project,
         mode=mode,
         config=config,
+        group=labels.group,
+        job_type=labels.job_type,
+        tags=labels.tags,
         settings=settings,
     )
 
@@ -167,36 +175,49 @@ def check_given_wandb(logger: WandbLogger) -> None:
         ) from error
 
 
-def begin_wandb(logger: WandbLogger) -> None:
+def begin_wandb(logger: WandbLogger, trainer: Trainer, logged: LoggedValues, is_resumed: bool) -> None:
     """Make the epoch the run's x-axis, and let no failure from now on end the training.
 
     Args:
         logger: Ours, or the user's own.
+        trainer: Its trainer.
+        logged: Takes note of what is logged from now on.
+        is_resumed: Whether the run goes on from a checkpoint, for its tags.
     """
     try:
         logger.experiment.define_metric("epoch")
+        if is_resumed:
+            _add_tag(logger.experiment, "resumed")
     except Exception as error:
         _give_up(logger, error)
-    _plot_by_epoch(logger)
+    _plot_by_epoch(logger, trainer, logged)
     for name in ("log_metrics", "log_hyperparams"):
         setattr(logger, name, _guarded(logger, getattr(logger, name)))
 
 
-def _plot_by_epoch(logger: WandbLogger) -> None:
-    """Make the epoch the x-axis of each key that is logged with one, whoever logs it.
+def _plot_by_epoch(logger: WandbLogger, trainer: Trainer, logged: LoggedValues) -> None:
+    """Log the epoch with everything, and make it the x-axis of each key, whoever logs it.
 
     Keys by their full names, so that it does not matter that Lightning gives the pattern ``*`` the step as its axis.
     """
     log, known = logger.log_metrics, {"epoch"}
 
-    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
-        if "epoch" in metrics and not known.issuperset(metrics):
+    def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
+        # Not `current_epoch`, which counts on at the end of the run, where pictures come.
+        metrics = {"epoch": max(0, trainer.fit_loop.epoch_progress.current.ready - 1), **metrics}
+        logged.add(metrics)
+        if not known.issuperset(metrics):
             for key in metrics.keys() - known:
-                logger.experiment.define_metric(key, step_metric="epoch")
+                # The summary holds the regime in words.
+                logger.experiment.define_metric(key, step_metric="epoch", summary="none" if key == "regime" else None)
             known.update(metrics)
         log(metrics, step)
 
     logger.log_metrics = log_metrics  # type: ignore[method-assign]
+
+
+def _add_tag(run: Any, *tags: str) -> None:
+    run.tags = tuple(dict.fromkeys([*(run.tags or ()), *tags]))
 
 
 def _guarded(logger: WandbLogger, send: Callable[..., None]) -> Callable[..., None]:
@@ -230,20 +251,34 @@ def _forget(error: Exception) -> None:
     wandb.run = None
 
 
-def end_wandb(trainer: Trainer, exit_code: int) -> None:
-    """End the W&B run: a second fit in this process is another one.
+def end_wandb(trainer: Trainer, logged: LoggedValues, exception: BaseException | None = None) -> None:
+    """End the W&B run, with regime and final values in its summary: a second fit in this process is another one.
 
     Args:
         trainer: The trainer.
-        exit_code: 0, or 1 for a fit that failed.
+        logged: What was logged.
+        exception: Why the fit failed or was interrupted; None if it did not.
     """
     if wandb.run is None or not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
         return
     folder = Path(wandb.run.dir).parent
     try:
-        wandb.finish(exit_code)
+        _leave_summary(trainer, wandb.run, logged, exception)
+        wandb.finish(0 if exception is None else 1)
     except Exception as error:
         late = isinstance(error, TimeoutError)
         what = f"not all was sent within {_LAST_UPLOADS} s" if late else f"W&B failed: {in_short(error)}"
         rank_zero_warn(f"{what}; metrics.csv is whole, and `wandb sync {folder}` may send the rest")
         _forget(error)
+
+
+def _leave_summary(trainer: Trainer, run: Any, logged: LoggedValues, exception: BaseException | None) -> None:
+    """Put the regime into summary and tags, of a run that did not come to its end, too."""
+    watches = [each for each in callbacks_of(trainer) if isinstance(each, RegimeWatch) and each.verdict is not None]
+    watches.sort(key=lambda watch: not watch.announces)  # RegimeMonitor says more than RunSummary
+    verdict = watches[0].verdict if watches else None
+    tags: list[str] = [] if verdict is None else [verdict.regime]
+    if exception is not None:
+        tags.append("interrupted" if isinstance(exception, (Interrupted, KeyboardInterrupt)) else "failed")
+    _add_tag(run, *tags)
+    run.summary.update(logged.summary(verdict))

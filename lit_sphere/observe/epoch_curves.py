@@ -8,22 +8,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_sphere.analysis.regimes import CONVERGED_LOSS, converged_mse
+from lit_sphere.analysis.epoch_rows import ACCURACY_KEYS, ERROR_KEYS, LOSS_KEYS, Row, default_converged_loss
 from lit_sphere.effective import NOT_STEPPED, QUANTITIES
 from lit_sphere.observe.module_groups import FindsGroups
 from lit_sphere.observe.optimizer_steps import StepWatch
 from lit_sphere.observe.publishing import run_folder_of
 from lit_sphere.observe.train_loss import TrainLoss
 
-Row = dict[str, Any]
-"""An epoch: numbers ``epoch``, ``step`` (before it), ``loss``, ``error``, ``lr``, and lists ``elr``, ``ess``,
-``effective_grad_norm``: the total first, then each group. What is not known is None, and the value of a group that was
-not stepped."""
-
 _QUANTITIES = ("elr", "ess", "effective_grad_norm")
-LOSS_KEYS = ("train/loss", "train_loss")
-ERROR_KEYS = ("train/error", "train_error")
-ACCURACY_KEYS = ("train/acc", "train_acc", "train/accuracy", "train_accuracy")
 
 
 class EpochCurves:
@@ -205,25 +197,6 @@ class EpochCurves:
         self._watch.load_state(state["watch"])
 
 
-def known_rows(rows: list[Row]) -> list[Row]:
-    """Leave out epochs whose loss is not known, and the last one where only its error is not known yet.
-
-    Args:
-        rows: Rows of :class:`EpochCurves`.
-
-    Returns:
-        Rows with a loss; an epoch that Lightning did not end, so that its error was never logged, has that of the
-        epoch before.
-    """
-    rows = [row for row in rows if row["loss"] is not None]
-    if rows and rows[-1]["error"] is None and any(row["error"] is not None for row in rows):
-        rows = rows[:-1]
-    known: list[Row] = []
-    for row in rows:
-        known.append({**row, "error": known[-1]["error"]} if row["error"] is None and known else row)
-    return known
-
-
 def classes_and_threshold(
     trainer: Trainer, pl_module: LightningModule, num_classes: int | None, converged_loss: float | None
 ) -> tuple[int | None, float]:
@@ -242,8 +215,7 @@ def classes_and_threshold(
     candidates = [num_classes, *(getattr(source, "num_classes", None) for source in sources)]
     classes = next((each for each in candidates if isinstance(each, int) and each >= 2), None)
     if converged_loss is None:
-        mse = getattr(pl_module, "loss", None) == "mse" and classes is not None
-        converged_loss = converged_mse(classes) if mse and classes else CONVERGED_LOSS
+        converged_loss = default_converged_loss(getattr(pl_module, "loss", None), classes)
     return classes, converged_loss
 
 

@@ -1,21 +1,19 @@
 """The regime of a run, judged by its curves while it trains."""
 
-import math
 from dataclasses import asdict
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lit_sphere.analysis.epoch_rows import regime_of_rows, rows_to_judge
 from lit_sphere.analysis.regimes import (
     SHORTEST_RUN,
     Regime,
     RegimeVerdict,
-    after_blow_ups,
     announced_regime,
-    name_regime,
 )
 from lit_sphere.observe.dynamics import DynamicsObserver, callbacks_of
-from lit_sphere.observe.epoch_curves import CurveCallback, Row, known_rows
+from lit_sphere.observe.epoch_curves import CurveCallback
 from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.report.regime_curves import RegimeSegment
 
@@ -107,24 +105,11 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         return [*past, RegimeSegment(self._first_epoch, rows[-1]["epoch"], self.verdict.regime, self.verdict.since)]
 
     def _judge(self) -> None:
-        rows = known_rows([row for row in self._curves.rows if row["epoch"] >= self._first_epoch])
-        rows = rows[after_blow_ups([row["loss"] for row in rows]) :]
+        rows = rows_to_judge(self._curves.rows, self._first_epoch)
         if not rows:
             return
-        errors = [row["error"] for row in rows] if self._classes and rows[0]["error"] is not None else None
-        esses = _step_sizes(rows)
         before = self.verdict
-        self.verdict = name_regime(
-            [row["loss"] for row in rows],
-            errors,
-            self._classes,
-            rows[0]["epoch"],
-            converged_loss=self._converged,
-            chance_loss=math.log(self._classes) if self._classes else None,
-            esses=esses,
-            steps=[row["step"] for row in rows],
-            equal_steps=self._curves.equal_steps,
-        )
+        self.verdict = regime_of_rows(rows, self._classes, self._converged, self._curves.equal_steps)
         if rows[-1]["epoch"] != self._judged:  # the last epoch is judged again at the end of the run
             same = before is not None and before.regime == self.verdict.regime
             self._streak, self._judged = self._streak + 1 if same else 1, rows[-1]["epoch"]
@@ -153,17 +138,6 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         self._segments = [dict(segment) for segment in state_dict["segments"]]
         verdict = state_dict["verdict"]
         self.verdict = None if verdict is None else RegimeVerdict(**verdict)
-
-
-def _step_sizes(rows: list[Row]) -> list[list[float]] | None:
-    """Give the ESS of all groups together and of each that was stepped in every epoch; None where not known."""
-    esses = [row["ess"] for row in rows]
-    if None in esses:
-        return None
-    if not any(None in each for each in esses):
-        return esses
-    columns = [column for column in zip(*esses, strict=False) if None not in column]
-    return [list(each) for each in zip(*columns, strict=True)]
 
 
 def regime_watch_of(trainer: Trainer) -> RegimeWatch | None:

@@ -1,0 +1,404 @@
+"""``lit-sphere sweep``: a grid of runs."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from lit_sphere.cli import main
+from lit_sphere.cli.base_config import look_ahead
+from lit_sphere.cli.config_names import default_config, find_sweep, read_config, shipped_sweeps
+from lit_sphere.cli.errors import CommandLineError, written_to
+from lit_sphere.cli.rewordings import in_one_line
+from lit_sphere.cli.sphere_cli import SphereCLI
+from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.suggestions import option_strings, suggesting
+from lit_sphere.files import write_whole
+from lit_sphere.sweep import Fit, LocalProcesses, Plan, Sweep, SweepError, SweepResult, read_plan
+from lit_sphere.sweep.afterwards import commands_afterwards, run_afterwards
+from lit_sphere.sweep.grid import read_over
+from lit_sphere.sweep.plan import PLAN_FILE, digest
+from lit_sphere.sweep.slurm import SlurmJobs, SlurmOptions, batch_script, check_submitit
+from lit_sphere.sweep.states import STATES_FILE
+from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line
+from lit_sphere.sweep.wandb_sweep import wandb_sweep
+
+_USAGE = "lit-sphere sweep [NAME] --over OPTION=VALUES [options] [options of fit]"
+_FLAGS = ("--dry-run", "-h", "--help")
+_PRELOAD = (
+    "lit_sphere.cli.sphere_cli",
+    "lit_sphere.cli.values_given",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "sklearn.datasets",
+    "wandb.apis.public",
+    "wandb.sdk.launch",
+)
+
+
+def make_parser() -> ArgumentParser:
+    """Make the parser of what is the sweep's own; all else goes to the runs.
+
+    Returns:
+        The parser.
+    """
+    parser = ArgumentParser(
+        prog="lit-sphere sweep",
+        usage=_USAGE,
+        description=SUBCOMMANDS["sweep"].description,
+        epilog=_examples(),
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add(
+        "--over",
+        type=str,
+        action="append",
+        default=[],
+        metavar="OPTION=VALUES",
+        help="Option of fit and its values: A,B,C; log:LOW:HIGH:N or lin:LOW:HIGH:N; paper, the papers' grid of ELRs "
+        "{1, 2, 5}·10^-k from 1e-7 to 5, or paper:LOW:HIGH. Several --over make a product.",
+    )
+    add(
+        "--seeds",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="Each point with N seeds, 0 to N-1: of the weights (--seed_everything) and of the data (--data.seed: "
+        "order of the batches, augmentation, subset, label noise).",
+    )
+    add(
+        "--jobs",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="Runs at once. Default: one for each GPU, or without a GPU one for each core. Cores and GPUs are shared "
+        "out; several runs may share a GPU. With --launcher slurm: jobs at once, all by default.",
+    )
+    add(
+        "--sweep",
+        type=str | None,
+        default=None,
+        metavar="DIR",
+        help="Folder of the sweep. Default: sweeps/NAME, or sweeps/CONFIG-over-OPTIONS.",
+    )
+    add("--dry-run", action="store_true", help="Print what would be run, or submitted, and do nothing.")
+    add("--launcher", type=Literal["local", "slurm"], default="local", help="Where the runs run.")
+    add("--export", type=Literal["wandb"] | None, default=None, help="Write the grid as a sweep of W&B; run nothing.")
+    parser.add_class_arguments(SlurmOptions, "slurm")
+    return parser
+
+
+class _Formatter(DefaultHelpFormatter):
+    """Keeps the lines of the examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("NAME") else super()._fill_text(text, width, indent)
+
+
+def _examples() -> str:
+    shipped = ", ".join(shipped_sweeps())
+    return f"""NAME is a YAML file, the folder of a sweep, or one of the shipped sweeps: {shipped}.
+All other options go to every run, see lit-sphere fit --help.
+
+examples:
+  lit-sphere sweep elr                                  the papers' grid of ELRs on the digits
+  lit-sphere sweep --over model.elr=1e-4,1e-3,1e-2 --seeds 3 --trainer.max_epochs 50
+  lit-sphere sweep --config resnet18.yaml --over model.elr=log:1e-5:1:11 --over model.width=8,16 --jobs 2
+  lit-sphere sweep elr --launcher slurm --slurm.partition gpu --slurm.time 120 --dry-run
+  lit-sphere sweep elr --export wandb --project mine
+
+a file:
+  title: Widths of the ConvNet
+  fit: --config elr.yaml --trainer.max_epochs 50        what every run is given
+  over: {{model.elr: [1.0e-3, 1.0e-2], model.width: [4, 8]}}      a product
+  zip: {{data.train_size: [256, 1024], trainer.max_epochs: [200, 50]}}     options that change together
+  seeds: 3
+  experiments: [E1]                                     what the report shows
+  then: ["interpolate {{0}}/checkpoints/last.ckpt {{1}}/checkpoints/last.ckpt --run {{sweep}}/barrier"]
+                                                        commands after the runs; {{0}} is the first run's folder
+
+Each run is what lit-sphere fit would do, bit for bit, with as many threads (OMP_NUM_THREADS; sweep.yaml names them).
+The same command again skips the runs that are done, tries those that failed, goes on with those that were stopped or
+killed, and adds new values. Ctrl-C stops all with checkpoints; a second one at once."""
+
+
+def run_sweep_command(args: list[str]) -> None:
+    """Run the subcommand.
+
+    Args:
+        args: Command line after ``sweep``.
+
+    Raises:
+        CommandLineError: If the sweep cannot be made as it is asked for; nothing has been run.
+        SystemExit: With status 1 if a point failed, 130 or 143 if a signal stopped the sweep.
+    """  # noqa: DOC502
+    parser = make_parser()
+    name, own, of_runs = _split(args, option_strings(parser))
+    with suggesting(lambda: option_strings(parser)):
+        config = parser.parse_args(own)
+    try:
+        plan = _plan(name, config, of_runs)
+        folder = Path(config.sweep) if config.sweep else _default_folder(name, plan)
+        if config.export is not None:
+            _export(plan, folder)
+            return
+        slurm = SlurmOptions(**config.slurm.as_dict()) if config.launcher == "slurm" else None
+        if config.dry_run:
+            _show_dry_run(plan, folder, slurm)
+            return
+        result = run_sweep(plan, folder, config.jobs, slurm)
+    except SweepError as error:
+        raise CommandLineError(str(error)) from error
+    _finish(result)
+
+
+def run_sweep(
+    plan: Plan, folder: Path, jobs: int | None = None, slurm: SlurmOptions | None = None, cluster: str = "slurm"
+) -> SweepResult:
+    """Run a sweep, show it, and run the commands that come after it.
+
+    Args:
+        plan: What it is.
+        folder: Where; an earlier part of it is gone on with.
+        jobs: Runs at once; by default one for each GPU, or without one for each core.
+        slurm: What each run asks of Slurm; None runs all on this machine.
+        cluster: submitit's name of the queue: ``slurm``, or ``local`` for jobs of the same kind on this machine.
+
+    Returns:
+        What has become of its points.
+
+    Raises:
+        SweepError: If it cannot be made; nothing has been run.
+        CommandLineError: If the command line of a point cannot be understood; nothing has been run.
+    """  # noqa: DOC502
+    parsed = parse_points(plan)
+    resources = _resources(parsed, jobs)
+    afterwards = commands_afterwards(plan, folder)
+    fit = Fit(main, _PRELOAD, _digests(plan), [_epochs(each) for each in parsed])
+    launcher: LocalProcesses | SlurmJobs
+    if slurm is not None:
+        slurm.parameters(folder.name)
+        check_submitit()
+    sweep = Sweep(plan, folder, fit, resources.threads if slurm is None else slurm.cpus)
+    written_to.set(folder)
+    if slurm is None:
+        launcher = LocalProcesses(resources.jobs, sweep.threads, resources.gpus, _PRELOAD)
+    else:
+        launcher = SlurmJobs(folder, slurm, jobs, cluster)
+    _announce(sweep, resources, slurm)
+    in_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    view = LiveTable(folder, resources.jobs) if in_terminal else Lines()
+    result = sweep.run(launcher, view)
+    if result.is_done and result.signum is None:
+        succeeded = run_afterwards(afterwards, folder, lambda line: print(line, file=sys.stderr, flush=True))
+        return replace(result, afterwards=succeeded)
+    return result
+
+
+def _announce(sweep: Sweep, resources: "_Resources", slurm: SlurmOptions | None) -> None:
+    done = sum(state.state == "done" for state in sweep.states)
+    before = f", {done} of them done already" if done else ""
+    threads = f"{sweep.threads} thread{'s' if sweep.threads > 1 else ''} each"
+    at_once = f"{resources.jobs} at once" if resources.jobs > 1 else "one after the other"
+    gpus = len(resources.gpus)
+    where = f"{at_once} on {gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{at_once}, {threads}"
+    where = "as jobs of Slurm" if slurm is not None else where
+    print(f"{sweep.folder}: {len(sweep.states)} runs{before}; {where}", file=sys.stderr, flush=True)
+
+
+def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
+    parse_points(plan)
+    commands = [
+        shlex.join(["lit-sphere", "fit", *plan.arguments(point), "--run", str(folder / point.name)])
+        for point in plan.points
+    ]
+    afterwards = [shlex.join(["lit-sphere", *command]) for command in commands_afterwards(plan, folder)]
+    if slurm is not None:
+        check_submitit()
+        print(batch_script(folder, slurm, f"python -m submitit.core._submit {folder / 'slurm'}"))
+        print(f"# {len(commands)} jobs of this kind, which run:")
+    print("\n".join([*commands, *afterwards]))
+
+
+def _export(plan: Plan, folder: Path) -> None:
+    parsed = parse_points(plan)
+    content = wandb_sweep(plan, folder.name, parsed[0].project)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "wandb-sweep.yaml"
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    write_whole(path, lambda file: file.write(text.encode()))
+    print(f"{path}: {len(plan.points)} runs; wandb sweep {path} registers it and names the command of the agents")
+
+
+def parse_points(plan: Plan) -> list[Namespace]:
+    """Parse the command lines of all points by the parser of ``fit``.
+
+    Args:
+        plan: The sweep.
+
+    Returns:
+        The configuration of each point.
+
+    Raises:
+        CommandLineError: Names the first point that cannot be understood, and why.
+    """
+    typed = look_ahead(list(plan.fit))
+    if typed.wants_help or any(each.partition("=")[0] == "--print_config" for each in plan.fit):
+        raise CommandLineError("options of the runs are listed by lit-sphere fit --help, --model.help CLASS, …")
+    parser = _FitParser()
+    parsed = []
+    for point in plan.points:
+        wrong = parser.what_is_wrong(plan.arguments(point))
+        if wrong is not None:
+            of_all = plan.fit and parser.what_is_wrong(list(plan.fit)) == wrong
+            raise CommandLineError(wrong if of_all else f"the point {point.name}: {wrong}")
+        parsed.append(parser.config["fit"])
+    return parsed
+
+
+class _FitParser(SphereCLI):
+    """Parses command lines of ``fit``, and does nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(["fit"])
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Not while it is made."""
+        self.config = Namespace({"subcommand": "fit"})  # type: ignore[no-untyped-call]
+
+    def what_is_wrong(self, args: Sequence[str]) -> str | None:
+        """Parse a command line.
+
+        Args:
+            args: After ``fit``.
+
+        Returns:
+            One line if it cannot be understood.
+        """
+        try:
+            super().parse_arguments(self.parser, ["fit", *args])
+        except CommandLineError as error:
+            return str(error)
+        except (ArgumentError, ValueError) as error:
+            return in_one_line(str(error))
+        return None
+
+    def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is made."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is made."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Resources:
+    jobs: int
+    threads: int
+    gpus: tuple[str, ...]
+
+
+def _resources(parsed: Sequence[Namespace], jobs: int | None) -> _Resources:
+    """Share out the cores, or the GPUs."""
+    if jobs is not None and jobs < 1:
+        raise SweepError(f"--jobs must be at least 1, got {jobs}")
+    gpus = () if all(each.trainer.accelerator == "cpu" for each in parsed) else _gpus(parsed)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = min(jobs or len(gpus) or cores, len(parsed))
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(given) if given.isdecimal() and int(given) else max(1, cores // jobs)
+    return _Resources(jobs, threads, gpus)
+
+
+def _gpus(parsed: Sequence[Namespace]) -> tuple[str, ...]:
+    """Ids of the GPUs of a run each; several with commas between them where a run takes several."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = given.split(",") if given is not None else [str(i) for i in range(torch.cuda.device_count())]
+    ids = [each for each in ids if each.strip()]
+    devices = [each.trainer.devices for each in parsed]
+    several = max((each for each in devices if isinstance(each, int)), default=1)
+    several = max(several, 1)
+    return tuple(",".join(ids[i : i + several]) for i in range(0, len(ids) - several + 1, several))
+
+
+def _split(args: list[str], own: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
+    """Give the name of a sweep, what is the sweep's own, and what goes to the runs."""
+    name = args[0] if args and not args[0].startswith("-") else None
+    rest, mine, others = args[name is not None :], list[str](), list[str]()
+    while rest:
+        option = rest[0].partition("=")[0]
+        is_mine = option in own or option == "-h"
+        takes_value = is_mine and option not in _FLAGS and "=" not in rest[0]
+        count = 2 if takes_value else 1
+        (mine if is_mine else others).extend(rest[:count])
+        rest = rest[count:]
+    return name, mine, others
+
+
+def _plan(name: str | None, config: Namespace, of_runs: list[str]) -> Plan:
+    plan = read_plan(Path(find_sweep(name))) if name is not None else Plan()
+    over = dict(plan.over)
+    typed = [read_over(text) for text in config.over]
+    for option, values in typed:
+        if sum(option == other for other, _ in typed) > 1:
+            raise SweepError(f"--over {option}: stands twice; put all values behind one")
+        over[option] = values
+    if config.seeds is not None and not 0 <= config.seeds <= 1000:
+        raise SweepError(f"--seeds must be at least 0, and at most 1000, got {config.seeds}")
+    seeds = plan.seeds if config.seeds is None else config.seeds
+    return replace(plan, fit=(*plan.fit, *of_runs), over=over, seeds=seeds)
+
+
+def _default_folder(name: str | None, plan: Plan) -> Path:
+    """The folder that is taken where none is given: the same for the same command."""
+    if name is not None:
+        path = Path(find_sweep(name))
+        is_begun = path.name == PLAN_FILE and (path.parent / STATES_FILE).exists()
+        return path.parent if is_begun else Path("sweeps") / path.stem
+    configs = look_ahead(list(plan.fit)).configs
+    path = Path(configs[-1] if configs and not configs[-1].startswith("{") else default_config())
+    varied = [option.rpartition(".")[2] for option in (*plan.over, *plan.zipped)]
+    return Path("sweeps") / "-".join([path.stem, "over", *(varied or ["seed"])])
+
+
+def _digests(plan: Plan) -> dict[str, str]:
+    names = {name for point in plan.points for name in look_ahead(plan.arguments(point)).configs}
+    return {name: digest(read_config(name)) for name in sorted(names or {Path(default_config()).name})}
+
+
+def _epochs(parsed: Namespace) -> int | None:
+    epochs = parsed.trainer.max_epochs
+    return epochs if isinstance(epochs, int) and epochs > 0 else None
+
+
+def _finish(result: SweepResult) -> None:
+    """Say what is not done, and end with its status."""
+    left = [state for state in result.states if state.state != "done"]
+    print(f"{result.folder}: {counts(result.states)}; table in {result.folder / STATES_FILE}", flush=True)
+    if result.signum is not None:
+        print(f"lit-sphere: interrupted; the same command goes on with {result.folder}", file=sys.stderr)
+        sys.exit(128 + result.signum)
+    if left:
+        for state in left:
+            print(f"  {one_line(state)}", file=sys.stderr)
+        these = "1 run is" if len(left) == 1 else f"{len(left)} runs are"
+        print(f"lit-sphere: {these} not done; the same command tries again", file=sys.stderr)
+    if left or not result.afterwards:
+        sys.exit(1)
+    print(f"compare them: lit-sphere report {shlex.quote(str(result.folder))}")
