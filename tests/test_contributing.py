@@ -77,7 +77,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
         shutil.copy(REPOSITORY / name, copy)
-    for name in ("lit_sphere", "callbacks", "configs", "tests"):
+    for name in ("lit_sphere", "callbacks", "configs", "docs", "tests"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(REPOSITORY / name, copy / name, symlinks=True, ignore=ignored)
     for block in _blocks():
@@ -90,7 +90,7 @@ def test_there_are_recipes() -> None:
     assert {Path(path).parent.as_posix() for path in new} == {
         "lit_sphere/networks", "lit_sphere/data", "callbacks", "configs", "tests",
     }  # fmt: skip
-    edited = [path for path, kind, _ in _blocks() if kind == "diff" and not path.startswith(("tests/", "README"))]
+    edited = [path for path, kind, _ in _blocks() if kind == "diff" and not path.startswith(("tests/", "docs/"))]
     assert sorted(set(edited)) == sorted(
         ["callbacks/__init__.py", "lit_sphere/data/__init__.py", "lit_sphere/networks/__init__.py"]
     ), "one export each, and nothing else of the package is touched"

@@ -1,0 +1,127 @@
+"""What the site needs beyond Markdown: formulas as MathML, docstrings as Markdown, the gallery."""
+
+import html
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from latex2mathml.converter import convert
+from markdown import Extension, Markdown
+from markdown.preprocessors import Preprocessor
+
+_GALLERY = Path(__file__).with_name("gallery")
+_HERE = "<!-- gallery -->"
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+_ROLE = re.compile(r":(?:attr|class|func|meth|mod):`(~?)([\w.]+)`")
+
+
+class _Docstrings(Preprocessor):  # type: ignore[misc]
+    """Makes Markdown of the two things in docstrings that are none: roles, and examples that doctest runs."""
+
+    def run(self, lines: list[str]) -> list[str]:
+        """Turn roles into links, where the site has their target, and examples into blocks of code.
+
+        Args:
+            lines: Of a page or a docstring.
+
+        Returns:
+            They, in Markdown.
+        """
+        made: list[str] = []
+        example = False
+        for line in lines:
+            if line.startswith(">>> ") and not example:
+                made.append("```pycon")
+                example = True
+            elif example and not line.strip():
+                made.append("```")
+                example = False
+            made.append(line if example else _ROLE.sub(_link, line))
+        return [*made, "```"] if example else made
+
+
+def _link(role: re.Match[str]) -> str:
+    short, path = role.groups()
+    shown = path.rpartition(".")[2] if short else path
+    return f'<autoref optional identifier="{path}"><code>{shown}</code></autoref>'
+
+
+class Docstrings(Extension):  # type: ignore[misc]
+    """The Markdown extension."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        """Register the preprocessor.
+
+        Args:
+            md: To add it to.
+        """
+        md.preprocessors.register(_Docstrings(md), "docstrings", 30)  # before fenced code, 25
+
+
+def on_config(config: Any) -> None:
+    """Add the extension, for pages and docstrings.
+
+    Args:
+        config: The site's.
+    """
+    config.markdown_extensions.append(Docstrings())
+
+
+def on_page_content(content: str, **_: object) -> str:
+    """Write the formulas as MathML, which browsers draw without a script.
+
+    Args:
+        content: HTML of a page, formulas marked by pymdownx.arithmatex.
+
+    Returns:
+        The same with formulas drawn.
+    """
+
+    def mathml(formula: re.Match[str]) -> str:
+        block = formula[2] == "["
+        return convert(html.unescape(formula[3]).strip(), display="block" if block else "inline")
+
+    return _FORMULA.sub(mathml, content)
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put the gallery where a page has its mark.
+
+    Args:
+        markdown: Text of a page.
+
+    Returns:
+        The text, with what ``gallery/record.yaml`` holds.
+    """
+    return markdown.replace(_HERE, gallery(_GALLERY)) if _HERE in markdown else markdown
+
+
+def gallery(folder: Path) -> str:
+    """Describe the pictures of a folder, as its ``record.yaml`` tells of them.
+
+    The record is a list of mappings, one for each experiment: ``id``, ``title``, ``source``, ``must_show``,
+    ``verdict``, ``text``, ``picture`` (a file in the folder) or ``pictures``, ``command``, ``seed``, ``hardware`` and
+    ``minutes``.
+
+    Args:
+        folder: Holds the record and the pictures.
+
+    Returns:
+        Markdown, a section for each experiment; one sentence where there is no record.
+    """
+    record = folder / "record.yaml"
+    if not record.is_file():
+        return "No picture has been made yet."
+    entries: Iterable[Mapping[str, Any]] = yaml.safe_load(record.read_text(encoding="utf-8"))
+    return "\n\n".join(_entry(entry, folder.name) for entry in entries)
+
+
+def _entry(entry: Mapping[str, Any], folder: str) -> str:
+    title = f"{entry['id']}: {entry['title']}"
+    pictures = entry.get("pictures") or [entry["picture"]]
+    lines = [f"![{title}]({folder}/{picture})" for picture in pictures]
+    made = f"`{entry['command']}`, seed {entry['seed']}, {entry['minutes']} min on {entry['hardware']}"
+    says = f"Must show ({entry['source']}): {entry['must_show']}"
+    return "\n\n".join([f"## {title}", *lines, says, f"**{entry['verdict'].capitalize()}.** {entry['text']}", made])
