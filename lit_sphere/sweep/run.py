@@ -183,10 +183,11 @@ class Sweep:
         Returns:
             What has become of them.
         """
-        launcher.prepare()
         with _signals() as signals:
             loop = _Loop(self, launcher, view, signals)
             try:
+                view.show(self.states)
+                launcher.prepare()
                 while loop.turn():
                     pass
             finally:
