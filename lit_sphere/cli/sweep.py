@@ -308,8 +308,10 @@ def _default_folder(name: str | None, plan: Plan) -> Path:
     """The folder that is taken where none is given: the same for the same command."""
     if name is not None:
         path = Path(find_sweep(name))
-        is_begun = path.name == PLAN_FILE and (path.parent / STATES_FILE).exists()
-        return path.parent if is_begun else Path("sweeps") / path.stem
+        if path.name == PLAN_FILE and (path.parent / STATES_FILE).exists():
+            return path.parent  # of a sweep that has begun
+        is_file = Path(name).exists()
+        return Path("sweeps") / (path.stem if is_file else name.removesuffix(".yaml").replace("/", "-"))
     configs = [
         text.removeprefix("--config=") if text.startswith("--config=") else after
         for text, after in zip(plan.fit, [*plan.fit[1:], ""], strict=False)

@@ -73,6 +73,7 @@ class LocalProcesses:
         Raises:
             OSError: If there can be no process.
         """
+        task.folder.mkdir(exist_ok=True)  # here, where a full disk can be told
         forget_outcome(task.folder)
         slot = min(self._free)
         self._free.remove(slot)
