@@ -4,16 +4,19 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from shutil import disk_usage
 from typing import NamedTuple
 
 from lit_sphere.sweep.point_run import Outcome, Task, forget_outcome, last_line, read_outcome, run_forked
 
 _FORKS = sys.platform.startswith("linux")  # elsewhere the system's libraries do not bear it
+_LEAST_SPACE = 2**16  # bytes
 
 
 class _Running(NamedTuple):
@@ -44,8 +47,7 @@ class LocalProcesses:
         self._free = list(range(jobs))
         self._running: dict[str, _Running] = {}
         self._stopped = 0
-        if _FORKS:
-            self._context.set_forkserver_preload(list(preload))
+        self._preload = preload
 
     @property
     def has_room(self) -> bool:
@@ -54,11 +56,7 @@ class LocalProcesses:
 
     def prepare(self) -> None:
         """Let the fork server import, while this process does something else."""
-        if _FORKS:
-            from multiprocessing.forkserver import ensure_running
-
-            with _threads_in_environment(self._threads):
-                ensure_running()
+        import_early(self._threads, self._preload)
 
     def goes_on(self, name: str, folder: Path, job: str) -> bool:
         """Whether a point of an earlier command still runs: it would have ended with that."""
@@ -73,7 +71,11 @@ class LocalProcesses:
 
         Returns:
             Its job id: empty, since it ends with this process.
+
+        Raises:
+            OSError: If there can be no process.
         """
+        task.folder.mkdir(exist_ok=True)  # here, where a full disk can be told
         forget_outcome(task.folder)
         slot = min(self._free)
         self._free.remove(slot)
@@ -83,8 +85,13 @@ class LocalProcesses:
         environment["OMP_NUM_THREADS"] = str(self._threads)
         task = Task(task.folder, task.arguments, environment, self._threads, task.command)
         process = self._context.Process(target=run_forked, args=(task,), name=name)  # type: ignore[attr-defined]
-        with _threads_in_environment(self._threads):
-            process.start()
+        try:
+            self.prepare()
+            with _threads_in_environment(self._threads):
+                process.start()
+        except (OSError, EOFError) as error:
+            self._free.append(slot)
+            raise OSError(f"the process that forks the others has ended ({error})") from error
         self._running[name] = _Running(task, process, slot)
         return ""
 
@@ -122,6 +129,21 @@ class LocalProcesses:
             self.wait(10)
 
 
+def import_early(threads: int, preload: Sequence[str]) -> None:
+    """Start the process that is forked for each run, if there is none yet: it takes seconds to import.
+
+    Args:
+        threads: Of its libraries; those of torch are set anew in each run.
+        preload: Modules that all runs need.
+    """
+    if _FORKS:
+        from multiprocessing.forkserver import ensure_running, set_forkserver_preload
+
+        set_forkserver_preload(list(preload))
+        with _threads_in_environment(threads), _interrupts_ignored():
+            ensure_running()
+
+
 def _outcome(exit_code: int, folder: Path) -> Outcome:
     """What the run wrote; of one that could not, what its exit code tells."""
     written = read_outcome(folder)
@@ -129,11 +151,25 @@ def _outcome(exit_code: int, folder: Path) -> Outcome:
         return written
     said = last_line(folder)
     if exit_code >= 0:
-        return Outcome(exit_code or 1, 0.0, said or f"ended with status {exit_code}, and said nothing")
+        full = "the disk is full" if disk_usage(folder).free < _LEAST_SPACE else ""
+        return Outcome(exit_code or 1, 0.0, said or full or f"ended with status {exit_code}, and said nothing")
     memory = " (out of memory?)" if exit_code == -signal.SIGKILL else ""
     return Outcome(
         exit_code, 0.0, f"was ended by {signal.Signals(-exit_code).name}{memory}{f'; last: {said}' if said else ''}"
     )
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C would end the fork server while it imports; a process that is started here inherits this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
