@@ -12,7 +12,7 @@ from markdown import Extension, Markdown
 from markdown.preprocessors import Preprocessor
 
 _GALLERY = Path(__file__).with_name("gallery")
-_HERE = "<!-- gallery -->"
+_MARKS = re.compile(r"^<!-- (gallery|experiments) -->$", re.MULTILINE)
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 _ROLE = re.compile(r":(?:attr|class|func|meth|mod):`(~?)([\w.]+)`")
 
@@ -87,15 +87,28 @@ def on_page_content(content: str, **_: object) -> str:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Put the gallery where a page has its mark.
+    """Put the gallery and the table of experiments where a page has their mark.
 
     Args:
         markdown: Text of a page.
 
     Returns:
-        The text, with what ``gallery/record.yaml`` holds.
+        The text, with what ``gallery/record.yaml`` and the registry of experiments hold.
     """
-    return markdown.replace(_HERE, gallery(_GALLERY)) if _HERE in markdown else markdown
+    return _MARKS.sub(lambda mark: gallery(_GALLERY) if mark[1] == "gallery" else experiments(), markdown)
+
+
+def experiments() -> str:
+    """Make a table of all experiments.
+
+    Returns:
+        Markdown: id, title, what it must show, source.
+    """
+    from lit_sphere.experiments import EXPERIMENTS
+
+    rows = [["id", "experiment", "must show", "source"], ["---"] * 4]
+    rows += [[f"`{each.id}`", each.title, each.must_show, each.source] for each in EXPERIMENTS.values()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
 
 
 def gallery(folder: Path) -> str:
