@@ -45,4 +45,11 @@ SUBCOMMANDS = {
         "a map of regimes and settled losses over ELR. With --weight-decay instead: x²/(x² + y²) in the plane under "
         "SGD with weight decay, and its periods.",
     ),
+    "dashboard": Subcommand(
+        "a W&B workspace that compares the runs of a project",
+        "Save a W&B workspace that compares the runs of a project, grouped by effective learning rate: sharpness "
+        "against loss over the runs, regimes, loss, error, sharpness, effective learning rates and step sizes of each "
+        "group, barriers; with --report, a W&B report as well. Needs the extra lit-sphere[dashboard], and a key "
+        "(`wandb login`).",
+    ),
 }
