@@ -227,8 +227,10 @@ def end_wandb(trainer: Trainer, logged: LoggedValues, exception: BaseException |
         return
     folder = Path(wandb.run.dir).parent
     try:
-        _leave_summary(trainer, wandb.run, logged, exception)
-        wandb.finish(0 if exception is None else 1)
+        try:
+            _leave_summary(trainer, wandb.run, logged, exception)
+        finally:
+            wandb.finish(0 if exception is None else 1)
     except Exception as error:
         late = isinstance(error, TimeoutError)
         what = f"not all was sent within {_LAST_UPLOADS} s" if late else f"W&B failed: {in_short(error)}"
