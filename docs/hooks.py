@@ -2,11 +2,10 @@
 
 import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from latex2mathml.converter import convert
 from markdown import Extension, Markdown
 from markdown.preprocessors import Preprocessor
@@ -93,9 +92,14 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         markdown: Text of a page.
 
     Returns:
-        The text, with what ``gallery/record.yaml`` and the registry of experiments hold.
+        The text, with what the pictures, the records and the registry of experiments say.
     """
-    return _MARKS.sub(lambda mark: gallery(_GALLERY) if mark[1] == "gallery" else experiments(), markdown)
+    if not _MARKS.search(markdown):
+        return markdown
+    from lit_sphere.experiments.records import shipped_records
+
+    parts = {"gallery": gallery(_GALLERY, shipped_records()), "experiments": experiments()}
+    return _MARKS.sub(lambda mark: parts[mark[1]], markdown)
 
 
 def experiments() -> str:
@@ -111,30 +115,31 @@ def experiments() -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
 
 
-def gallery(folder: Path) -> str:
-    """Describe the pictures of a folder, as its ``record.yaml`` tells of them.
-
-    The record is a list of mappings, one for each experiment: ``id``, ``title``, ``source``, ``must_show``,
-    ``verdict``, ``text``, ``picture`` (a file in the folder) or ``pictures``, ``command``, ``seed``, ``hardware`` and
-    ``minutes``.
+def gallery(folder: Path, records: Mapping[str, Any]) -> str:
+    """Show the pictures of a folder, with what our own last check of each experiment came to.
 
     Args:
-        folder: Holds the record and the pictures.
+        folder: Holds ``ID.png`` or ``ID-….png`` of each experiment.
+        records: The last check by id, as :func:`lit_sphere.experiments.records.shipped_records` gives them.
 
     Returns:
-        Markdown, a section for each experiment; one sentence where there is no record.
+        Markdown, a section for each experiment that has a picture; one sentence where there is none.
     """
-    record = folder / "record.yaml"
-    if not record.is_file():
-        return "No picture has been made yet."
-    entries: Iterable[Mapping[str, Any]] = yaml.safe_load(record.read_text(encoding="utf-8"))
-    return "\n\n".join(_entry(entry, folder.name) for entry in entries)
+    from lit_sphere.experiments import EXPERIMENTS
+
+    sections = []
+    for id_, experiment in EXPERIMENTS.items():
+        title = f"{id_}: {experiment.title}"
+        pictures = [*folder.glob(f"{id_}.png"), *sorted(folder.glob(f"{id_}-*.png"))]
+        if pictures:
+            lines = [f"## {title}", f"{experiment.must_show} ({experiment.source})"]
+            lines += [f"![{title}]({folder.name}/{picture.name})" for picture in pictures]
+            sections.append("\n\n".join([*lines, *_check(records.get(id_))]))
+    return "\n\n".join(sections) or "No picture has been made yet."
 
 
-def _entry(entry: Mapping[str, Any], folder: str) -> str:
-    title = f"{entry['id']}: {entry['title']}"
-    pictures = entry.get("pictures") or [entry["picture"]]
-    lines = [f"![{title}]({folder}/{picture})" for picture in pictures]
-    made = f"`{entry['command']}`, seed {entry['seed']}, {entry['minutes']} min on {entry['hardware']}"
-    says = f"Must show ({entry['source']}): {entry['must_show']}"
-    return "\n\n".join([f"## {title}", *lines, says, f"**{entry['verdict'].capitalize()}.** {entry['text']}", made])
+def _check(record: Any) -> list[str]:
+    if record is None:
+        return []
+    made = f"`{record.command}` on {record.date}, {record.seconds:.0f} s of runs on {record.hardware}"
+    return [f"**{record.verdict.capitalize()}.** {record.text}", made]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -122,21 +123,17 @@ def test_formulas_and_docstrings_are_drawn(site: Path) -> None:
         assert not re.search(r":(func|class|meth|mod|attr):", text), "a role was left"
 
 
-def test_the_gallery_shows_what_its_record_tells(tmp_path: Path) -> None:
+def test_the_gallery_shows_pictures_and_what_was_found(tmp_path: Path) -> None:
     pytest.importorskip("latex2mathml", reason="the extra docs is not installed")
     gallery = runpy.run_path(str(DOCS / "hooks.py"))["gallery"]
-    assert gallery(tmp_path) == "No picture has been made yet."
-    entry = {
-        **{"id": "E1", "title": "three regimes", "source": "TR §3", "must_show": "Three.", "verdict": "holds"},
-        **{"text": "22 runs.", "picture": "E1.png", "command": "lit-sphere reproduce E1", "seed": 0, "minutes": 3},
-        "hardware": "2 cores",
-    }
-    (tmp_path / "record.yaml").write_text(
-        yaml.safe_dump([entry, {**entry, "id": "E3", "pictures": ["a.png", "b.png"]}])
-    )
-    text = gallery(tmp_path)
-    assert re.findall(r"^## (E\d)", text, re.MULTILINE) == ["E1", "E3"]
-    assert f"]({tmp_path.name}/E1.png)" in text
-    assert f"]({tmp_path.name}/b.png)" in text
-    assert "**Holds.** 22 runs." in text
-    assert "`lit-sphere reproduce E1`, seed 0, 3 min on 2 cores" in text
+    assert gallery(tmp_path, {}) == "No picture has been made yet."
+    for name in ("E1.png", "E8-1.png", "E8-2.png", "E10.png"):
+        (tmp_path / name).touch()
+    check = {"verdict": "holds", "text": "8 runs.", "command": "lit-sphere reproduce E1", "date": "2026-11-28"}
+    text = gallery(tmp_path, {"E1": SimpleNamespace(**check, seconds=81.4, hardware="2 cores")})
+    assert re.findall(r"^## (\w+):", text, re.MULTILINE) == ["E1", "E8", "E10"]
+    assert re.findall(r"\((.*\.png)\)", text) == [
+        f"{tmp_path.name}/{name}" for name in ("E1.png", "E8-1.png", "E8-2.png", "E10.png")
+    ]
+    assert "**Holds.** 8 runs." in text
+    assert "`lit-sphere reproduce E1` on 2026-11-28, 81 s of runs on 2 cores" in text
