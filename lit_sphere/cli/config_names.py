@@ -53,9 +53,11 @@ def shipped_sweeps() -> list[str]:
     """List the names that ``lit-sphere sweep`` knows, without suffix.
 
     Returns:
-        Sorted names.
+        Sorted names; those of the papers' settings, ``paper/…``, last.
     """
-    return sorted(path.stem for path in (_root() / _SWEEPS).glob("*.yaml"))
+    folder = _root() / _SWEEPS
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    return sorted(names, key=lambda name: (name.count("/"), name))
 
 
 def find_sweep(name: str) -> str:
