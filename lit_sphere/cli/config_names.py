@@ -53,10 +53,10 @@ def shipped_sweeps() -> list[str]:
     """List the names that ``lit-sphere sweep`` knows, without suffix.
 
     Returns:
-        Sorted names; those of the papers' settings, ``paper/…``, last.
+        Sorted names; those of sub-folders last.
     """
-    folder = _root() / _SWEEPS
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    root = _root() / _SWEEPS
+    names = [path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")]
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 
