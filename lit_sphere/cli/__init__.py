@@ -95,6 +95,11 @@ def _answer(args: list[str]) -> None:
 
             run_dashboard(args[1:])
             return
+        if args[0] == "reproduce":
+            from lit_sphere.cli.reproduce import run_reproduce
+
+            run_reproduce(args[1:])
+            return
         from lit_sphere.cli.sphere_cli import run
 
         run(args)
@@ -137,6 +142,7 @@ examples:
   lit-sphere sweep --config elr.yaml --over model.elr=1e-4,1e-3,1e-2     a grid of runs, two or more at once
   lit-sphere toy                                        the three regimes of a function on the sphere
   lit-sphere dashboard --entity ME --dry-run            the W&B workspace that compares the runs of a project
+  lit-sphere reproduce E1                               an experiment of the papers, and its page
 
 shipped configs (a path of yours comes first):
 {configs}

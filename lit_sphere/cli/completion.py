@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import shtab
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lit_sphere.cli import dashboard, interpolate, toy
+from lit_sphere.cli import dashboard, interpolate, sweep, toy
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.shipped_classes import class_options, shipped_classes
 from lit_sphere.cli.sphere_cli import SphereCLI
@@ -41,7 +41,8 @@ def print_completion(shell: str) -> None:
     try:
         _OptionsOnly(["fit"])
     except _Found as found:
-        print(completion_script(shell, {**found.options, **_other_options()}))
+        of_sweep = [*option_strings(sweep.make_parser()), *found.options["fit"]]  # all of fit go to its runs
+        print(completion_script(shell, {**found.options, "sweep": of_sweep, **_other_options()}))
 
 
 def _other_options() -> dict[str, list[str]]:

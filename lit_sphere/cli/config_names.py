@@ -53,9 +53,11 @@ def shipped_sweeps() -> list[str]:
     """List the names that ``lit-sphere sweep`` knows, without suffix.
 
     Returns:
-        Sorted names.
+        Sorted names; those of sub-folders last.
     """
-    return sorted(path.stem for path in (_root() / _SWEEPS).glob("*.yaml"))
+    root = _root() / _SWEEPS
+    names = [path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")]
+    return sorted(names, key=lambda name: (name.count("/"), name))
 
 
 def find_sweep(name: str) -> str:

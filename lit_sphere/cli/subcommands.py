@@ -65,4 +65,9 @@ SUBCOMMANDS = {
         "group, barriers; with --report, a W&B report as well. Needs the extra lit-sphere[dashboard], and a key "
         "(`wandb login`).",
     ),
+    "reproduce": Subcommand(
+        "an experiment of the papers: its runs, its page, and whether it shows what it must",
+        "Make the runs of an experiment at laptop size, on digits, and leave a page with its figures and whether they "
+        "show what they must. All other options go to every run, see lit-sphere fit --help.",
+    ),
 }

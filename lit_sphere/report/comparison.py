@@ -153,6 +153,8 @@ class Comparison:
 
     def what(self) -> str:
         """Say in one line what is compared."""
+        if not self.runs:
+            return "no runs: what the toy of the theory shows"
         count = f"{len(self.runs)} runs" if len(self.runs) > 1 else "1 run"
         networks = " and ".join(sorted({run.network for run in self.runs} - {""}))
         data = " and ".join(sorted({run.data for run in self.runs} - {""}))
@@ -275,7 +277,7 @@ def answer(comparison: Comparison) -> list[str]:
     sentences = [sentence for family in comparison.families for sentence in _of_family(comparison, family)]
     for loss in comparison.losses:
         sentences += _best_error([run for run in comparison.runs if run.loss_name == loss], comparison, loss)
-    return sentences or ["The runs logged neither a regime nor an error."]
+    return sentences or (["The runs logged neither a regime nor an error."] if comparison.runs else [])
 
 
 def _of_family(comparison: Comparison, family: Family) -> list[str]:
