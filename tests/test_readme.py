@@ -55,11 +55,16 @@ SINGLE = [
 
 
 def _stories() -> dict[str, list[str]]:
-    """Each page's commands in order, on the folders of those before; single runs on the first page that has them."""
+    """Each page's commands in order, on the folders of those before; single runs on the first page that has them.
+
+    README and the first page show what other pages show as well, which is run there.
+    """
     seen, stories = set(SINGLE), {}
-    for page in PAGES:
+    summaries = [README, "docs/index.md"]
+    for page in [*(page for page in PAGES if page not in summaries), *summaries]:
+        before = seen | {command for story in stories.values() for command in story} if page in summaries else seen
         commands = [command for block in BASH if block.page == page for command in block.commands]
-        stories[page] = [command for command in commands if command not in seen]
+        stories[page] = [command for command in commands if command not in before]
         seen |= {command for command in commands if command.startswith("fit ") and "runs/" not in command}
     return {page: commands for page, commands in stories.items() if commands}
 
@@ -69,6 +74,7 @@ _SMALL = ["--trainer.max_epochs", "1", "--wandb", "disabled"]
 _SMALLER = {
     "fit": [*_SMALL, "--data.train_size", "256"],
     "sweep": [*_SMALL, "--data.train_size", "128"],
+    "reproduce": [*_SMALL, "--data.train_size", "128"],
     "interpolate": ["--points", "3", "--data.train_size", "256"],
 }
 
@@ -109,7 +115,7 @@ def _run(command: str, lit_sphere: LitSphere) -> None:
         result = lit_sphere("toy", "--grid", "4", "--seeds", "2", "--steps", "50")
         assert result.status == 0, result.err
     else:
-        small = list(_SMALLER.get(subcommand, []))
+        small = [] if {"--list", "--dry-run"} & set(given) else list(_SMALLER.get(subcommand, []))
         if "--trainer.max_epochs" in given:  # goes on with a run of one epoch
             small[small.index("--trainer.max_epochs") + 1] = "2"
         if "--data.train_size" in given:
@@ -140,7 +146,7 @@ def _run_on_two_ranks(args: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*this run ends before")  # of one epoch
+@pytest.mark.filterwarnings("ignore:FineTuneSwitch:UserWarning")  # it never takes place in one epoch
 @pytest.mark.parametrize("page", STORIES)
 def test_story(page: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
     for command in STORIES[page]:
@@ -188,6 +194,7 @@ def test_module_without_forward(empty_folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:FineTuneSwitch:UserWarning")
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "yaml"], ids=lambda block: block.page)
 def test_configs_are_understood(block: Block, empty_folder: Path, lit_sphere: LitSphere) -> None:
     (empty_folder / "shown.yaml").write_text(block.text, encoding="utf-8")
