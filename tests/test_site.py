@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,3 +138,28 @@ def test_the_gallery_shows_pictures_and_what_was_found(tmp_path: Path) -> None:
     ]
     assert "**Holds.** 8 runs." in text
     assert "`lit-sphere reproduce E1` on 2026-11-28, 81 s of runs on 2 cores" in text
+
+
+@pytest.mark.slow
+def test_the_search_works_from_disk(site: Path) -> None:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        pytest.skip("no Chromium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        chromium.get((site / "theory.html").as_uri())
+        assert chromium.find_element("css selector", "math").size["width"] > 10, "formulas have a size"
+        chromium.find_element("css selector", "input.md-search__input").click()
+        chromium.switch_to.active_element.send_keys("barrier_height")
+        wait = webdriver.support.ui.WebDriverWait(chromium, 30)
+        found = wait.until(lambda page: page.find_elements("css selector", ".md-search-result__link"))
+        assert any("analysis.html" in each.get_attribute("href") for each in found)
+        assert chromium.get_log("browser") == []
+    finally:
+        chromium.quit()
