@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -19,6 +20,9 @@ from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import did_you_mean, option_strings, suggesting
 from lit_sphere.experiments import EXPERIMENTS, Experiment
 from lit_sphere.experiments.records import Record, read_record, shipped_records, write_record
+
+if TYPE_CHECKING:
+    from lit_sphere.sweep import Plan
 
 _USAGE = "lit-sphere reproduce ID... [options] [options of fit]"
 _FLAGS = ("--list", "--paper", "-h", "--help")
@@ -159,6 +163,8 @@ def _find(name: str) -> Experiment:
 
 def _check_effect(experiments: Sequence[Experiment], config: Namespace, of_runs: Sequence[str]) -> None:
     """Refuse what would change nothing, or cannot be."""
+    if config.seeds is not None and not 0 <= config.seeds <= 1000:
+        raise CommandLineError(f"--seeds must be at least 0, and at most 1000, got {config.seeds}")
     if config.paper:
         for each in experiments:
             if not each.paper_sweeps:
@@ -190,7 +196,7 @@ def _make_runs(
     if not sweeps:
         return folders, seconds, failed
     from lit_sphere.cli.config_names import find_sweep  # Lightning takes seconds to import
-    from lit_sphere.cli.sweep import parse_points, run_sweep
+    from lit_sphere.cli.sweep import run_sweep
     from lit_sphere.sweep import SweepError, read_plan
 
     try:
@@ -199,8 +205,7 @@ def _make_runs(
             plans[name] = replace(
                 plan, fit=(*plan.fit, *of_runs), seeds=plan.seeds if config.seeds is None else config.seeds
             )
-        for plan in list(plans.values())[1:]:  # before any run; the first is looked at below
-            parse_points(plan)
+        _check_plans(list(plans.values()))
         for name, plan in plans.items():
             result = run_sweep(plan, folders[name], config.jobs)
             if result.signum is not None:
@@ -212,6 +217,15 @@ def _make_runs(
     except SweepError as error:
         raise CommandLineError(str(error).replace("--sweep", "--folder")) from error
     return folders, seconds, failed
+
+
+def _check_plans(plans: Sequence["Plan"]) -> None:
+    """Find what is wrong with a later sweep before the first one runs; that of the first is found when it begins."""
+    if len(plans) > 1:
+        from lit_sphere.cli.fit_parser import parse_points
+
+        for plan in plans[1:]:
+            parse_points(plan)
 
 
 def _make_toy(folder: Path) -> float:
