@@ -6,11 +6,12 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -20,9 +21,13 @@ from lit_sphere.cli.suggestions import did_you_mean, option_strings, suggesting
 from lit_sphere.experiments import EXPERIMENTS, Experiment
 from lit_sphere.experiments.records import Record, read_record, shipped_records, write_record
 
+if TYPE_CHECKING:
+    from lit_sphere.sweep import Plan
+
 _USAGE = "lit-sphere reproduce ID... [options] [options of fit]"
 _FLAGS = ("--list", "--paper", "-h", "--help")
 _WIDTH = 110
+_TOY = "toy"  # folder of what lit-sphere toy left
 _EXAMPLES = """examples:
   lit-sphere reproduce --list              all experiments: what each must show, its cost, whether the last check held
   lit-sphere reproduce E1                  on digits, minutes on two cores; the page is reproductions/E1/report.html
@@ -89,19 +94,17 @@ def run_reproduce(args: list[str]) -> None:
         raise CommandLineError(f"reproduce needs an experiment: {', '.join(EXPERIMENTS)}; --list says what they show")
     _check_effect(experiments, config, of_runs)
     command = "lit-sphere reproduce " + shlex.join(args)
-    status = 0
-    folders, seconds, failed = _make_runs(experiments, config, of_runs)
+    made = _Made(experiments, config, of_runs)
+    verdicts = set()
     for experiment in experiments:
-        paths = [folders[name] for name in _sources(experiment, config.paper)]
-        spent = sum(seconds[name] for name in _sources(experiment, config.paper))
-        verdict = _report(experiment, paths, config, spent, command)
-        if verdict == "does not":
-            status = 1
-        elif verdict == "cannot tell":
+        verdict = _report(experiment, made, config, command)
+        verdicts.add(verdict)
+        if verdict == "cannot tell":
             print(f"lit-sphere: {experiment.id}: too little was run to tell", file=sys.stderr)
-    if failed:
-        print(f"lit-sphere: not all runs are done: {', '.join(failed)}; the same command tries again", file=sys.stderr)
-    if status or failed:
+    if made.failed:
+        names = ", ".join(made.failed)
+        print(f"lit-sphere: not all runs are done: {names}; the same command tries again", file=sys.stderr)
+    if "does not" in verdicts or made.failed:
         sys.exit(1)
 
 
@@ -159,6 +162,8 @@ def _find(name: str) -> Experiment:
 
 def _check_effect(experiments: Sequence[Experiment], config: Namespace, of_runs: Sequence[str]) -> None:
     """Refuse what would change nothing, or cannot be."""
+    if config.seeds is not None and not 0 <= config.seeds <= 1000:
+        raise CommandLineError(f"--seeds must be at least 0, and at most 1000, got {config.seeds}")
     if config.paper:
         for each in experiments:
             if not each.paper_sweeps:
@@ -173,45 +178,83 @@ def _check_effect(experiments: Sequence[Experiment], config: Namespace, of_runs:
 def _sources(experiment: Experiment, paper: bool) -> tuple[str, ...]:
     """Names of the folders below ``runs`` that an experiment is judged by."""
     if experiment.toy:
-        return ("toy",)
+        return (_TOY,)
     return experiment.paper_sweeps if paper else experiment.sweeps
 
 
-def _make_runs(
-    experiments: Sequence[Experiment], config: Namespace, of_runs: Sequence[str]
-) -> tuple[dict[str, Path], dict[str, float], list[str]]:
-    """Make what is not there yet: folders and seconds by name, and the names of those that are not done."""
-    base = Path(config.folder) / "runs"
-    names = list(dict.fromkeys(name for each in experiments for name in _sources(each, config.paper)))
-    folders, seconds, failed = {name: base / name for name in names}, dict.fromkeys(names, 0.0), list[str]()
-    if "toy" in folders:
-        seconds["toy"] = _make_toy(folders["toy"])
-    sweeps = [name for name in names if name != "toy"]
-    if not sweeps:
-        return folders, seconds, failed
-    from lit_sphere.cli.config_names import find_sweep  # Lightning takes seconds to import
-    from lit_sphere.cli.sweep import parse_points, run_sweep
-    from lit_sphere.sweep import SweepError, read_plan
+class _Made:
+    """What was run, each sweep once, however many experiments are judged by it.
+
+    Args:
+        experiments: All that will be asked for.
+        config: Options of the command.
+        of_runs: Options of every run.
+
+    Attributes:
+        failed: Names of sweeps that are not done.
+
+    Raises:
+        CommandLineError: If a sweep cannot be made; nothing has been run.
+    """
+
+    def __init__(self, experiments: Sequence[Experiment], config: Namespace, of_runs: Sequence[str]) -> None:
+        self._base, self._jobs = Path(config.folder) / "runs", config.jobs
+        self._seconds: dict[str, float] = {}
+        self.failed: list[str] = []
+        names = dict.fromkeys(name for each in experiments for name in _sources(each, config.paper))
+        self._plans: dict[str, Plan] = {}
+        sweeps = [name for name in names if name != _TOY]
+        if sweeps:
+            with _sweep_errors():
+                self._plans = {name: _plan(name, config.seeds, of_runs) for name in sweeps}
+                _check_plans(list(self._plans.values()))
+
+    def make(self, name: str) -> tuple[Path, float]:
+        """Make what is not there yet, and give its folder and the seconds that were spent on it."""
+        folder = self._base / name
+        if name not in self._seconds:
+            self._seconds[name] = _make_toy(folder) if name == _TOY else self._run(name, folder)
+        return folder, self._seconds[name]
+
+    def _run(self, name: str, folder: Path) -> float:
+        from lit_sphere.cli.sweep import run_sweep
+
+        with _sweep_errors():
+            result = run_sweep(self._plans[name], folder, self._jobs)
+        if result.signum is not None:
+            print("lit-sphere: interrupted; the same command goes on", file=sys.stderr)
+            sys.exit(128 + result.signum)
+        if not (result.is_done and result.afterwards):
+            self.failed.append(name)
+        return sum(state.seconds for state in result.states)
+
+
+@contextmanager
+def _sweep_errors() -> Iterator[None]:
+    """Word the errors of sweeps for this command."""
+    from lit_sphere.sweep import SweepError
 
     try:
-        plans = {name: read_plan(Path(find_sweep(name))) for name in sweeps}
-        for name, plan in plans.items():
-            plans[name] = replace(
-                plan, fit=(*plan.fit, *of_runs), seeds=plan.seeds if config.seeds is None else config.seeds
-            )
-        for plan in list(plans.values())[1:]:  # before any run; the first is looked at below
-            parse_points(plan)
-        for name, plan in plans.items():
-            result = run_sweep(plan, folders[name], config.jobs)
-            if result.signum is not None:
-                print("lit-sphere: interrupted; the same command goes on", file=sys.stderr)
-                sys.exit(128 + result.signum)
-            seconds[name] = sum(state.seconds for state in result.states)
-            if not (result.is_done and result.afterwards):
-                failed.append(name)
+        yield
     except SweepError as error:
         raise CommandLineError(str(error).replace("--sweep", "--folder")) from error
-    return folders, seconds, failed
+
+
+def _plan(name: str, seeds: int | None, of_runs: Sequence[str]) -> "Plan":
+    from lit_sphere.cli.config_names import find_sweep
+    from lit_sphere.sweep import read_plan
+
+    plan = read_plan(Path(find_sweep(name)))
+    return replace(plan, fit=(*plan.fit, *of_runs), seeds=plan.seeds if seeds is None else seeds)
+
+
+def _check_plans(plans: Sequence["Plan"]) -> None:
+    """Find what is wrong with a later sweep before the first one runs; that of the first is found when it begins."""
+    if len(plans) > 1:
+        from lit_sphere.cli.fit_parser import parse_points
+
+        for plan in plans[1:]:
+            parse_points(plan)
 
 
 def _make_toy(folder: Path) -> float:
@@ -223,11 +266,13 @@ def _make_toy(folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def _report(experiment: Experiment, paths: Sequence[Path], config: Namespace, seconds: float, command: str) -> str:
-    """Judge, write page and record, and say so."""
+def _report(experiment: Experiment, made: _Made, config: Namespace, command: str) -> str:
+    """Make the runs, judge, write page and record, and say so."""
     from lit_sphere.cli.report import write_report
     from lit_sphere.report.runs import read_runs
 
+    sources = [made.make(name) for name in _sources(experiment, config.paper)]
+    paths, seconds = [path for path, _ in sources], sum(spent for _, spent in sources)
     finding = experiment.check(read_runs(paths).runs, paths)
     folder = Path(config.folder) / (f"{experiment.id}-paper" if config.paper else experiment.id)
     report = write_report(paths, folder, f"{experiment.id}: {experiment.title}", experiments=[experiment.id])
