@@ -6,24 +6,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lit_sphere.cli import main
-from lit_sphere.cli.base_config import look_ahead
-from lit_sphere.cli.config_names import default_config, find_sweep, read_config, shipped_sweeps
+from lit_sphere.cli.config_names import default_config, find_sweep, shipped_sweeps
 from lit_sphere.cli.errors import CommandLineError, written_to
-from lit_sphere.cli.rewordings import in_one_line
-from lit_sphere.cli.sphere_cli import SphereCLI
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import option_strings, suggesting
 from lit_sphere.files import write_whole
 from lit_sphere.sweep import Fit, LocalProcesses, Plan, Sweep, SweepError, SweepResult, read_plan
 from lit_sphere.sweep.afterwards import commands_afterwards, run_afterwards
 from lit_sphere.sweep.grid import read_over
-from lit_sphere.sweep.plan import PLAN_FILE, digest
+from lit_sphere.sweep.local import import_early
+from lit_sphere.sweep.plan import PLAN_FILE
 from lit_sphere.sweep.slurm import SlurmJobs, SlurmOptions, batch_script, check_submitit
 from lit_sphere.sweep.states import STATES_FILE
 from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line
@@ -180,10 +178,16 @@ def run_sweep(
         SweepError: If it cannot be made; nothing has been run.
         CommandLineError: If the command line of a point cannot be understood; nothing has been run.
     """  # noqa: DOC502
+    if jobs is not None and jobs < 1:
+        raise SweepError(f"--jobs must be at least 1, got {jobs}")
+    if slurm is None:
+        import_early(_resources(plan, jobs, ()).threads, _PRELOAD)  # beside what this process imports now
+    from lit_sphere.cli.fit_parser import config_digests, parse_points
+
     parsed = parse_points(plan)
-    resources = _resources(parsed, jobs)
+    resources = _resources(plan, jobs, _gpus(parsed))
     afterwards = commands_afterwards(plan, folder)
-    fit = Fit(main, _PRELOAD, _digests(plan), [_epochs(each) for each in parsed])
+    fit = Fit(main, _PRELOAD, config_digests(plan), [_epochs(each) for each in parsed])
     launcher: LocalProcesses | SlurmJobs
     if slurm is not None:
         slurm.parameters(folder.name)
@@ -216,6 +220,8 @@ def _announce(sweep: Sweep, resources: "_Resources", slurm: SlurmOptions | None)
 
 
 def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
+    from lit_sphere.cli.fit_parser import parse_points
+
     parse_points(plan)
     commands = [
         shlex.join(["lit-sphere", "fit", *plan.arguments(point), "--run", str(folder / point.name)])
@@ -230,6 +236,8 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
 
 
 def _export(plan: Plan, folder: Path) -> None:
+    from lit_sphere.cli.fit_parser import parse_points
+
     parsed = parse_points(plan)
     content = wandb_sweep(plan, folder.name, parsed[0].project)
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,72 +247,6 @@ def _export(plan: Plan, folder: Path) -> None:
     print(f"{path}: {len(plan.points)} runs; wandb sweep {path} registers it and names the command of the agents")
 
 
-def parse_points(plan: Plan) -> list[Namespace]:
-    """Parse the command lines of all points by the parser of ``fit``.
-
-    Args:
-        plan: The sweep.
-
-    Returns:
-        The configuration of each point.
-
-    Raises:
-        CommandLineError: Names the first point that cannot be understood, and why.
-    """
-    typed = look_ahead(list(plan.fit))
-    if typed.wants_help or any(each.partition("=")[0] == "--print_config" for each in plan.fit):
-        raise CommandLineError("options of the runs are listed by lit-sphere fit --help, --model.help CLASS, …")
-    parser = _FitParser()
-    parsed = []
-    for point in plan.points:
-        wrong = parser.what_is_wrong(plan.arguments(point))
-        if wrong is not None:
-            of_all = plan.fit and parser.what_is_wrong(list(plan.fit)) == wrong
-            raise CommandLineError(wrong if of_all else f"the point {point.name}: {wrong}")
-        parsed.append(parser.config["fit"])
-    return parsed
-
-
-class _FitParser(SphereCLI):
-    """Parses command lines of ``fit``, and does nothing else."""
-
-    def __init__(self) -> None:
-        super().__init__(["fit"])
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Not while it is made."""
-        self.config = Namespace({"subcommand": "fit"})  # type: ignore[no-untyped-call]
-
-    def what_is_wrong(self, args: Sequence[str]) -> str | None:
-        """Parse a command line.
-
-        Args:
-            args: After ``fit``.
-
-        Returns:
-            One line if it cannot be understood.
-        """
-        try:
-            super().parse_arguments(self.parser, ["fit", *args])
-        except CommandLineError as error:
-            return str(error)
-        except (ArgumentError, ValueError) as error:
-            return in_one_line(str(error))
-        return None
-
-    def _set_seed(self) -> None:
-        pass
-
-    def before_instantiate_classes(self) -> None:
-        """Nothing is made."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is made."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
 @dataclass(frozen=True)
 class _Resources:
     jobs: int
@@ -312,13 +254,10 @@ class _Resources:
     gpus: tuple[str, ...]
 
 
-def _resources(parsed: Sequence[Namespace], jobs: int | None) -> _Resources:
+def _resources(plan: Plan, jobs: int | None, gpus: tuple[str, ...]) -> _Resources:
     """Share out the cores, or the GPUs."""
-    if jobs is not None and jobs < 1:
-        raise SweepError(f"--jobs must be at least 1, got {jobs}")
-    gpus = () if all(each.trainer.accelerator == "cpu" for each in parsed) else _gpus(parsed)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = min(jobs or len(gpus) or cores, len(parsed))
+    jobs = min(jobs or len(gpus) or cores, len(plan.points))
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(given) if given.isdecimal() and int(given) else max(1, cores // jobs)
     return _Resources(jobs, threads, gpus)
@@ -328,12 +267,12 @@ def _gpus(parsed: Sequence[Namespace]) -> tuple[str, ...]:
     """Ids of the GPUs of a run each; several with commas between them where a run takes several."""
     import torch
 
+    if all(each.trainer.accelerator == "cpu" for each in parsed):
+        return ()
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     ids = given.split(",") if given is not None else [str(i) for i in range(torch.cuda.device_count())]
-    ids = [each for each in ids if each.strip()]
-    devices = [each.trainer.devices for each in parsed]
-    several = max((each for each in devices if isinstance(each, int)), default=1)
-    several = max(several, 1)
+    ids = [each for each in ids if each.strip()][: torch.cuda.device_count()]
+    several = max(1, *(each.trainer.devices for each in parsed if isinstance(each.trainer.devices, int)), 1)
     return tuple(",".join(ids[i : i + several]) for i in range(0, len(ids) - several + 1, several))
 
 
@@ -371,15 +310,14 @@ def _default_folder(name: str | None, plan: Plan) -> Path:
         path = Path(find_sweep(name))
         is_begun = path.name == PLAN_FILE and (path.parent / STATES_FILE).exists()
         return path.parent if is_begun else Path("sweeps") / path.stem
-    configs = look_ahead(list(plan.fit)).configs
+    configs = [
+        text.removeprefix("--config=") if text.startswith("--config=") else after
+        for text, after in zip(plan.fit, [*plan.fit[1:], ""], strict=False)
+        if text.startswith("--config=") or text in ("-c", "--config")
+    ]
     path = Path(configs[-1] if configs and not configs[-1].startswith("{") else default_config())
     varied = [option.rpartition(".")[2] for option in (*plan.over, *plan.zipped)]
     return Path("sweeps") / "-".join([path.stem, "over", *(varied or ["seed"])])
-
-
-def _digests(plan: Plan) -> dict[str, str]:
-    names = {name for point in plan.points for name in look_ahead(plan.arguments(point)).configs}
-    return {name: digest(read_config(name)) for name in sorted(names or {Path(default_config()).name})}
 
 
 def _epochs(parsed: Namespace) -> int | None:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -44,8 +45,7 @@ class LocalProcesses:
         self._free = list(range(jobs))
         self._running: dict[str, _Running] = {}
         self._stopped = 0
-        if _FORKS:
-            self._context.set_forkserver_preload(list(preload))
+        self._preload = preload
 
     @property
     def has_room(self) -> bool:
@@ -54,11 +54,7 @@ class LocalProcesses:
 
     def prepare(self) -> None:
         """Let the fork server import, while this process does something else."""
-        if _FORKS:
-            from multiprocessing.forkserver import ensure_running
-
-            with _threads_in_environment(self._threads):
-                ensure_running()
+        import_early(self._threads, self._preload)
 
     def goes_on(self, name: str, folder: Path, job: str) -> bool:
         """Whether a point of an earlier command still runs: it would have ended with that."""
@@ -73,6 +69,9 @@ class LocalProcesses:
 
         Returns:
             Its job id: empty, since it ends with this process.
+
+        Raises:
+            OSError: If there can be no process.
         """
         forget_outcome(task.folder)
         slot = min(self._free)
@@ -83,8 +82,13 @@ class LocalProcesses:
         environment["OMP_NUM_THREADS"] = str(self._threads)
         task = Task(task.folder, task.arguments, environment, self._threads, task.command)
         process = self._context.Process(target=run_forked, args=(task,), name=name)  # type: ignore[attr-defined]
-        with _threads_in_environment(self._threads):
-            process.start()
+        try:
+            self.prepare()
+            with _threads_in_environment(self._threads):
+                process.start()
+        except (OSError, EOFError) as error:
+            self._free.append(slot)
+            raise OSError(f"the process that forks the others has ended ({error})") from error
         self._running[name] = _Running(task, process, slot)
         return ""
 
@@ -122,6 +126,21 @@ class LocalProcesses:
             self.wait(10)
 
 
+def import_early(threads: int, preload: Sequence[str]) -> None:
+    """Start the process that is forked for each run, if there is none yet: it takes seconds to import.
+
+    Args:
+        threads: Of its libraries; those of torch are set anew in each run.
+        preload: Modules that all runs need.
+    """
+    if _FORKS:
+        from multiprocessing.forkserver import ensure_running, set_forkserver_preload
+
+        set_forkserver_preload(list(preload))
+        with _threads_in_environment(threads), _interrupts_ignored():
+            ensure_running()
+
+
 def _outcome(exit_code: int, folder: Path) -> Outcome:
     """What the run wrote; of one that could not, what its exit code tells."""
     written = read_outcome(folder)
@@ -134,6 +153,19 @@ def _outcome(exit_code: int, folder: Path) -> Outcome:
     return Outcome(
         exit_code, 0.0, f"was ended by {signal.Signals(-exit_code).name}{memory}{f'; last: {said}' if said else ''}"
     )
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C would end the fork server while it imports; a process that is started here inherits this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -114,6 +114,7 @@ def run_forked(task: Task) -> NoReturn:
     """  # noqa: DOC502
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C in the terminal goes to the sweep, which tells its runs
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_stop_with, args=(parent.sentinel,), daemon=True).start()

@@ -183,10 +183,11 @@ class Sweep:
         Returns:
             What has become of them.
         """
-        launcher.prepare()
         with _signals() as signals:
             loop = _Loop(self, launcher, view, signals)
             try:
+                view.show(self.states)
+                launcher.prepare()
                 while loop.turn():
                     pass
             finally:
@@ -235,6 +236,7 @@ class _Loop:
     def turn(self) -> bool:
         """Do what is to be done now; tell whether anything is left."""
         self._start()
+        self.table.write()
         self._signals.pass_on(self._launcher)
         stops = bool(self._signals.count)
         if (stops and self._launcher.outlives) or not (self._running or (self._waiting and not stops)):

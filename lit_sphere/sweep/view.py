@@ -24,6 +24,8 @@ _STYLES: dict[State, str] = {
 _REGIMES = {"convergence": "blue", "chaotic equilibrium": "magenta", "divergence": "red"}
 _AROUND = 6  # lines of the screen for the head, the counts and the prompt
 _BAR = 12
+_WIDEST = 28
+_RIGHT = ("epoch", "loss", "time", "left")
 
 
 class Lines:
@@ -62,7 +64,7 @@ class LiveTable:
         """Draw it anew."""
         if self._done_before is None:
             self._done_before = sum(each.state == "done" for each in states)
-        self._live.update(self._table(states), refresh=True)
+        self._live.update(self.table(states), refresh=True)
 
     def ended(self, state: PointState, states: Sequence[PointState]) -> None:
         """Nothing: the table shows it."""
@@ -71,32 +73,27 @@ class LiveTable:
         """Leave the last table on the screen."""
         self._live.stop()
 
-    def _table(self, states: Sequence[PointState]) -> Table:
+    def table(self, states: Sequence[PointState]) -> Table:
+        """Lay out the table.
+
+        Args:
+            states: Of all points.
+
+        Returns:
+            The table, with the counts below it.
+        """
         shown, hidden = _chosen(states, max(4, self._console.height - _AROUND))
+        heads = [name.rpartition(".")[2] or name for name in states[0].point.values]
+        heads += ["state", "epoch", "", "loss", "time", "left", "regime"]
+        rows = [_cells(state) for state in shown]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", caption_style="")
-        names = list(states[0].point.values)
-        for name in names:
-            table.add_column(name.rpartition(".")[2] or name, overflow="ellipsis", no_wrap=True, max_width=28)
-        table.add_column("state", no_wrap=True)
-        table.add_column("epoch", no_wrap=True, justify="right")
-        table.add_column("", no_wrap=True)
-        for name in ("loss", "time", "left"):
-            table.add_column(name, no_wrap=True, justify="right")
-        table.add_column("regime", overflow="ellipsis", no_wrap=True)
-        for state in shown:
-            left = "" if state.seconds_left is None else short_time(state.seconds_left)
-            table.add_row(
-                *state.point.values.values(),
-                Text(state.state, _STYLES[state.state]),
-                _epochs(state),
-                Text(_bar(state), "cyan" if state.state == "running" else "dim"),
-                "" if state.loss is None else f"{state.loss:.3g}",
-                short_time(state.seconds) if state.seconds >= 1 else "",
-                left,
-                Text(state.line, "red")
-                if state.state == "failed"
-                else Text(state.regime, _REGIMES.get(state.regime, "dim")),
-            )
+        for head, *cells in zip(heads, *rows, strict=True):
+            # Of its natural width: a long last line is cut before anything else is.
+            width = min(_WIDEST, max(map(len, [head, *cells]))) if head != "regime" else None
+            table.add_column(head, overflow="ellipsis", no_wrap=True, min_width=width, max_width=width)
+            table.columns[-1].justify = "right" if head in _RIGHT else "left"
+        for cells in rows:
+            table.add_row(*cells)
         table.caption = Text("\n".join(filter(None, [_hidden(hidden), self._counts(states)])))
         return table
 
@@ -197,10 +194,18 @@ def _hidden(states: Sequence[PointState]) -> str:
     return f"and {len(states)} more: {counts(states)}" if states else ""
 
 
-def _last_cell(state: PointState) -> Text:
-    if state.state == "failed":
-        return Text(state.line, "red")
-    return Text(state.regime, _REGIMES.get(state.regime, "dim"))
+def _cells(state: PointState) -> list[str | Text]:
+    end = Text(state.regime, _REGIMES.get(state.regime, "dim"))
+    return [
+        *state.point.values.values(),
+        Text(state.state, _STYLES[state.state]),
+        _epochs(state),
+        Text(_bar(state), "cyan" if state.state == "running" else "dim"),
+        "" if state.loss is None else f"{state.loss:.3g}",
+        short_time(state.seconds) if state.seconds >= 1 else "",
+        "" if state.seconds_left is None else short_time(state.seconds_left),
+        Text(state.line, "red") if state.state == "failed" else end,
+    ]
 
 
 def _epochs(state: PointState) -> str:

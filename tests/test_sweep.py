@@ -1,0 +1,504 @@
+"""Sweeps: what becomes of points, what is refused before any run starts, and (slow) real processes."""
+
+import csv
+import io
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY, LitSphere, with_default_signals
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+from wandb_file import wandb_records
+
+from lit_sphere.cli.sweep import run_sweep
+from lit_sphere.files import release_folders
+from lit_sphere.sweep import Fit, Plan, PointState, Sweep, SweepError, SweepResult
+from lit_sphere.sweep import run as sweep_run
+from lit_sphere.sweep.afterwards import commands_afterwards
+from lit_sphere.sweep.local import LocalProcesses
+from lit_sphere.sweep.point_run import Outcome, Task
+from lit_sphere.sweep.slurm import SlurmOptions
+from lit_sphere.sweep.states import write_states
+from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line, seconds_left
+
+PLAN = Plan(("--wandb", "disabled"), {"model.elr": ("1e-3", "1e-2", "1e-1")})
+NAMES = [point.name for point in PLAN.points]
+
+
+class Played:
+    """Launcher that plays runs: each ends at the second look, as it is told, with a table of two epochs."""
+
+    outlives = False
+
+    def __init__(self, ends: Mapping[str, Outcome] = {}, jobs: int = 2, at_end: Callable[[str], None] = print) -> None:
+        self.ends, self.jobs, self.at_end = ends, jobs, at_end
+        self.running: dict[str, Task] = {}
+        self.started: list[Task] = []
+        self.stopped, self.most = 0, 0
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.running) < self.jobs
+
+    def prepare(self) -> None:
+        pass
+
+    def goes_on(self, name: str, folder: Path, job: str) -> bool:
+        return False
+
+    def start(self, name: str, task: Task) -> str:
+        task.folder.mkdir(exist_ok=True)
+        (task.folder / "metrics.csv").write_text("epoch,step,train/loss\n0,9,2.0\n1,19,0.5\n")
+        self.running[name] = task
+        self.started.append(task)
+        self.most = max(self.most, len(self.running))
+        return ""
+
+    def wait(self, seconds: float) -> Mapping[str, Outcome]:
+        ended = {name: self.ends.get(name, Outcome(0, 3.0, "")) for name in self.running}
+        for name in ended:
+            self.at_end(name)
+        self.running = {}
+        return ended
+
+    def stop(self) -> None:
+        self.stopped += 1
+        self.ends = {name: Outcome(143, 1.0, "interrupted in epoch 1") for name in self.running}
+
+    def close(self) -> None:
+        pass
+
+
+def _nothing(arguments: list[str]) -> None:
+    raise AssertionError(arguments)
+
+
+def play(launcher: Played, plan: Plan = PLAN, folder: str = "s") -> SweepResult:
+    fit = Fit(_nothing, (), {"elr.yaml": "x"}, [2] * len(plan.points))
+    try:
+        return Sweep(plan, Path(folder), fit, 1).run(launcher, Lines())
+    finally:
+        release_folders()
+
+
+def table(folder: str | Path) -> dict[str, dict[str, str]]:
+    with (Path(folder) / "states.csv").open(newline="") as file:
+        return {row.pop("point"): row for row in csv.DictReader(file)}
+
+
+def test_points_run_and_leave_a_table(empty_folder: Path) -> None:
+    launcher = Played()
+    result = play(launcher)
+    assert result.is_done
+    assert launcher.most == 2
+    assert launcher.started[0].arguments == ("--wandb", "disabled", "--model.elr=1e-3")
+    assert launcher.started[0].environment["WANDB_RUN_GROUP"] == "s"
+    assert launcher.started[0].environment["WANDB_JOB_TYPE"] == "sweep"
+    assert launcher.started[0].environment["WANDB_TAGS"] == "model.elr=1e-3"
+    rows = table("s")
+    assert list(rows) == NAMES
+    assert rows["elr=0.01"] == {
+        **{"model.elr": "1e-2", "state": "done", "epoch": "2", "epochs": "2", "loss": "0.5", "regime": ""},
+        **{"seconds": "3.0", "line": "", "job": ""},
+    }
+
+
+def test_a_failed_point_stops_nobody_and_is_tried_again(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = play(Played({"elr=0.01": Outcome(1, 2.0, "the loss is NaN")}))
+    assert not result.is_done
+    rows = table("s")
+    assert [row["state"] for row in rows.values()] == ["done", "failed", "done"]
+    assert rows["elr=0.01"]["line"] == "the loss is NaN"
+    assert "elr=0.01  failed in epoch 2, loss 0.5: the loss is NaN" in capsys.readouterr().err
+    again = Played()
+    assert play(again).is_done
+    assert [task.folder.name for task in again.started] == ["elr=0.01"]
+    nothing = Played()
+    assert play(nothing).is_done
+    assert nothing.started == []
+
+
+def test_new_points_are_added_to_an_old_grid(empty_folder: Path) -> None:
+    play(Played())
+    more = Plan(PLAN.fit, {"model.elr": ("0.001", "1e-2", "1e-1", "1")})
+    launcher = Played()
+    assert play(launcher, more).is_done
+    assert [task.folder.name for task in launcher.started] == ["elr=1"]
+    assert len(table("s")) == 4
+
+
+def test_other_sweeps_and_other_folders_are_refused(empty_folder: Path) -> None:
+    play(Played())
+    with pytest.raises(SweepError, match="s holds another sweep"):
+        play(Played(), Plan(("--wandb", "offline"), PLAN.over))
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").touch()
+    with pytest.raises(SweepError, match=r"mine holds something else than a sweep, e\.g\. thesis\.tex"):
+        play(Played(), folder="mine")
+    Path("file").touch()
+    with pytest.raises(SweepError, match="file is no folder"):
+        play(Played(), folder="file")
+    Path("s/states.csv").write_text("point,state\nelr=0.001,flying\n")
+    with pytest.raises(SweepError, match=r"states\.csv: is no table of a sweep"):
+        play(Played())
+
+
+def test_two_sweeps_at_once_in_a_folder_are_refused(empty_folder: Path) -> None:
+    Sweep(PLAN, Path("s"), Fit(_nothing, (), {}, [2] * 3), 1)
+    other = subprocess.run(
+        [sys.executable, "-c", "from lit_sphere.files import claim_folder; from pathlib import Path\n"
+         "try: claim_folder(Path('s'))\nexcept Exception as error: print(error)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "s is in use: process" in other.stdout
+    with pytest.raises(SweepError, match=r"s is in use: .*; wait until that has ended"):
+        Sweep(PLAN, Path("s"), Fit(_nothing, (), {}, [2] * 3), 1)
+    release_folders()
+
+
+def test_a_signal_stops_all_and_the_rest_stays_for_later(empty_folder: Path) -> None:
+    def interrupt(name: str) -> None:
+        if name == "elr=0.001":
+            signal.raise_signal(signal.SIGINT)
+
+    launcher = Played(jobs=1, at_end=interrupt)
+    result = play(launcher)
+    assert result.signum == signal.SIGINT
+    assert [state.state for state in result.states] == ["done", "waiting", "waiting"]
+
+    class Slow(Played):
+        def wait(self, seconds: float) -> Mapping[str, Outcome]:
+            if not self.stopped:
+                signal.raise_signal(signal.SIGTERM)
+                return {}
+            return super().wait(seconds)
+
+    slow = Slow()
+    result = play(slow)
+    assert (result.signum, slow.stopped) == (signal.SIGTERM, 1)
+    assert [state.state for state in result.states] == ["done", "interrupted", "interrupted"]
+    assert play(Played()).is_done
+
+
+def test_a_table_that_cannot_be_written_stops_nobody(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, full = write_states, [True]
+
+    def write_unless_full(path: Path, states: Sequence[PointState]) -> None:
+        if full and any(state.state == "done" for state in states):
+            raise OSError(28, "No space left on device", str(path))
+        write(path, states)
+
+    monkeypatch.setattr(sweep_run, "write_states", write_unless_full)
+    result = play(Played(jobs=1))
+    assert result.is_done
+    assert [row["state"] for row in table("s").values()] == ["running", "waiting", "waiting"]
+    full.clear()
+    for name in NAMES:  # what the runs themselves left
+        Path("s", name, "outcome.json").write_text('{"status": 0, "seconds": 1.0, "line": ""}')
+    assert [state.state for state in Sweep(PLAN, Path("s"), Fit(_nothing, (), {}, [2] * 3), 1).states] == ["done"] * 3
+    release_folders()
+
+
+def test_a_point_that_cannot_be_started_fails_alone(empty_folder: Path) -> None:
+    class Refusing(Played):
+        def start(self, name: str, task: Task) -> str:
+            if name == "elr=0.01":
+                raise OSError(12, "Cannot allocate memory")
+            return super().start(name, task)
+
+    result = play(Refusing())
+    assert [state.state for state in result.states] == ["done", "failed", "done"]
+    assert result.states[1].line == "could not be started: Cannot allocate memory"
+
+
+def test_commands_afterwards_know_the_folders() -> None:
+    plan = Plan((), PLAN.over, then=("interpolate {0}/a {2}/b --run '{sweep}/x y'",))
+    assert commands_afterwards(plan, Path("s")) == [["interpolate", "s/elr=0.001/a", "s/elr=0.1/b", "--run", "s/x y"]]
+    for wrong in ("interpolate {3}", "toy {nobody}", "toy '"):
+        with pytest.raises(SweepError, match=re.escape(wrong)):
+            commands_afterwards(Plan((), PLAN.over, then=(wrong,)), Path("s"))
+
+
+def test_the_live_table_shows_what_runs_where_not_all_fits() -> None:
+    from rich.console import Console
+
+    plan = Plan((), {"model.elr": tuple(f"{i}e-3" for i in range(1, 201))}, seeds=1)
+    states = [PointState(point, Path("s") / point.name, epochs=100) for point in plan.points]
+    for state in states[:50]:
+        state.state, state.epoch, state.loss, state.regime, state.seconds = "done", 100, 0.01, "convergence", 10.0
+    states[7].state, states[7].line = "failed", f"the loss is NaN {'and more ' * 30}"
+    for state in states[50:52]:
+        state.state, state.epoch, state.seconds, state.seconds_left = "running", 40, 4.0, 6.0
+    console = Console(record=True, width=120, height=30, file=io.StringIO())
+    live = LiveTable(Path("s"), 2, console)
+    live.close()
+    console.export_text()
+    console.print(live.table(states))
+    text = console.export_text()
+    for shown in ("8e-3 ", "the loss is NaN", "51e-3", "52e-3", " 40/100", "50e-3", "s · 49 done, 2 running, 1 failed"):
+        assert shown in text
+    assert "199e-3" not in text
+    assert "about 12 min 26 s left" in text  # 148 of 10 s, two at once, and the two that run
+    assert max(map(len, text.splitlines())) <= 120
+    assert len(text.splitlines()) <= 32
+
+
+def test_words() -> None:
+    (state, *_) = [PointState(point, Path("s"), epochs=10) for point in PLAN.points]
+    assert one_line(state) == "elr=0.001  waiting"
+    state.state, state.epoch, state.loss, state.regime, state.seconds = "done", 10, 0.25, "divergence", 75.0
+    assert one_line(state) == "elr=0.001  done after 1 min 15 s, loss 0.25, divergence"
+    assert counts([state]) == "1 done"
+    assert seconds_left([state], 2) is None
+
+
+# --- the command line ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_sphere.cli.sweep.import_early", lambda *_: None)
+    monkeypatch.setattr(LocalProcesses, "start", _nothing)
+
+
+OVER = ("--over", "model.elr=1e-3,1e-2")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((), "nothing varies: give --over OPTION=VALUES, or --seeds N"),
+        (("nope",), "sweep nope: no such file here, and no shipped sweep of this name; there are "),
+        (("--over", "model.elr"), "--over model.elr: expected OPTION=VALUES"),
+        (("--over", "model.elr=1,fast"), "the point elr=fast: --model.elr: expected float, got fast"),
+        (
+            ("--over", "model.widht=1,2"),
+            "the point widht=1: SIConvNet has no option 'widht'; did you mean --model.width?",
+        ),
+        ((*OVER, "--trainer.max_epoch", "3"), "there is no option --trainer.max_epoch; did you mean --trainer.max_ep"),
+        ((*OVER, "--jobs", "0"), "--jobs must be at least 1, got 0"),
+        ((*OVER, "--seeds", "-1"), "--seeds must be at least 0"),
+        ((*OVER, *OVER), "--over model.elr: stands twice"),
+        ((*OVER, "--model.elr", "1"), "--model.elr is given to every run, and varied by the sweep"),
+        (("--over", "model.elr=1e-3,1e-3"), "the same value twice"),
+        ((*OVER, "--model.help", "SIConvNet"), "options of the runs are listed by lit-sphere fit --help"),
+        ((*OVER, "--launcher", "pbs"), "--launcher: "),
+        ((*OVER, "--launcher", "slurm", "--slurm.time", "0"), "--slurm.time must be at least 1"),
+        ((*OVER, "--launcher", "slurm", "--sweep", "new"), "--launcher slurm: there is no sbatch here"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_before_any_run(
+    args: tuple[str, ...], said: str, empty_folder: Path, lit_sphere: LitSphere, no_processes: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", str(empty_folder))
+    result = lit_sphere("sweep", *args)
+    (line,) = result.err.splitlines()
+    assert said in line
+    assert result.status == 2
+    assert not list(Path().rglob("output.log"))
+
+
+def test_a_sweep_in_a_file_says_where_its_mistake_is(
+    empty_folder: Path, lit_sphere: LitSphere, no_processes: None
+) -> None:
+    Path("mine.yaml").write_text("fit: --config elr.yaml\nover: {model.elr: [1, 2]}\nzipp: {}\n")
+    result = lit_sphere("sweep", "mine.yaml")
+    assert result.status == 2
+    keys = "title, fit, over, zip, seeds, experiments, then"
+    assert result.err == f"lit-sphere: mine.yaml: zipp is no part of a plan; there are {keys}\n"
+
+
+def test_help_and_dry_run(empty_folder: Path, lit_sphere: LitSphere, no_processes: None) -> None:
+    shown = lit_sphere("sweep", "--help")
+    assert shown.status == 0
+    for word in ("--over", "--seeds", "--slurm.partition", "lit-sphere sweep elr", "then:"):
+        assert word in shown.out
+    dry = lit_sphere("sweep", *OVER, "--seeds", "1", "--dry-run", "--trainer.max_epochs", "3")
+    assert dry.out.splitlines()[0] == (
+        "lit-sphere fit --trainer.max_epochs 3 --model.elr=1e-3 --seed_everything=0 --data.seed=0 "
+        "--run sweeps/elr-over-elr/elr=0.001,seed=0"
+    )
+    jobs = lit_sphere(
+        "sweep", *OVER, "--launcher", "slurm", "--slurm.partition", "gpu", "--slurm.gpus", "2", "--dry-run"
+    )
+    for line in ("#SBATCH --partition=gpu", "#SBATCH --gpus-per-node=2", "#SBATCH --ntasks-per-node=2", "# 2 jobs"):
+        assert line in jobs.out
+    assert not list(Path().iterdir())
+
+
+def test_options_of_a_class_go_with_the_class_that_varies(
+    empty_folder: Path, lit_sphere: LitSphere, no_processes: None
+) -> None:
+    args = ("--over", "model=SIConvNet,SIResNet18", "--model.width", "4", "--over", "data.train_size=64,128")
+    dry = lit_sphere("sweep", *args, "--dry-run")
+    assert dry.status == 0, dry.err
+    shown = lit_sphere(*dry.out.splitlines()[-1].split()[1:], "--print_config")
+    parsed = yaml.safe_load(shown.out)
+    assert parsed["model"]["class_path"].endswith("SIResNet18")
+    assert (parsed["model"]["init_args"]["width"], parsed["data"]["init_args"]["train_size"]) == (4, 128)
+
+
+def test_the_same_grid_as_a_sweep_of_wandb(empty_folder: Path, lit_sphere: LitSphere, no_processes: None) -> None:
+    args = ("--over", "model.elr=1e-7,0.5", "--over", "data.augment=true,false", "--over", "data.label_noise=0,0.25")
+    done = lit_sphere("sweep", *args, "--export", "wandb", "--sweep", "w", "--data.batch_size", "64")
+    assert done.status == 0, done.err
+    content = yaml.safe_load(Path("w/wandb-sweep.yaml").read_text())
+    assert (content["method"], content["project"]) == ("grid", "lit-sphere")
+    names = {name: each["values"] for name, each in content["parameters"].items()}
+    assert names["model.elr"] == [1e-7, 0.5]
+    last = create_sweep_command_args({"args": {name: {"value": values[-1]} for name, values in names.items()}})
+    assert content["command"][0] == "${env}"
+    command = [word for each in content["command"][1:] for word in (last["args"] if each == "${args}" else [each])]
+    assert command[0] == content["program"] == "lit-sphere"
+    shown = lit_sphere(*command[1:], "--print_config")
+    assert shown.status == 0, shown.err
+    parsed = yaml.safe_load(shown.out)
+    data = parsed["data"]["init_args"]
+    assert (data["augment"], data["label_noise"], data["batch_size"]) == (False, 0.25, 64)
+    assert parsed["model"]["init_args"]["elr"] == 0.5
+    assert "seeds sets two options together" in lit_sphere("sweep", *OVER, "--seeds", "2", "--export", "wandb").err
+    # The grid can still be run here, in the same folder.
+    assert lit_sphere("sweep", *args, "--sweep", "w", "--data.batch_size", "64", "--dry-run").status == 0
+
+
+# --- real processes --------------------------------------------------------------------------------------
+
+TINY = (
+    *("--trainer.max_epochs", "4", "--data.train_size", "256", "--model.width", "2", "--wandb", "disabled"),
+    *("--checkpoint.least_seconds", "0"),
+)
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "PL_"))}
+    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def begin(*args: str) -> "subprocess.Popen[str]":
+    command = with_default_signals([sys.executable, "-m", "lit_sphere", *args])
+    return subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def command(*args: str) -> tuple[int, str, str]:
+    process = begin(*args)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def without_times(folder: str) -> dict[str, dict[str, str]]:
+    return {name: {**row, "seconds": ""} for name, row in table(folder).items()}
+
+
+def until(happened: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_each_point_is_the_fit_alone_bit_for_bit(empty_folder: Path) -> None:
+    args = (*TINY, "--wandb", "offline")
+    status, out, err = command("sweep", *OVER, "--seeds", "2", "--jobs", "2", "--sweep", "s", *args)
+    assert status == 0, err
+    assert "s: 4 done" in out
+    name = "elr=0.01,seed=1"
+    alone = ("--model.elr=1e-2", "--seed_everything=1", "--data.seed=1", "--run", "alone")
+    status, _, err = command("fit", *args, *alone)
+    assert status == 0, err
+    assert Path("alone/metrics.csv").read_bytes() == Path("s", name, "metrics.csv").read_bytes()
+    (file,) = Path("s", name).glob("wandb/offline-run-*/*.wandb")
+    (run,) = [record.run for record in wandb_records(file) if record.WhichOneof("record_type") == "run"]
+    assert (run.run_group, run.job_type, run.display_name) == ("s", "sweep", name)
+    assert sorted(run.tags) == ["model.elr=1e-2", "seed=1"]
+    assert Path("s", name, "curves.png").exists()
+    assert {row["state"] for row in table("s").values()} == {"done"}
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_three_times_ends_as_one_that_was_not(empty_folder: Path) -> None:
+    args = (*OVER, "--over", "model.width=2,3", "--jobs", "2", *TINY[:4], *TINY[6:], "--trainer.max_epochs", "12")
+    status, _, err = command("sweep", *args, "--sweep", "whole")
+    assert status == 0, err
+    moments, kills = random.Random(0), 0
+    while kills < 3:
+        process = begin("sweep", *args, "--sweep", "killed")
+        before = {path: path.stat().st_size for path in Path("killed").glob("*/metrics.csv")}
+
+        def grows(before: dict[Path, int] = before) -> bool:
+            sizes = {path: path.stat().st_size for path in Path("killed").glob("*/metrics.csv")}
+            return sizes != before
+
+        until(lambda grows=grows, process=process: grows() or process.poll() is not None)  # type: ignore[misc]
+        time.sleep(moments.uniform(0, 0.7))
+        assert process.poll() is None, "it was over before it was killed: train longer"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    status, _, err = command("sweep", *args, "--sweep", "killed")
+    assert status == 0, err
+    assert without_times("killed") == without_times("whole")
+    for name in table("whole"):
+        assert Path("killed", name, "metrics.csv").read_bytes() == Path("whole", name, "metrics.csv").read_bytes(), name
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_and_a_killed_run_go_on(empty_folder: Path) -> None:
+    args = (*OVER, "--jobs", "2", *TINY, "--trainer.max_epochs", "60", "--sweep", "s")
+    process = begin("sweep", *args)
+    until(lambda: len(list(Path("s").glob("*/checkpoints/last.ckpt"))) == 2)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "lit-sphere: interrupted; the same command goes on with s"
+    assert {row["state"] for row in table("s").values()} == {"interrupted"}
+    assert {path.name for path in Path("s").glob("*/checkpoints/interrupted.ckpt")} == {"interrupted.ckpt"}
+
+    process = begin("sweep", *args)
+    log = Path("s/elr=0.001/metrics.csv")
+    size = log.stat().st_size
+    until(lambda: log.stat().st_size > size)
+    holder = re.search(r"process (\d+)", Path("s/elr=0.001/.lock").read_text())
+    assert holder is not None
+    os.kill(int(holder[1]), signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "s: 1 done, 1 failed" in out
+    assert "was ended by SIGKILL (out of memory?)" in table("s")["elr=0.001"]["line"]
+
+    status, out, err = command("sweep", *args)
+    assert (status, table("s")["elr=0.001"]["state"], table("s")["elr=0.001"]["epoch"]) == (0, "done", "60"), err
+
+
+@pytest.mark.slow
+def test_jobs_of_submitit_and_commands_afterwards(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    last = "checkpoints/last.ckpt"
+    plan = Plan(
+        TINY, {"model.elr": ("1e-3", "1e-2")}, then=(f"interpolate {{0}}/{last} {{1}}/{last} --run {{sweep}}/b",)
+    )
+    result = run_sweep(plan, Path("s"), slurm=SlurmOptions(cpus=1, time=5), cluster="local")
+    assert result.is_done
+    assert result.afterwards
+    assert all(state.job for state in result.states)
+    assert Path("s/b/interpolation.csv").exists()
+    assert "segment" in Path("s/then-1.log").read_text()
+    assert "SIConvNet on Digits" in Path("s/elr=0.001/output.log").read_text()
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    release_folders()
+    before = Path("s/then-1.log").stat().st_mtime_ns
+    assert run_sweep(plan, Path("s"), slurm=SlurmOptions(cpus=1, time=5), cluster="local").is_done
+    assert Path("s/then-1.log").stat().st_mtime_ns == before
