@@ -16,10 +16,10 @@ import pytest
 import yaml
 from conftest import REPOSITORY, LitSphere, with_default_signals
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
-from wandb_file import wandb_records
 
 from lit_sphere.cli.sweep import run_sweep
 from lit_sphere.files import release_folders
+from lit_sphere.report.wandb_files import read_wandb
 from lit_sphere.sweep import Fit, Plan, PointState, Sweep, SweepError, SweepResult
 from lit_sphere.sweep import run as sweep_run
 from lit_sphere.sweep.afterwards import commands_afterwards
@@ -428,10 +428,10 @@ def test_each_point_is_the_fit_alone_bit_for_bit(whole: Path, empty_folder: Path
     assert status == 0, err
     point = whole / "elr=0.01,seed=1"
     assert Path("alone/metrics.csv").read_bytes() == (point / "metrics.csv").read_bytes()
-    (file,) = point.glob("wandb/offline-run-*/*.wandb")
-    (run,) = [record.run for record in wandb_records(file) if record.WhichOneof("record_type") == "run"]
-    assert (run.run_group, run.job_type, run.display_name) == ("whole", "sweep", point.name)
-    assert sorted(run.tags) == ["model.elr=1e-2", "seed=1"]
+    (of_wandb,) = point.glob("wandb/offline-run-*")
+    run = read_wandb(of_wandb)
+    assert (run.group, run.job_type, run.name) == ("whole", "sweep", point.name)
+    assert {"model.elr=1e-2", "seed=1", "sphere"} <= set(run.tags)
     assert (point / "curves.png").exists()
     assert {row["state"] for row in table(whole).values()} == {"done"}
 

@@ -14,8 +14,9 @@ import pytest
 import wandb
 from conftest import LitSphere
 from test_streams import environment
-from wandb_file import wandb_rows
 from wandb_server import VIEWER, fresh_wandb, wandb_server
+
+from lit_sphere.report.wandb_files import read_wandb
 
 FIT = ("fit", "--trainer.max_epochs", "3", "--data.train_size", "256", "--model.width", "4", "--run", "r")
 KEY = "a" * 40
@@ -133,7 +134,7 @@ def test_nobody_answers(empty_folder: Path, lit_sphere: LitSphere, monkeypatch: 
     assert epochs() == 3
     wandb.teardown()  # its process writes the rest of the file after the run's end
     (file,) = Path("r/wandb").glob("offline-run-*/*.wandb")
-    assert sum("train/loss" in row for row in wandb_rows(file)) == 3
+    assert len(read_wandb(file).series["train/loss"].values) == 3
 
 
 # --- in mid-run ------------------------------------------------------------------------------------------
