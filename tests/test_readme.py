@@ -59,7 +59,8 @@ def _stories() -> dict[str, list[str]]:
 
     README and the first page show what other pages show as well, which is run there.
     """
-    seen, stories = set(SINGLE), {}
+    seen = set(SINGLE)
+    stories: dict[str, list[str]] = {}
     summaries = [README, "docs/index.md"]
     for page in [*(page for page in PAGES if page not in summaries), *summaries]:
         before = seen | {command for story in stories.values() for command in story} if page in summaries else seen
