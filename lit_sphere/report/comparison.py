@@ -16,7 +16,7 @@ SEEDS = ("seed_everything", "data.seed")
 _NO_DIFFERENCE = {  # where a run lies, what it logs and on what it runs
     "run", "wandb", "project", "ckpt_path", "ckpt_weights", "weights_only", "monitor", "checkpoint", "config",
 }  # fmt: skip
-_OF_TRAINER = {"max_epochs", "max_steps", "precision", "callbacks", "gradient_clip_val", "accumulate_grad_batches"}
+_OF_TRAINER = {"precision", "callbacks", "gradient_clip_val", "accumulate_grad_batches"}
 _SHORT = {
     "model.elr": "ELR",
     "model.lr": "LR",
@@ -24,7 +24,6 @@ _SHORT = {
     "model.optimizer.weight_decay": "WD",
     "model": "network",
     "data": "data",
-    "trainer.max_epochs": "epochs",
     "trainer.callbacks": "callbacks",
 }
 _FIRST = ("model.elr", "model.optimizer.lr", "model.lr")  # what the x-axis is, if it varies
@@ -122,7 +121,7 @@ class Comparison:
             values = {name: self._flat[id(run)].get(name) for name in self.varies}
             point = found.setdefault(_key(values), Point(values, []))
             list.append(point.runs, run)  # type: ignore[arg-type]
-        return sorted(found.values(), key=lambda point: (self.at(point.runs[0]) or 0.0, self.label(point)))
+        return sorted(found.values(), key=lambda point: [_order(point.values[name]) for name in self.varies])
 
     @cached_property
     def families(self) -> list[Family]:
@@ -253,6 +252,12 @@ def _flat(run: Run) -> dict[str, Any]:
 def _key(value: Any) -> str:
     number = _as_number(value)
     return repr(number) if number is not None else json.dumps(value, sort_keys=True, default=str)
+
+
+def _order(value: Any) -> tuple[float, str]:
+    """Numbers by their size, before words by their letters."""
+    number = _as_number(value)
+    return (math.inf, _plain(value)) if number is None else (number, "")
 
 
 def _as_number(value: Any) -> float | None:

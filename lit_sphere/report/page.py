@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
-from itertools import pairwise
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from lit_sphere.analysis.regimes import REGIME_NUMBERS
-from lit_sphere.report.chart import Chart, Curve, Mark, Panel, colour_position
+from lit_sphere.report.chart import Chart, Curve, Mark, Panel, colour_position, thinned
 from lit_sphere.report.chart_figures import DARK_RANGE, LIGHT_RANGE, map_colour
 from lit_sphere.report.table import Column, Table
 
@@ -293,31 +292,6 @@ def _short(values: Sequence[float]) -> list[float | int | None]:
     """Five digits are more than a screen shows; a whole number needs no point."""
     short = (float(f"{value:.5g}") if math.isfinite(value) else None for value in values)
     return [int(value) if value is not None and value == int(value) and abs(value) < 1e9 else value for value in short]
-
-
-def thinned(y: Sequence[float], most: int) -> list[int]:
-    """Choose what is shown of a long curve: of each stretch the first, the least and the greatest value.
-
-    Args:
-        y: Values.
-        most: How many may be chosen, at least 4.
-
-    Returns:
-        Indices, ascending: the first and the last are among them, and all extremes of the curve.
-
-    Example:
-        >>> thinned([0, 1, 9, 1, 1, 1, 1, 1, -5, 1, 1, 2], 8)
-        [0, 2, 6, 8, 11]
-    """
-    if len(y) <= most:
-        return list(range(len(y)))
-    stretches = max(1, (most - 1) // 3)
-    edges = [i * len(y) // stretches for i in range(stretches + 1)]
-    chosen = {0, len(y) - 1}
-    for first, end in pairwise(edges):
-        known = [i for i in range(first, end) if math.isfinite(y[i])] or [first]
-        chosen |= {first, min(known, key=y.__getitem__), max(known, key=y.__getitem__)}
-    return sorted(chosen)
 
 
 def _runs_table(page: Page) -> str:
