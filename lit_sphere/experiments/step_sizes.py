@@ -13,6 +13,7 @@ from lit_sphere.experiments.drawing import (
     GROUP_COLOURS,
     charts_of_settings,
     curve_over_epochs,
+    moving_mean,
     over_epochs,
     thinned,
 )
