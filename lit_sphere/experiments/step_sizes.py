@@ -255,7 +255,7 @@ def draw_settling(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Cha
         "of the run). TR §3, eq. (5)."
     )
     missing = "a run in chaotic equilibrium with elr/… of single groups"
-    return charts_of_settings("E8", settings, "Groups", caption, missing)
+    return charts_of_settings("E8", settings, "Single groups", caption, missing)
 
 
 def _group(run: Run, quantity: str, name: str, number: int) -> list[Curve]:
