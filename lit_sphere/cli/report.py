@@ -191,6 +191,7 @@ def write_report(
         not_drawn,
         left_out,
         f"Made by lit-sphere {__version__} on {time.strftime('%Y-%m-%d %H:%M')}.",
+        formats,
     )
     # The page first: a full disk costs a figure rather than the answer.
     _write_text(folder / _PAGE, page_html(page))
