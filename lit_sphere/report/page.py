@@ -294,14 +294,13 @@ def _short(values: Sequence[float]) -> list[float | int | None]:
 
 
 def _runs_table(page: Page) -> str:
-    heads = "".join(
-        f'<th scope="col" class="{"number" if column.numeric else "text"}{_minor(column)}"><button type="button" '
-        f'title="{escape(column.title)}">{escape(column.name)}</button></th>'
-        for column in page.table.columns
-    )
-    rows = "\n".join(f"<tr>{''.join(map(_cell, page.table.columns, row))}</tr>" for row in page.table.rows)
+    table = page.table
+    shown = [i for i, column in enumerate(table.columns) if not _is_told_above(column, [row[i] for row in table.rows])]
+    heads = "".join(_head(table.columns[i]) for i in shown)
+    rows = "\n".join(f"<tr>{''.join(_cell(table.columns[i], row[i]) for i in shown)}</tr>" for row in table.rows)
     return f"""<h2 id="runs">Runs</h2>
-<p class="soft">Click a heading to sort. Losses and errors of training are means over an epoch.</p>
+<p class="soft"><span class="hint">Click a heading to sort.</span> Losses and errors of training, g̃ and the angles of
+the evidence are means over an epoch.</p>
 <div class="scroll" tabindex="0" role="region" aria-labelledby="runs">
 <table class="sortable">
 <thead><tr>{heads}</tr></thead>
@@ -311,6 +310,18 @@ def _runs_table(page: Page) -> str:
 </table>
 </div>
 <p class="files"><a href="numbers/runs.csv">CSV</a></p>"""
+
+
+def _is_told_above(column: Column, values: Sequence[Any]) -> bool:
+    """Whether a column says the same of all runs: it stands in numbers/runs.csv only."""
+    same = len(values) > 1 and len(set(values)) == 1
+    return same and (column.name == "epochs" or (column.name == "state" and values[0] == "finished"))
+
+
+def _head(column: Column) -> str:
+    kind = "number" if column.numeric else "text"
+    button = f'<button type="button" title="{escape(column.title)}">{escape(column.name)}</button>'
+    return f'<th scope="col" class="{kind}{_minor(column)}">{button}</th>'
 
 
 def _cell(column: Column, value: Any) -> str:
