@@ -431,7 +431,7 @@ def test_each_point_is_the_fit_alone_bit_for_bit(whole: Path, empty_folder: Path
     (file,) = point.glob("wandb/offline-run-*/*.wandb")
     (run,) = [record.run for record in wandb_records(file) if record.WhichOneof("record_type") == "run"]
     assert (run.run_group, run.job_type, run.display_name) == ("whole", "sweep", point.name)
-    assert sorted(run.tags) == ["model.elr=1e-2", "seed=1"]
+    assert {"model.elr=1e-2", "seed=1"} <= set(run.tags)
     assert (point / "curves.png").exists()
     assert {row["state"] for row in table(whole).values()} == {"done"}
 
