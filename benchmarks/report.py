@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -66,15 +67,19 @@ def main() -> None:
         megabytes = sum(path.stat().st_size for path in (folder / "runs").rglob("metrics.csv")) / 1e6
         out = folder / "report"
         command = [sys.executable, "-m", "lit_sphere", "report", str(folder / "runs"), "--out", str(out)]
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - begin
+        seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+        of_cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         size = (out / "report.html").stat().st_size / 1e6
     print(f"{args.runs} runs of {args.epochs} epochs, {megabytes:.0f} MB of metrics.csv")
-    print(f"  report  {seconds:.1f} s (goal: {_GOAL_SECONDS} s)")
+    memory = after.ru_maxrss / 1e6
+    print(f"  report  {seconds:.1f} s (goal: {_GOAL_SECONDS} s), {of_cpu:.1f} s of CPU time, {memory:.1f} GB")
     print(f"  page    {size:.1f} MB (goal: {_GOAL_MEGABYTES} MB)")
     if args.json:
-        args.json.write_text(json.dumps({"runs": args.runs, "seconds": seconds, "page_megabytes": size}))
+        args.json.write_text(
+            json.dumps({"runs": args.runs, "seconds": seconds, "cpu_seconds": of_cpu, "page_megabytes": size})
+        )
 
 
 if __name__ == "__main__":

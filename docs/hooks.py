@@ -1,6 +1,7 @@
 """What the site needs beyond Markdown: formulas as MathML, docstrings as Markdown, the gallery."""
 
 import html
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,14 +93,10 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         markdown: Text of a page.
 
     Returns:
-        The text, with what the pictures, the records and the registry of experiments say.
+        The text, with what ``gallery/gallery.json`` and the registry of experiments say.
     """
-    if not _MARKS.search(markdown):
-        return markdown
-    from lit_sphere.experiments.records import shipped_records
-
-    parts = {"gallery": gallery(_GALLERY, shipped_records()), "experiments": experiments()}
-    return _MARKS.sub(lambda mark: parts[mark[1]], markdown)
+    parts = {"gallery": lambda: gallery(_GALLERY), "experiments": experiments}
+    return _MARKS.sub(lambda mark: parts[mark[1]](), markdown)
 
 
 def experiments() -> str:
@@ -115,31 +112,30 @@ def experiments() -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
 
 
-def gallery(folder: Path, records: Mapping[str, Any]) -> str:
-    """Show the pictures of a folder, with what our own last check of each experiment came to.
+def gallery(folder: Path) -> str:
+    """Show the pictures of a folder with what was found, as ``collect.py`` in ``docs/gallery`` notes it.
 
     Args:
-        folder: Holds ``ID.png`` or ``ID-….png`` of each experiment.
-        records: The last check by id, as :func:`lit_sphere.experiments.records.shipped_records` gives them.
+        folder: Holds ``gallery.json`` and the pictures.
 
     Returns:
-        Markdown, a section for each experiment that has a picture; one sentence where there is none.
+        Markdown, a section for each experiment; one sentence where there is none.
     """
-    from lit_sphere.experiments import EXPERIMENTS
-
-    sections = []
-    for id_, experiment in EXPERIMENTS.items():
-        title = f"{id_}: {experiment.title}"
-        pictures = [*folder.glob(f"{id_}.png"), *sorted(folder.glob(f"{id_}-*.png"))]
-        if pictures:
-            lines = [f"## {title}", f"{experiment.must_show} ({experiment.source})"]
-            lines += [f"![{title}]({folder.name}/{picture.name})" for picture in pictures]
-            sections.append("\n\n".join([*lines, *_check(records.get(id_))]))
-    return "\n\n".join(sections) or "No picture has been made yet."
+    notes = folder / "gallery.json"
+    entries = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else []
+    return "\n\n".join(_section(entry, folder.name) for entry in entries) or "No picture has been made yet."
 
 
-def _check(record: Any) -> list[str]:
-    if record is None:
-        return []
-    made = f"`{record.command}` on {record.date}, {record.seconds:.0f} s of runs on {record.hardware}"
-    return [f"**{record.verdict.capitalize()}.** {record.text}", made]
+def _section(entry: Mapping[str, Any], folder: str) -> str:
+    title = f"{entry['id']}: {entry['title']}"
+    seeds = ", ".join(map(str, entry["seeds"]))
+    made = f"`{entry['command']}`, seed{'s' * (len(entry['seeds']) > 1)} {seeds}; {entry['date']}, "
+    made += f"{entry['seconds']:.0f} s of runs on {entry['hardware']}"
+    parts = [
+        f"## {title}",
+        f"{entry['must_show']} ({entry['source']})",
+        f"![{title}]({folder}/{entry['picture']})",
+        f"**{entry['verdict'].capitalize()}.** {entry['text']}",
+        made,
+    ]
+    return "\n\n".join(parts)

@@ -186,7 +186,6 @@ def test_configs_of_the_first_version_are_read() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ("--model.elr", "1e-3"),
         ("--model.elr", "3e-2"),
         ("--model.elr", "1"),
         ("--model.elr", "1e-2", "--model.loss", "mse"),

@@ -35,7 +35,9 @@ def write_run(folder: Path, elr: float, losses: Sequence[float], switches: dict[
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
 
 
-def without_figures(paths: Sequence[Path], folder: Path, title: str, experiments: Sequence[str]) -> Report:
+def without_figures(
+    paths: Sequence[Path], folder: Path, title: str, formats: Sequence[str], experiments: Sequence[str]
+) -> Report:
     folder.mkdir(parents=True)
     (folder / "report.html").write_text(f"{title}, of {', '.join(experiments)}")
     return Report(folder / "report.html", [], [], [])

@@ -1,5 +1,6 @@
 """The site of docs/: navigation and links; and, where mkdocs is installed, built with warnings as errors."""
 
+import json
 import re
 import runpy
 import shutil
@@ -7,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -127,17 +127,28 @@ def test_formulas_and_docstrings_are_drawn(site: Path) -> None:
 def test_the_gallery_shows_pictures_and_what_was_found(tmp_path: Path) -> None:
     pytest.importorskip("latex2mathml", reason="the extra docs is not installed")
     gallery = runpy.run_path(str(DOCS / "hooks.py"))["gallery"]
-    assert gallery(tmp_path, {}) == "No picture has been made yet."
-    for name in ("E1.png", "E8-1.png", "E8-2.png", "E10.png"):
-        (tmp_path / name).touch()
-    check = {"verdict": "holds", "text": "8 runs.", "command": "lit-sphere reproduce E1", "date": "2026-11-28"}
-    text = gallery(tmp_path, {"E1": SimpleNamespace(**check, seconds=81.4, hardware="2 cores")})
-    assert re.findall(r"^## (\w+):", text, re.MULTILINE) == ["E1", "E8", "E10"]
-    assert re.findall(r"\((.*\.png)\)", text) == [
-        f"{tmp_path.name}/{name}" for name in ("E1.png", "E8-1.png", "E8-2.png", "E10.png")
-    ]
-    assert "**Holds.** 8 runs." in text
-    assert "`lit-sphere reproduce E1` on 2026-11-28, 81 s of runs on 2 cores" in text
+    assert gallery(tmp_path) == "No picture has been made yet."
+    entry = {
+        **{"id": "E1", "title": "Three regimes", "source": "TR fig. 1", "must_show": "Three.", "picture": "E1.png"},
+        **{"verdict": "does not", "text": "8 runs.", "command": "lit-sphere reproduce E1", "date": "2026-11-28"},
+        **{"seconds": 81.4, "hardware": "2 cores", "seeds": [0]},
+    }
+    (tmp_path / "gallery.json").write_text(json.dumps([entry, {**entry, "id": "E3", "seeds": [0, 1]}]))
+    text = gallery(tmp_path)
+    assert re.findall(r"^## (\w+):", text, re.MULTILINE) == ["E1", "E3"]
+    assert f"![E1: Three regimes]({tmp_path.name}/E1.png)" in text
+    assert "**Does not.** 8 runs." in text
+    assert "`lit-sphere reproduce E1`, seed 0; 2026-11-28, 81 s of runs on 2 cores" in text
+    assert "seeds 0, 1;" in text
+
+
+def test_the_gallery_has_a_picture_of_each_entry() -> None:
+    notes = DOCS / "gallery" / "gallery.json"
+    if not notes.exists():
+        pytest.skip("no gallery has been collected")
+    pictures = [entry["picture"] for entry in json.loads(notes.read_text(encoding="utf-8"))]
+    assert sorted(pictures) == sorted(path.name for path in notes.parent.glob("*.png"))
+    assert pictures
 
 
 @pytest.mark.slow

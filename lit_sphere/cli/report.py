@@ -191,6 +191,7 @@ def write_report(
         not_drawn,
         left_out,
         f"Made by lit-sphere {__version__} on {time.strftime('%Y-%m-%d %H:%M')}.",
+        formats,
     )
     # The page first: a full disk costs a figure rather than the answer.
     _write_text(folder / _PAGE, page_html(page))
@@ -300,16 +301,12 @@ def _sections(
 
 
 def _findings(sections: Sequence[Section]) -> list[str]:
-    named = {
-        "holds": "What the papers show is seen in",
-        "does not": "It is not in",
-        "cannot tell": "Too little is there to tell in",
-    }
+    named = {"holds": "Seen as in the papers", "does not": "Not seen", "cannot tell": "Not to be told from these runs"}
     parts = []
     for verdict, words in named.items():
         ids = [section.heading.partition(":")[0] for section in sections if section.finding == verdict]
         if ids:
-            parts.append(f"{words} {', '.join(ids)}.")
+            parts.append(f"{words}: {', '.join(ids)}.")
     return [" ".join(parts)] if parts else []
 
 

@@ -275,7 +275,8 @@ def _report(experiment: Experiment, made: _Made, config: Namespace, command: str
     paths, seconds = [path for path, _ in sources], sum(spent for _, spent in sources)
     finding = experiment.check(read_runs(paths).runs, paths)
     folder = Path(config.folder) / (f"{experiment.id}-paper" if config.paper else experiment.id)
-    report = write_report(paths, folder, f"{experiment.id}: {experiment.title}", experiments=[experiment.id])
+    title, formats = f"{experiment.id}: {experiment.title}", ("pdf", "svg", "png")
+    report = write_report(paths, folder, title, formats, [experiment.id])
     date = time.strftime("%Y-%m-%d")
     before = read_record(folder)
     if not seconds and before is not None:  # nothing was run anew

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from shutil import disk_usage
 from typing import NamedTuple
 
 from lit_sphere.sweep.point_run import Outcome, Task, forget_outcome, last_line, read_outcome, run_forked
 
 _FORKS = sys.platform.startswith("linux")  # elsewhere the system's libraries do not bear it
+_LEAST_SPACE = 2**16  # bytes
 
 
 class _Running(NamedTuple):
@@ -149,7 +151,8 @@ def _outcome(exit_code: int, folder: Path) -> Outcome:
         return written
     said = last_line(folder)
     if exit_code >= 0:
-        return Outcome(exit_code or 1, 0.0, said or f"ended with status {exit_code}, and said nothing")
+        full = "the disk is full" if disk_usage(folder).free < _LEAST_SPACE else ""
+        return Outcome(exit_code or 1, 0.0, said or full or f"ended with status {exit_code}, and said nothing")
     memory = " (out of memory?)" if exit_code == -signal.SIGKILL else ""
     return Outcome(
         exit_code, 0.0, f"was ended by {signal.Signals(-exit_code).name}{memory}{f'; last: {said}' if said else ''}"

@@ -120,8 +120,8 @@ class Sweep:
         threads: Of each run, if it begins now.
 
     Raises:
-        SweepError: If the folder holds another sweep, or another process is at work there.
-        OSError: If the folder cannot be made or written to.
+        SweepError: If the folder holds another sweep, another process is at work there, or it cannot be written to.
+        OSError: If the disk is full.
     """
 
     def __init__(self, plan: Plan, folder: Path, fit: Fit, threads: int) -> None:
@@ -135,6 +135,9 @@ class Sweep:
             claim_folder(folder)
         except FolderInUse as error:
             raise SweepError(f"{error}; wait until that has ended, or give --sweep with another folder") from error
+        except OSError as error:
+            found = f"{folder}: cannot be made, or not be written to ({error.strerror})"
+            raise SweepError(f"{found}; give --sweep with another folder") from error
         self.plan, self.folder, self.fit = plan, folder, fit
         self.threads = before.threads if before else threads
         self.states = read_states(folder / STATES_FILE, points)
