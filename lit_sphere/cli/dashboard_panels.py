@@ -37,13 +37,17 @@ def panel_sections() -> list[PanelSection]:
     """Make the sections of workspace and report.
 
     Returns:
-        They, from what answers first.
+        The sections: first what compares runs as a whole, then curves.
     """
+    return [*_of_runs(), *_of_training(), *_of_groups(), *_of_the_path()]
+
+
+def _of_runs() -> list[PanelSection]:
     return [
         PanelSection(
             "Runs compared",
-            "A point is a run. On the sphere the train loss and the sharpness at the end lie on one curve in each "
-            "regime; the effective learning rate (ELR) says where.",
+            "A point is a run, its colour the effective learning rate (ELR). Along the ELR the runs of one network "
+            "pass from regime 1 (convergence) through 2 (chaotic equilibrium) to 3 (divergence).",
             [
                 _over_runs("Sharpness against train loss", "final/train/loss", "final/effective_grad_norm/total"),
                 _over_runs("Train loss at the end over ELR", "final/elr/total", "final/train/loss"),
@@ -67,10 +71,15 @@ def panel_sections() -> list[PanelSection]:
             ],
             columns=2,
         ),
+    ]
+
+
+def _of_training() -> list[PanelSection]:
+    return [
         PanelSection(
             "Loss",
-            "In regime 1 it falls to zero, in regime 2 it stays at a level that rises with the ELR, in regime 3 it is "
-            "that of guessing.",
+            "In convergence it falls to zero, in the chaotic equilibrium it stays at a level that rises with the ELR, "
+            "in divergence it is that of guessing.",
             [_curve("Train loss", "train/loss", log=True), _curve("Validation loss", "val/loss", log=True)],
             columns=2,
         ),
@@ -95,6 +104,11 @@ def panel_sections() -> list[PanelSection]:
             ],
             columns=2,
         ),
+    ]
+
+
+def _of_groups() -> list[PanelSection]:
+    return [
         PanelSection(
             "Effective learning rate of each group",
             "On one sphere the total is fixed, and the groups share it out among themselves.",
@@ -129,6 +143,11 @@ def panel_sections() -> list[PanelSection]:
             ],
             is_open=False,
         ),
+    ]
+
+
+def _of_the_path() -> list[PanelSection]:
+    return [
         PanelSection(
             "Barriers",
             "Barrier of loss and error between checkpoints (LinearInterpolationBarrier); how alike they are.",
