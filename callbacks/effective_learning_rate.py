@@ -28,7 +28,7 @@ from lit_sphere.effective import (
 from lit_sphere.observe.dynamics import controls_of
 from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network
 from lit_sphere.observe.optimizer_steps import StepWatch
-from lit_sphere.observe.publishing import log_numbers, run_folder_of, save_picture
+from lit_sphere.observe.publishing import log_numbers, run_folder_of, save_picture, send_log_log_scatter
 from lit_sphere.observe.watched_groups import Watch
 from lit_sphere.optim import Granularity
 from lit_sphere.report import draw_equal_ess, write_equal_ess
@@ -340,6 +340,8 @@ def report_equal_ess(
 ) -> None:
     """Log ``equal_ess/slope`` and ``equal_ess/spread``, write ``equal_ess.png`` and ``equal_ess.csv``.
 
+    W&B gets the points as a table and a chart, ``equal_ess/scatter``, too.
+
     Args:
         owner: The callback, to be named in warnings.
         trainer: The trainer.
@@ -360,6 +362,11 @@ def report_equal_ess(
         if math.isfinite(value):  # neither is defined for too few groups
             metrics[key] = value
     log_numbers(trainer, metrics, trainer.global_step - 1)
+    esses = [x * y for x, y in zip(elrs, grad_norms, strict=True)]
+    columns: dict[str, Sequence[Any]] = {"group": names, "elr": elrs, "effective_grad_norm": grad_norms, "ess": esses}
+    if scale_invariant is not None:
+        columns["scale_invariant"] = scale_invariant
+    send_log_log_scatter(trainer, "equal_ess/scatter", columns, f"slope {found.slope:.2f}; −1 where all ESS are equal")
     if folder is not None and trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         write_equal_ess(folder / "equal_ess.csv", names, elrs, grad_norms, scale_invariant)

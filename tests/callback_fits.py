@@ -58,7 +58,7 @@ class Wandb(WandbLogger):
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
         assert all(Path(image).is_file() for image in images)
-        self.images.add(f"{key}.png")
+        self.images.add(f"{key.removeprefix('pictures/')}.png")
 
 
 @dataclass

@@ -52,7 +52,11 @@ def test_two_checkpoints_are_all_that_is_needed(runs: Path, lit_sphere: LitSpher
     assert result.status == 0, result.err
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("interpolate-")
-    assert {path.name for path in folder.iterdir()} == {"interpolation.csv", "interpolation.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        "interpolation.csv",
+        "interpolation.json",
+        "interpolation.png",
+    }
     found = curves(folder / "interpolation.csv")
     assert found["position"] == [i / 20 for i in range(21)]
     picture = matplotlib.image.imread(folder / "interpolation.png")

@@ -15,7 +15,7 @@ _FLOORS = [
     {"sweep"},
     {"callbacks"},
     {"switching", "rivals"},
-    {"observe"},
+    {"observe", "experiments"},
     {"report"},
     {"analysis"},
     {"modules"},

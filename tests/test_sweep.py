@@ -16,10 +16,10 @@ import pytest
 import yaml
 from conftest import REPOSITORY, LitSphere, with_default_signals
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
-from wandb_file import wandb_records
 
 from lit_sphere.cli.sweep import run_sweep
 from lit_sphere.files import release_folders
+from lit_sphere.report.wandb_files import read_wandb
 from lit_sphere.sweep import Fit, Plan, PointState, Sweep, SweepError, SweepResult
 from lit_sphere.sweep import run as sweep_run
 from lit_sphere.sweep.afterwards import commands_afterwards
@@ -186,6 +186,33 @@ def test_a_signal_stops_all_and_the_rest_stays_for_later(empty_folder: Path) -> 
     assert (result.signum, slow.stopped) == (signal.SIGTERM, 1)
     assert [state.state for state in result.states] == ["done", "interrupted", "interrupted"]
     assert play(Played()).is_done
+
+
+def test_jobs_of_a_queue_outlive_the_sweep_and_are_taken_up(empty_folder: Path) -> None:
+    class Queue(Played):
+        outlives = True
+
+        def start(self, name: str, task: Task) -> str:
+            super().start(name, task)
+            return f"job-{name}"
+
+        def wait(self, seconds: float) -> Mapping[str, Outcome]:
+            signal.raise_signal(signal.SIGINT)
+            return {}
+
+    result = play(Queue(jobs=2))
+    assert result.signum == signal.SIGINT
+    assert [row["state"] for row in table("s").values()] == ["running", "running", "waiting"]
+
+    class Later(Played):
+        def goes_on(self, name: str, folder: Path, job: str) -> bool:
+            if job == "job-elr=0.001":
+                self.running[name] = Task(folder, (), {}, 1, _nothing)
+            return name in self.running
+
+    later = Later(jobs=3)
+    assert play(later).is_done
+    assert [task.folder.name for task in later.started] == ["elr=0.01", "elr=0.1"]
 
 
 def test_a_table_that_cannot_be_written_stops_nobody(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,10 +454,10 @@ def test_each_point_is_the_fit_alone_bit_for_bit(whole: Path, empty_folder: Path
     assert status == 0, err
     point = whole / "elr=0.01,seed=1"
     assert Path("alone/metrics.csv").read_bytes() == (point / "metrics.csv").read_bytes()
-    (file,) = point.glob("wandb/offline-run-*/*.wandb")
-    (run,) = [record.run for record in wandb_records(file) if record.WhichOneof("record_type") == "run"]
-    assert (run.run_group, run.job_type, run.display_name) == ("whole", "sweep", point.name)
-    assert {"model.elr=1e-2", "seed=1"} <= set(run.tags)
+    (of_wandb,) = point.glob("wandb/offline-run-*")
+    run = read_wandb(of_wandb)
+    assert (run.group, run.job_type, run.name) == ("whole", "sweep", point.name)
+    assert {"model.elr=1e-2", "seed=1", "sphere"} <= set(run.tags)
     assert (point / "curves.png").exists()
     assert {row["state"] for row in table(whole).values()} == {"done"}
 

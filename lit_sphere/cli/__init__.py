@@ -80,10 +80,25 @@ def _answer(args: list[str]) -> None:
 
             run_interpolate(args[1:])
             return
+        if args[0] == "report":
+            from lit_sphere.cli.report import run_report
+
+            run_report(args[1:])
+            return
         if args[0] == "sweep":
             from lit_sphere.cli.sweep import run_sweep_command
 
             run_sweep_command(args[1:])
+            return
+        if args[0] == "dashboard":
+            from lit_sphere.cli.dashboard import run_dashboard
+
+            run_dashboard(args[1:])
+            return
+        if args[0] == "reproduce":
+            from lit_sphere.cli.reproduce import run_reproduce
+
+            run_reproduce(args[1:])
             return
         from lit_sphere.cli.sphere_cli import run
 
@@ -123,8 +138,11 @@ examples:
   lit-sphere fit --ckpt_path runs/NAME/checkpoints/last.ckpt --trainer.max_epochs 200
   lit-sphere test --ckpt_path runs/NAME/checkpoints/last.ckpt
   lit-sphere interpolate runs/A/checkpoints/last.ckpt runs/B/checkpoints/last.ckpt
+  lit-sphere report runs/A runs/B                       a page that compares runs
   lit-sphere sweep --config elr.yaml --over model.elr=1e-4,1e-3,1e-2     a grid of runs, two or more at once
   lit-sphere toy                                        the three regimes of a function on the sphere
+  lit-sphere dashboard --entity ME --dry-run            the W&B workspace that compares the runs of a project
+  lit-sphere reproduce E1                               an experiment of the papers, and its page
 
 shipped configs (a path of yours comes first):
 {configs}

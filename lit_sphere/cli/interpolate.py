@@ -141,9 +141,25 @@ def run_interpolate(args: list[str]) -> None:
     title = f"{type(model).__name__} on {type(data).__name__}, {statistics}"
     try:
         write_interpolation(result, folder / "interpolation.csv")
+        (folder / "interpolation.json").write_text(_about(result, paths, config) + "\n", encoding="utf-8")
     finally:  # a file that cannot be written does not lose what was measured
         print(_table(result, title, names, folder))
     leave_picture(folder / "interpolation.png", lambda: draw_interpolation(result, title, names))
+
+
+def _about(result: Interpolation, paths: list[str], config: Namespace) -> str:
+    """What the curves do not say; ``lit-sphere report`` finds the runs at both ends by it."""
+    between = result.separation
+    about = {
+        "start": paths[0],
+        "end": paths[1],
+        "statistics": config.statistics,
+        "great_circle": result.great_circle,
+        "cosine": between.cosine,
+        "norms": list(between.norms),
+        "barriers": {name: result.barrier(name) for name in result.curves},
+    }
+    return json.dumps(about, indent=2)
 
 
 def _read(path: str) -> dict[str, Any]:

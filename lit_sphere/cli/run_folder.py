@@ -12,6 +12,7 @@ from lit_sphere.cli.checkpoints import newest_checkpoint
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.metrics_file import History, MetricsFile, set_aside
 from lit_sphere.cli.results_folder import hold_folder
+from lit_sphere.cli.wandb_labels import LoggedValues
 from lit_sphere.cli.wandb_run import WandbMode, begin_wandb, end_wandb, make_wandb_logger
 from lit_sphere.files import write_whole
 
@@ -104,7 +105,7 @@ def make_loggers(folder: Path, mode: WandbMode | None, project: str, config: dic
 
 
 class RecordRun(Callback):
-    """Monitor: writes config.yaml, makes the epoch W&B's x-axis, and ends the W&B run with the fit.
+    """Monitor: writes config.yaml, makes the epoch W&B's x-axis, and ends the W&B run with the fit and its summary.
 
     Args:
         folder: The run's folder.
@@ -115,14 +116,17 @@ class RecordRun(Callback):
 
     def __init__(self, folder: Path, config: str, history: History | None, steps: int = 0) -> None:
         self._folder, self._config, self._history, self._steps = folder, config, history, steps
+        self._logged = LoggedValues()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Record what is known before training."""
         if not trainer.is_global_zero:
             return
+        if self._history is not None:
+            self._logged.add_rows(self._history.keys, self._history.rows)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                begin_wandb(logger)
+                begin_wandb(logger, trainer, self._logged, is_resumed=self._steps > 0)
             elif isinstance(logger, MetricsFile) and self._history is not None:
                 set_aside(self._folder / "metrics.csv", self._steps)
                 logger.go_on(self._history)
@@ -139,8 +143,8 @@ class RecordRun(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the W&B run: a second fit in this process is another one."""
-        end_wandb(trainer, exit_code=0)
+        end_wandb(trainer, self._logged)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the W&B run as a failed one."""
-        end_wandb(trainer, exit_code=1)
+        end_wandb(trainer, self._logged, exception)

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -14,7 +15,14 @@ from lit_sphere.cli.results_folder import leave_picture, results_folder
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import option_strings, suggesting
 from lit_sphere.report.toy import ToyMap, draw_plane, draw_toy
-from lit_sphere.theory.toy import equilibrium_elrs, equilibrium_loss, settled_losses, threshold_elr, toy_curves
+from lit_sphere.theory.toy import (
+    ToyCurves,
+    equilibrium_elrs,
+    equilibrium_loss,
+    settled_losses,
+    threshold_elr,
+    toy_curves,
+)
 from lit_sphere.theory.toy_plane import PlaneCurves, mean_period, plane_curves
 
 _MOST_RUNS = 10**7  # of the map: a gigabyte
@@ -23,6 +31,7 @@ _MOST_NUMBERS = 10**8  # in these tensors, or in the table
 _LARGE = 1e6  # beyond, and below its inverse, float64 ends before the runs do
 _OF_THE_SPHERE = {"steps": (2, _MOST_STEPS), "grid": (2, _MOST_RUNS), "seeds": (1, _MOST_RUNS), "seed": (0, 2**32 - 1)}
 _OF_THE_PLANE = ("lr", "plane_steps")
+_STRETCHES = 40  # of a run, in which the medians of the groups' ELRs are written
 
 
 def make_parser() -> ArgumentParser:
@@ -73,10 +82,11 @@ def run_toy(args: list[str]) -> None:
     _check_no_unused_options(config, parser.get_defaults())
     (_check_sphere if config.weight_decay is None else _check_plane)(config)
     folder = results_folder(config.run, "toy", "toy.csv")
-    table, draw, rows = (_sphere if config.weight_decay is None else _plane)(config)
+    table, draw, tables = (_sphere if config.weight_decay is None else _plane)(config)
     try:
-        with (folder / "toy.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+        for name, rows in tables.items():
+            with (folder / name).open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows)
     finally:  # a file that cannot be written does not lose what is known
         print("\n".join([*table, f"  folder  {folder}"]))
     leave_picture(folder / "toy.png", draw)
@@ -126,7 +136,10 @@ def _check_plane(config: Namespace) -> None:
         raise CommandLineError(f"--weight-decay must be at least 0, and below 1/lr = {most:g}, got {got}")
 
 
-def _sphere(config: Namespace) -> tuple[list[str], Callable[[], Figure], list[list[object]]]:
+_Table = list[list[object]]
+
+
+def _sphere(config: Namespace) -> tuple[list[str], Callable[[], Figure], dict[str, _Table]]:
     alphas, elrs, half = config.alphas, config.elrs, config.steps // 2
     curves = toy_curves(alphas, elrs, epochs=2 * half, steps_per_epoch=1, seeds=[config.seed], progress="curves")
     threshold = threshold_elr(alphas).item()
@@ -143,12 +156,25 @@ def _sphere(config: Namespace) -> tuple[list[str], Callable[[], Figure], list[li
         pairs = zip(equilibrium_elrs(alphas, elr).tolist(), medians, strict=True)
         levels = "—" if elr <= threshold else "  ".join(f"{level:.3g} ({median:.3g})" for level, median in pairs)
         table.append(f"  {elr:<7g} {equilibrium_loss(alphas, elr).item():<15.4g} {seen:<9.4g} {levels}")
-    rows: list[list[object]] = [["elr", "predicted_loss", "mean_loss", "low_10", "median", "high_90", "regime"]]
+    rows: _Table = [["elr", "predicted_loss", "mean_loss", "low_10", "median", "high_90", "regime"]]
     quantiles = settled.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=1)
     columns = torch.stack([grid, equilibrium_loss(alphas, grid), settled.mean(1), *quantiles], 1)
     regimes = _regimes(alphas, grid, config.steps, config.seed)
     rows += [[*row, regime] for row, regime in zip(columns.tolist(), regimes, strict=True)]
-    return table, lambda: draw_toy(curves, alphas, elrs, ToyMap(grid, settled, regimes)), rows
+    tables = {"toy.csv": rows, "toy_elrs.csv": _group_elrs(curves, alphas, elrs)}
+    return table, lambda: draw_toy(curves, alphas, elrs, ToyMap(grid, settled, regimes)), tables
+
+
+def _group_elrs(curves: ToyCurves, alphas: Sequence[float], elrs: Sequence[float]) -> _Table:
+    """Median ELR of each group in some stretches of the run, by the step that ends them, and the predicted level."""
+    rows: _Table = [["elr", "alpha", "step", "median_elr", "predicted_elr"]]
+    for elr, of_groups in zip(elrs, curves.elrs[:, 0, :, 1:], strict=True):
+        ends = [len(of_groups) * (i + 1) // _STRETCHES for i in range(_STRETCHES)]
+        for group, (alpha, level) in enumerate(zip(alphas, equilibrium_elrs(alphas, elr).tolist(), strict=True)):
+            for start, end in pairwise([0, *ends]):
+                if end > start:
+                    rows.append([elr, alpha, end, of_groups[start:end, group].median().item(), level])
+    return rows
 
 
 def _regimes(alphas: Sequence[float], elrs: Tensor, steps: int, seed: int) -> list[Regime]:
@@ -165,7 +191,7 @@ def _regimes(alphas: Sequence[float], elrs: Tensor, steps: int, seed: int) -> li
     ]
 
 
-def _plane(config: Namespace) -> tuple[list[str], Callable[[], Figure], list[list[object]]]:
+def _plane(config: Namespace) -> tuple[list[str], Callable[[], Figure], dict[str, _Table]]:
     # Of more steps than are drawn: a mean of few periods is rough.
     long = plane_curves(config.weight_decay, config.lr, steps=max(1000, config.plane_steps), progress="curves")
     curves = PlaneCurves(*(curve[:, : config.plane_steps] for curve in long))
@@ -174,11 +200,11 @@ def _plane(config: Namespace) -> tuple[list[str], Callable[[], Figure], list[lis
     table += [
         f"  {d:<7g} {'none' if p is None else f'{p:.1f}'}" for d, p in zip(config.weight_decay, periods, strict=True)
     ]
-    rows: list[list[object]] = [["weight_decay", "step", "loss", "norm", "elr"]]
+    rows: _Table = [["weight_decay", "step", "loss", "norm", "elr"]]
     for i, decay in enumerate(config.weight_decay):
         columns = zip(*(curve[i].tolist() for curve in curves), strict=True)
         rows += [[decay, step, *values] for step, values in enumerate(columns)]
-    return table, lambda: draw_plane(curves, config.weight_decay, periods), rows
+    return table, lambda: draw_plane(curves, config.weight_decay, periods), {"toy.csv": rows}
 
 
 def _listed(numbers: Sequence[float]) -> str:

@@ -13,15 +13,17 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from lit_sphere.callbacks import Interrupted
 from lit_sphere.cli.errors import CommandLineError
+from lit_sphere.cli.wandb_account import LONGEST_NAME, PATIENCE, check_name, is_unanswered, verify_key
+from lit_sphere.cli.wandb_labels import LoggedValues, regime_table, run_labels
+from lit_sphere.observe.dynamics import callbacks_of
+from lit_sphere.observe.regime import RegimeWatch
 from lit_sphere.report import in_short
 
 WandbMode = Literal["offline", "online", "disabled"]
 
-_PATIENCE = 10  # seconds for an answer before training; W&B's own, too, when it verifies a key
 _LAST_UPLOADS = 60  # seconds for them after training
-_UNANSWERED = ("did not respond in time", "timed out")  # of the same type as a refusal
-_LONGEST_NAME = 128
 
 
 def make_wandb_logger(
@@ -39,78 +41,48 @@ def make_wandb_logger(
         The logger; None if W&B is disabled.
 
     Raises:
-        CommandLineError: If ``WANDB_MODE`` is no mode, W&B takes no such names, or it is to be online and there is no
-            key, or none that the server accepts.
+        CommandLineError: If ``WANDB_MODE`` is no mode, W&B takes no such names or tags, or it is to be online and there
+            is no key, or none that the server accepts.
     """
     mode = given or os.environ.get("WANDB_MODE") or "offline"
     if mode not in ("offline", "online", "disabled"):
         raise CommandLineError(f"WANDB_MODE={mode}: must be offline, online or disabled")
     if mode == "disabled":
         return None
-    _check_name("--project", project)
+    check_name("--project", project, ", or --wandb disabled")
     if os.environ.get("WANDB_ENTITY"):
-        _check_name("WANDB_ENTITY", os.environ["WANDB_ENTITY"])
+        check_name("WANDB_ENTITY", os.environ["WANDB_ENTITY"])
+    labels = run_labels(config)
     if mode == "online" and getattr(rank_zero_only, "rank", 0) == 0:
-        mode = _log_in("--wandb online" if given else "WANDB_MODE=online", folder)
+        try:
+            verify_key("--wandb online" if given else "WANDB_MODE=online", "--wandb offline")
+        except TimeoutError:
+            _announce_offline(folder)
+            mode = "offline"
     settings = wandb.Settings(
         console="off",
         silent=True,  # errors are raised as well, and said in one line
-        init_timeout=_PATIENCE,
+        init_timeout=PATIENCE,
         finish_timeout=_LAST_UPLOADS,
         finish_timeout_raises=True,
     )
     wandb.termsetup(settings, None)  # some of W&B's lines are printed before it reads `settings`
     return _RunLogger(
-        name=folder.name.encode(errors="replace").decode()[:_LONGEST_NAME],
+        name=folder.name.encode(errors="replace").decode()[:LONGEST_NAME],
         save_dir=str(folder.resolve()),  # W&B's own process may stand in another folder
         project=project,
         mode=mode,
         config=config,
+        group=labels.group,
+        job_type=labels.job_type,
+        tags=labels.tags,
         settings=settings,
     )
 
 
-def _check_name(what: str, name: str) -> None:
-    """Refuse what W&B refuses, the server or the library."""
-    if not name.strip():
-        raise CommandLineError(f"{what} is empty; give it a name, or --wandb disabled")
-    if len(name) > _LONGEST_NAME:
-        raise CommandLineError(f"{what} {name[:20]}… is {len(name)} characters long; W&B takes {_LONGEST_NAME}")
-    refused = sorted(set(name) & set("/\\#?%:"))
-    if refused:
-        raise CommandLineError(f"{what} {name} holds {' '.join(refused)}, which W&B refuses; choose another name")
-
-
-def _log_in(asked: str, folder: Path) -> WandbMode:
-    """Verify the key; give the mode that is left."""
-    try:
-        # The mode and the server of this run, whatever this process asked W&B for before.
-        settings = wandb.Settings(mode="online", console="off", silent=True)
-        wandb.termsetup(settings, None)
-        wandb.setup(settings)
-        has_key = wandb.login(prompt=False, verify=True)
-    except Exception as error:
-        if _is_unanswered(error):
-            _announce_offline(folder)
-            return "offline"
-        raise CommandLineError(
-            f"{asked}: {in_short(error)}; give another key by `wandb login --relogin` or WANDB_API_KEY, or --wandb "
-            "offline"
-        ) from error
-    if not has_key:
-        raise CommandLineError(
-            f"{asked}: there is no API key; give one by `wandb login` or WANDB_API_KEY, or --wandb offline"
-        )
-    return "online"
-
-
-def _is_unanswered(error: Exception) -> bool:
-    return isinstance(error, TimeoutError) or any(words in str(error).lower() for words in _UNANSWERED)
-
-
 def _announce_offline(folder: Path) -> None:
     rank_zero_warn(
-        f"W&B did not answer within {_PATIENCE} s: the run goes on offline; later, `wandb sync "
+        f"W&B did not answer within {PATIENCE} s: the run goes on offline; later, `wandb sync "
         f"{folder / 'wandb' / 'offline-run-*'}` sends it"
     )
 
@@ -140,7 +112,7 @@ class _RunLogger(WandbLogger):
         except wandb.Error as error:
             if self._wandb_init["mode"] != "online":
                 raise
-            if not _is_unanswered(error):
+            if not is_unanswered(error):
                 raise CommandLineError(f"W&B refuses the run: {in_short(error)}; or give --wandb offline") from error
             self._wandb_init["mode"] = "offline"
             _announce_offline(Path(self.save_dir or "."))
@@ -167,36 +139,49 @@ def check_given_wandb(logger: WandbLogger) -> None:
         ) from error
 
 
-def begin_wandb(logger: WandbLogger) -> None:
+def begin_wandb(logger: WandbLogger, trainer: Trainer, logged: LoggedValues, is_resumed: bool) -> None:
     """Make the epoch the run's x-axis, and let no failure from now on end the training.
 
     Args:
         logger: Ours, or the user's own.
+        trainer: Its trainer.
+        logged: Takes note of what is logged from now on.
+        is_resumed: Whether the run goes on from a checkpoint, for its tags.
     """
     try:
         logger.experiment.define_metric("epoch")
+        if is_resumed:
+            _add_tag(logger.experiment, "resumed")
     except Exception as error:
         _give_up(logger, error)
-    _plot_by_epoch(logger)
+    _plot_by_epoch(logger, trainer, logged)
     for name in ("log_metrics", "log_hyperparams"):
         setattr(logger, name, _guarded(logger, getattr(logger, name)))
 
 
-def _plot_by_epoch(logger: WandbLogger) -> None:
-    """Make the epoch the x-axis of each key that is logged with one, whoever logs it.
+def _plot_by_epoch(logger: WandbLogger, trainer: Trainer, logged: LoggedValues) -> None:
+    """Log the epoch with everything, and make it the x-axis of each key, whoever logs it.
 
     Keys by their full names, so that it does not matter that Lightning gives the pattern ``*`` the step as its axis.
     """
     log, known = logger.log_metrics, {"epoch"}
 
-    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
-        if "epoch" in metrics and not known.issuperset(metrics):
+    def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
+        # Not `current_epoch`, which counts on at the end of the run, where pictures come.
+        metrics = {"epoch": max(0, trainer.fit_loop.epoch_progress.current.ready - 1), **metrics}
+        logged.add(metrics)
+        if not known.issuperset(metrics):
             for key in metrics.keys() - known:
-                logger.experiment.define_metric(key, step_metric="epoch")
+                # The summary holds the regime in words.
+                logger.experiment.define_metric(key, step_metric="epoch", summary="none" if key == "regime" else None)
             known.update(metrics)
         log(metrics, step)
 
     logger.log_metrics = log_metrics  # type: ignore[method-assign]
+
+
+def _add_tag(run: Any, *tags: str) -> None:
+    run.tags = tuple(dict.fromkeys([*(run.tags or ()), *tags]))
 
 
 def _guarded(logger: WandbLogger, send: Callable[..., None]) -> Callable[..., None]:
@@ -230,20 +215,40 @@ def _forget(error: Exception) -> None:
     wandb.run = None
 
 
-def end_wandb(trainer: Trainer, exit_code: int) -> None:
-    """End the W&B run: a second fit in this process is another one.
+def end_wandb(trainer: Trainer, logged: LoggedValues, exception: BaseException | None = None) -> None:
+    """End the W&B run, with regime and final values in its summary: a second fit in this process is another one.
 
     Args:
         trainer: The trainer.
-        exit_code: 0, or 1 for a fit that failed.
+        logged: What was logged.
+        exception: Why the fit failed or was interrupted; None if it did not.
     """
     if wandb.run is None or not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
         return
     folder = Path(wandb.run.dir).parent
     try:
-        wandb.finish(exit_code)
+        try:
+            _leave_summary(trainer, wandb.run, logged, exception)
+        finally:
+            wandb.finish(0 if exception is None else 1)
     except Exception as error:
         late = isinstance(error, TimeoutError)
         what = f"not all was sent within {_LAST_UPLOADS} s" if late else f"W&B failed: {in_short(error)}"
         rank_zero_warn(f"{what}; metrics.csv is whole, and `wandb sync {folder}` may send the rest")
         _forget(error)
+
+
+def _leave_summary(trainer: Trainer, run: Any, logged: LoggedValues, exception: BaseException | None) -> None:
+    """Put the regime into summary and tags, of a run that did not come to its end, too."""
+    watches = [each for each in callbacks_of(trainer) if isinstance(each, RegimeWatch) and each.verdict is not None]
+    watches.sort(key=lambda watch: not watch.announces)  # RegimeMonitor says more than RunSummary
+    verdict = watches[0].verdict if watches else None
+    tags: list[str] = [] if verdict is None else [verdict.regime]
+    if exception is not None:
+        tags.append("interrupted" if isinstance(exception, (Interrupted, KeyboardInterrupt)) else "failed")
+    _add_tag(run, *tags)
+    summary = logged.summary(verdict)
+    if verdict is not None:
+        columns, row = regime_table(run.name or "", summary)
+        run.log({"tables/regime": wandb.Table(columns=[*columns], data=[row])})
+    run.summary.update(summary)

@@ -1,8 +1,10 @@
 """What a callback leaves: pictures in the run's folder and in W&B, numbers in the loggers."""
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -66,7 +68,9 @@ def plain_key(key: str) -> str:
 
 
 def save_picture(trainer: Trainer, folder: Path | None, name: str, draw: Callable[[], Figure]) -> None:
-    """Write ``NAME.png`` into the folder, and log it to W&B; what goes wrong costs a warning, never the run.
+    """Write ``NAME.png`` into the folder, and log it to W&B as ``pictures/NAME``; what goes wrong costs a warning.
+
+    In W&B a key has one kind of values: ``regime`` is a curve already.
 
     Args:
         trainer: The trainer; other ranks than the first do nothing.
@@ -82,12 +86,44 @@ def save_picture(trainer: Trainer, folder: Path | None, name: str, draw: Callabl
     except NoPicture as error:
         rank_zero_warn(str(error))
         return
+    _send_to_wandb(trainer, str(path), lambda logger: logger.log_image(f"pictures/{name}", [str(path)]))
+
+
+def _send_to_wandb(trainer: Trainer, what: str, send: Callable[[WandbLogger], object]) -> None:
     for logger in trainer.loggers:
         if is_a(logger, WandbLogger):
             try:
-                logger.log_image(name, [str(path)])
+                send(logger)
             except Exception as error:
-                rank_zero_warn(f"W&B did not take {path}: {in_short(error)}")
+                rank_zero_warn(f"W&B did not take {what}: {in_short(error)}")
+
+
+def send_log_log_scatter(trainer: Trainer, key: str, columns: Mapping[str, Sequence[Any]], title: str) -> None:
+    """Log points to W&B as a table, ``KEY_table``, and as a chart of it, whose marks answer to the mouse.
+
+    W&B's chart has no logarithmic axes: the table has columns for the decimal logarithms as well.
+
+    Args:
+        trainer: The trainer; other ranks than the first do nothing.
+        key: Of the chart.
+        columns: Values of the points by name: first what they are called, then positive x and y, then others.
+        title: Of the chart.
+    """
+    if not trainer.is_global_zero:
+        return
+
+    def send(logger: WandbLogger) -> None:
+        import wandb
+
+        _, x, y, *_ = columns
+        rows = [row for row in zip(*columns.values(), strict=True) if row[1] > 0 and row[2] > 0]
+        data = [[*row, math.log10(row[1]), math.log10(row[2])] for row in rows]
+        log_x, log_y = f"log10 {x}", f"log10 {y}"
+        table = wandb.Table(columns=[*columns, log_x, log_y], data=data)
+        # As numbers are logged, so that whatever looks at these sees this, too.
+        logger.log_metrics({key: wandb.plot.scatter(table, log_x, log_y, title)})  # type: ignore[dict-item]
+
+    _send_to_wandb(trainer, key, send)
 
 
 def check_single(owner: Callback, kind: type[Callback], trainer: Trainer, writes: str) -> None:

@@ -5,11 +5,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import pairwise, repeat
 from statistics import fmean
 from typing import Literal
 
 Numbers = Sequence[float]
 Dash = Literal["solid", "dashed", "dotted"]
+Symbol = Literal["circle", "square", "triangle", "diamond", "cross"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Curve:
         hover: What the mouse is told of each point beside its numbers; empty for nothing.
         dash: Of the line.
         width: Of the line, in points.
+        symbol: Of the points.
     """
 
     x: Numbers
@@ -45,6 +48,7 @@ class Curve:
     hover: Sequence[str] = ()
     dash: Dash = "solid"
     width: float = 1.4
+    symbol: Symbol = "circle"
 
     def __post_init__(self) -> None:
         """Check that there are as many values everywhere.
@@ -139,15 +143,13 @@ def over_seeds(curves: Sequence[Curve], log: bool = False) -> Curve:
         for x, y in zip(curve.x, curve.y, strict=True):
             if math.isfinite(y) and (y > 0 or not log):
                 at.setdefault(x, []).append(y)
-    x, groups = [], []
-    for place in sorted(at):
-        x.append(place)
-        groups.append(at[place])
+    places = sorted(at)
+    groups = [at[place] for place in places]
     means = [math.exp(fmean(map(math.log, each))) if log else fmean(each) for each in groups]
     return Curve(
-        x,
+        places,
         means,
-        f"{first.label}",
+        first.label,
         elr=first.elr,
         colour=first.colour,
         kind=first.kind,
@@ -156,6 +158,7 @@ def over_seeds(curves: Sequence[Curve], log: bool = False) -> Curve:
         hover=[f"{len(each)} seeds" for each in groups],
         dash=first.dash,
         width=first.width,
+        symbol=first.symbol,
     )
 
 
@@ -173,46 +176,64 @@ def numbers(chart: Chart) -> str:
     table.writerow(["panel", "curve", "run", chart.colour_label, "x", "y", "low", "high"])
     for panel in chart.panels:
         for curve in panel.curves:
-            ends = (curve.low or [""] * len(curve.x), curve.high or [""] * len(curve.x))
+            ends = (repeat("") if end is None else end for end in (curve.low, curve.high))
             name = [panel.title, curve.label, curve.run, "" if curve.elr is None else curve.elr]
-            table.writerows([*name, *point] for point in zip(curve.x, curve.y, *ends, strict=True))
+            table.writerows([*name, *point] for point in zip(curve.x, curve.y, *ends, strict=False))
     return text.getvalue()
 
 
-def colour_range(charts: Iterable[Chart]) -> tuple[float, float] | None:
-    """Find between which numbers colours go.
+def colour_scale(charts: Iterable[Chart]) -> list[float]:
+    """Collect the numbers that colours go by.
 
     Args:
         charts: Those that share colours.
 
     Returns:
-        The smallest and the largest positive ``elr``; None if there is none.
+        Each positive ``elr`` once, ascending.
     """
-    found = [
-        curve.elr
-        for chart in charts
-        for panel in chart.panels
-        for curve in panel.curves
-        if curve.elr is not None and curve.elr > 0 and math.isfinite(curve.elr)
-    ]
-    return (min(found), max(found)) if found else None
+    curves = (curve for chart in charts for panel in chart.panels for curve in panel.curves)
+    return sorted({curve.elr for curve in curves if curve.elr is not None and 0 < curve.elr < math.inf})
 
 
-def colour_position(number: float | None, between: tuple[float, float] | None) -> float | None:
-    """Place a number on the scale of colours.
+def colour_position(number: float | None, scale: Sequence[float]) -> float | None:
+    """Place a number on the scale of colours: by its rank, so that neighbours are told apart however close they are.
 
     Args:
         number: Of a curve.
-        between: Of :func:`colour_range`.
+        scale: Of :func:`colour_scale`.
 
     Returns:
-        From 0 to 1, by logarithm; None for no number of this scale.
+        From 0 to 1; None for no number of this scale. On a regular grid of ELRs it goes with the logarithm.
 
     Example:
-        >>> round(colour_position(1e-2, (1e-4, 1e0)), 3)
-        0.5
+        >>> [colour_position(elr, [1e-3, 2e-3, 1e-2]) for elr in (1e-3, 2e-3, 1e-2, None)]
+        [0.0, 0.5, 1.0, None]
     """
-    if number is None or between is None or not number > 0 or not math.isfinite(number):
+    if number is None or number not in scale:
         return None
-    low, high = map(math.log, between)
-    return 0.5 if high <= low else min(1.0, max(0.0, (math.log(number) - low) / (high - low)))
+    return scale.index(number) / (len(scale) - 1) if len(scale) > 1 else 0.5
+
+
+def thinned(y: Sequence[float], most: int) -> list[int]:
+    """Choose what is shown of a long curve: of each stretch the first, the least and the greatest value.
+
+    Args:
+        y: Values.
+        most: How many may be chosen, at least 4.
+
+    Returns:
+        Indices, ascending: the first and the last are among them, and all extremes of the curve.
+
+    Example:
+        >>> thinned([0, 1, 9, 1, 1, 1, 1, 1, -5, 1, 1, 2], 8)
+        [0, 2, 6, 8, 11]
+    """
+    if len(y) <= most:
+        return list(range(len(y)))
+    stretches = max(1, (most - 1) // 3)
+    edges = [i * len(y) // stretches for i in range(stretches + 1)]
+    chosen = {0, len(y) - 1}
+    for first, end in pairwise(edges):
+        known = [i for i in range(first, end) if math.isfinite(y[i])] or [first]
+        chosen |= {first, min(known, key=y.__getitem__), max(known, key=y.__getitem__)}
+    return sorted(chosen)
