@@ -1,18 +1,18 @@
 """What the site needs beyond Markdown: formulas as MathML, docstrings as Markdown, the gallery."""
 
 import html
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from latex2mathml.converter import convert
 from markdown import Extension, Markdown
 from markdown.preprocessors import Preprocessor
 
 _GALLERY = Path(__file__).with_name("gallery")
-_HERE = "<!-- gallery -->"
+_MARKS = re.compile(r"^<!-- (gallery|experiments) -->$", re.MULTILINE)
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 _ROLE = re.compile(r":(?:attr|class|func|meth|mod):`(~?)([\w.]+)`")
 
@@ -87,41 +87,55 @@ def on_page_content(content: str, **_: object) -> str:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Put the gallery where a page has its mark.
+    """Put the gallery and the table of experiments where a page has their mark.
 
     Args:
         markdown: Text of a page.
 
     Returns:
-        The text, with what ``gallery/record.yaml`` holds.
+        The text, with what ``gallery/gallery.json`` and the registry of experiments say.
     """
-    return markdown.replace(_HERE, gallery(_GALLERY)) if _HERE in markdown else markdown
+    parts = {"gallery": lambda: gallery(_GALLERY), "experiments": experiments}
+    return _MARKS.sub(lambda mark: parts[mark[1]](), markdown)
+
+
+def experiments() -> str:
+    """Make a table of all experiments.
+
+    Returns:
+        Markdown: id, title, what it must show, source.
+    """
+    from lit_sphere.experiments import EXPERIMENTS
+
+    rows = [["id", "experiment", "must show", "source"], ["---"] * 4]
+    rows += [[f"`{each.id}`", each.title, each.must_show, each.source] for each in EXPERIMENTS.values()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
 
 
 def gallery(folder: Path) -> str:
-    """Describe the pictures of a folder, as its ``record.yaml`` tells of them.
-
-    The record is a list of mappings, one for each experiment: ``id``, ``title``, ``source``, ``must_show``,
-    ``verdict``, ``text``, ``picture`` (a file in the folder) or ``pictures``, ``command``, ``seed``, ``hardware`` and
-    ``minutes``.
+    """Show the pictures of a folder with what was found, as ``collect.py`` in ``docs/gallery`` notes it.
 
     Args:
-        folder: Holds the record and the pictures.
+        folder: Holds ``gallery.json`` and the pictures.
 
     Returns:
-        Markdown, a section for each experiment; one sentence where there is no record.
+        Markdown, a section for each experiment; one sentence where there is none.
     """
-    record = folder / "record.yaml"
-    if not record.is_file():
-        return "No picture has been made yet."
-    entries: Iterable[Mapping[str, Any]] = yaml.safe_load(record.read_text(encoding="utf-8"))
-    return "\n\n".join(_entry(entry, folder.name) for entry in entries)
+    notes = folder / "gallery.json"
+    entries = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else []
+    return "\n\n".join(_section(entry, folder.name) for entry in entries) or "No picture has been made yet."
 
 
-def _entry(entry: Mapping[str, Any], folder: str) -> str:
+def _section(entry: Mapping[str, Any], folder: str) -> str:
     title = f"{entry['id']}: {entry['title']}"
-    pictures = entry.get("pictures") or [entry["picture"]]
-    lines = [f"![{title}]({folder}/{picture})" for picture in pictures]
-    made = f"`{entry['command']}`, seed {entry['seed']}, {entry['minutes']} min on {entry['hardware']}"
-    says = f"Must show ({entry['source']}): {entry['must_show']}"
-    return "\n\n".join([f"## {title}", *lines, says, f"**{entry['verdict'].capitalize()}.** {entry['text']}", made])
+    seeds = ", ".join(map(str, entry["seeds"]))
+    made = f"`{entry['command']}`, seed{'s' * (len(entry['seeds']) > 1)} {seeds}; {entry['date']}, "
+    made += f"{entry['seconds']:.0f} s of runs on {entry['hardware']}"
+    parts = [
+        f"## {title}",
+        f"{entry['must_show']} ({entry['source']})",
+        f"![{title}]({folder}/{entry['picture']})",
+        f"**{entry['verdict'].capitalize()}.** {entry['text']}",
+        made,
+    ]
+    return "\n\n".join(parts)

@@ -57,3 +57,12 @@ def test_bad_arguments_get_one_line(tmp_path: Path, args: list[str], message: st
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert message in line
+
+
+@pytest.mark.slow
+def test_a_report_of_200_runs_is_a_page_to_be_sent(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "report.py"
+    command = [sys.executable, str(script), "--epochs", "150", "--json", "out.json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert json.loads((tmp_path / "out.json").read_text())["page_megabytes"] < 20

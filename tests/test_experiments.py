@@ -1,10 +1,12 @@
-"""Each shipped experiment, run as its header says, shows what its header says to look for (digits, slow)."""
+"""Each experiment of the registry shows what it must, each other config what its header says (digits, slow).
+
+What an experiment must show is judged by its check, in ``lit_sphere/experiments/``; here stand the numbers of digits.
+"""
 
 import csv
 import json
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -12,12 +14,48 @@ import pytest
 import yaml
 from conftest import LitSphere
 
+from lit_sphere.experiments import EXPERIMENTS
+from lit_sphere.experiments.records import read_record
 from lit_sphere.optim import adagrad_g_like_sgd
 from lit_sphere.report import Series, read_metrics
+from lit_sphere.report.runs import Run, read_runs
 
 pytestmark = pytest.mark.slow
 
 Fit = Callable[..., dict[str, Series]]
+Metrics = Mapping[str, Series]
+
+# At the borders every run is another, and what is there is not there on every machine: E14. Of the mean squared error
+# no equilibrium was found on a subset that small: E25.
+NOT_ON_EVERY_MACHINE = {"E14", "E25"}
+
+
+def groups_of_shared_runs() -> list[list[str]]:
+    """Ids that are judged by the same runs."""
+    groups: list[tuple[set[str], list[str]]] = []
+    for experiment in EXPERIMENTS.values():
+        sources = {"toy"} if experiment.toy else set(experiment.sweeps)
+        sharing = [group for group in groups if group[0] & sources]
+        ids = [id_ for group in sharing for id_ in group[1]] + [experiment.id]
+        groups = [group for group in groups if group not in sharing]
+        groups.append((sources.union(*(group[0] for group in sharing)), ids))
+    return [ids for _, ids in groups if not NOT_ON_EVERY_MACHINE & set(ids)]
+
+
+@pytest.mark.parametrize("ids", groups_of_shared_runs(), ids="-".join)
+def test_an_experiment_shows_what_it_must(ids: list[str], empty_folder: Path, lit_sphere: LitSphere) -> None:
+    options = [] if EXPERIMENTS[ids[0]].toy else ["--wandb", "disabled"]
+    result = lit_sphere("reproduce", *ids, *options)
+    folder = empty_folder / "reproductions"
+    for id_ in ids:
+        record = read_record(folder / id_)
+        assert record is not None, result.err
+        assert record.verdict == "holds", f"{id_}: {record.text}"
+        assert f"{id_}: " in (folder / id_ / "report.html").read_text(encoding="utf-8")
+    assert result.status == 0, result.err
+    for id_ in ids:
+        if id_ in ON_DIGITS:
+            ON_DIGITS[id_](read_runs([folder / "runs"]).runs)
 
 
 @pytest.fixture
@@ -37,80 +75,95 @@ def level(series: Series, start: int, stop: int) -> float:
     return fmean(value for epoch, value in zip(series.epochs, series.values, strict=True) if start <= epoch < stop)
 
 
-def largest(metrics: dict[str, Series], quantity: str, first_epoch: int = 0) -> float:
+def largest(metrics: Metrics, quantity: str, first_epoch: int = 0) -> float:
     """Largest absolute value over filters and steps, since an epoch."""
     series = metrics[f"{quantity}/step_max"]
     return max(value for epoch, value in zip(series.epochs, series.values, strict=True) if epoch >= first_epoch)
 
 
-def path_of(csv_file: Path) -> list[float]:
-    """Train loss along a path."""
-    with csv_file.open(newline="") as file:
-        return [float(row["train_loss"]) for row in csv.DictReader(file)]
+def regimes_on_digits(runs: list[Run]) -> None:
+    """SCIENCE's table of the digits."""
+    named = {1e-4: 1e-2, 1e-3: 2e-3, 1e-2: 5e-4}  # and the greatest loss at the end
+    for run in runs:
+        losses, errors = run.series["train/loss"].values, run.series["val/error"].values
+        sharpness = run.series["effective_grad_norm/total"].values[-20:]
+        assert len(losses) == len(errors) == 100
+        assert run.elr is not None
+        if run.elr < 2e-2:
+            assert losses[-1] < named[run.elr]
+            assert errors[-1] <= 0.04
+        elif 2.8e-2 < run.elr < 5e-2:
+            assert min(losses) > 0.5
+            assert 15 < fmean(sharpness) < 60
+        elif run.elr > 1e-1:
+            assert fmean(errors[-20:]) == pytest.approx(0.9, abs=0.05)
+            assert min(sharpness) > 100
 
 
-def test_fine_tuning_down_stays_in_the_basin(fit: Fit, empty_folder: Path) -> None:
-    metrics = fit("fine_tune_down.yaml")
-    barrier = metrics["barrier/train_loss"].values[-1]
-    ends = path_of(next((empty_folder / "run").glob("barrier-*.csv")))
-    assert barrier < max(0.05, 0.1 * max(ends[0], ends[-1]))
-    assert metrics["barrier/cosine"].values[-1] > 0.95
-    assert metrics["train/loss"].values[-1] < 1e-2
-    assert (empty_folder / "run" / "barrier-switch-1-to-0200.png").exists()
+def pictures_of_paths(runs: list[Run]) -> None:
+    tuned = [run for run in runs if run.epochs == 200]
+    assert len(tuned) == 2
+    assert all((run.folder / "barrier-switch-1-to-0200.png").exists() for run in tuned)
 
 
-def test_fine_tuning_up_leaves_the_basin(fit: Fit) -> None:
-    metrics = fit("fine_tune_up.yaml")
-    loss = metrics["train/loss"]
-    assert metrics["barrier/train_loss"].values[-1] > 0.3
-    assert metrics["barrier/cosine"].values[-1] < 0.5
-    assert max(v for e, v in zip(loss.epochs, loss.values, strict=True) if e >= 100) > 10 * loss.values[99], "it jumps"
-    assert loss.values[-1] < loss.values[99], "and converges lower than before"
+def four_paths(runs: list[Run]) -> None:
+    assert [len(run.series["barrier/train_loss"].values) for run in runs] == [4, 4]
+
+
+def regimes_in_turn(runs: list[Run]) -> None:
+    """From equilibrium to convergence, to a loss that goes by the ELR."""
+    for run in runs:
+        assert level(run.series["train/loss"], 50, 100) > 0.3
+        assert run.series["regime"].values[-1] == 1
+        assert 2 in run.series["regime"].values
+        assert run.series["train/loss"].values[-1] < (5e-3 if run.series["switch/elr"].values[-1] == 1e-2 else 1e-2)
+
+
+def maxima_over_filters_and_steps(runs: list[Run]) -> None:
+    """Bounds of SP §5 (R12 to R14); in brackets what seeds 0, 1, 2 gave."""
+    (momentum,), (plain,), (adam,) = (
+        [run.series for run in runs if run.option("model.optimizer") == name and run.lr == lr]
+        for name, lr in (("SGD", 0.01), ("SGD", 0.1), ("Adam", 1e-3))
+    )
+    elr, ess = (plain[key].values[-1] / momentum[key].values[-1] for key in ("elr/total", "ess/total"))
+    assert 7 < elr < 14, "momentum takes the factor"
+    assert 1 < ess < elr, "and not all of the step"
+    assert 0.01 < largest(momentum, "radial") < 0.2  # ≪ 1 (.022, .100, .053)
+    assert largest(momentum, "radial", first_epoch=1) < 0.08  # (.016, .037, .027)
+    assert 0.04 < largest(momentum, "ess") < 0.6  # < π (.090, .261, .163)
+    assert largest(plain, "radial") == pytest.approx(1e-4, rel=1e-6), "weight decay alone"
+    assert 0.3 < largest(plain, "ess") < math.pi  # (.76, 1.44, 1.63)
+    assert 2e-3 < max(plain["step_length/max"].values) ** 2 < 2e-2  # in the mean about 1e-2 (.0061, .0084, .0083)
+    assert largest(plain, "step_length") ** 2 > 0.05, "no bound on single steps"  # (.20, .29, .89)
+    assert largest(plain, "step_length", first_epoch=1) ** 2 < 6e-3  # (.0016, .0029, .0024)
+    # The effective learning rate of Adam rises, and its steps shrink.
+    norm, elrs, esses = (adam[f"{quantity}/total"].values for quantity in ("norm", "elr", "ess"))
+    assert norm[-1] == pytest.approx(norm[0], rel=0.05)
+    assert elrs[-1] > 5 * elrs[0]
+    assert esses[-1] < esses[0] / 10
+    assert 1e-3 < largest(adam, "radial") < 8e-3  # ≪ 1 (.0037, .0036, .0036)
+    assert 0.01 < largest(adam, "ess") < 0.06  # < π (.031, .032, .031)
+
+
+def fifty_comparisons(runs: list[Run]) -> None:
+    for run in runs:
+        with (run.folder / "optimizer_comparison.csv").open(newline="") as file:
+            assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(10, 501, 10))
+
+
+ON_DIGITS: dict[str, Callable[[list[Run]], None]] = {
+    "E1": regimes_on_digits,
+    "E4": pictures_of_paths,
+    "E9": four_paths,
+    "E11": regimes_in_turn,
+    "R11": fifty_comparisons,
+    "R12": maxima_over_filters_and_steps,
+}
 
 
 def test_a_flatter_optimum_is_not_left(fit: Fit) -> None:
     metrics = fit("fine_tune_up.yaml", "--model.elr", "1e-3")
     assert metrics["barrier/train_loss"].values[-1] < 0.05
-
-
-def test_a_barrier_stands_between_optima_of_different_elrs(fit: Fit, empty_folder: Path, lit_sphere: LitSphere) -> None:
-    text = (Path(__file__).parent.parent / "configs" / "elr_optima.yaml").read_text()
-    *fits, joined = re.findall(r"^#   lit-sphere (.*)$", text, re.MULTILINE)
-    assert len(fits) == 2
-    for command in fits:
-        assert lit_sphere(*command.split(), "--wandb", "disabled").status == 0
-    result = lit_sphere(*joined.split())
-    assert result.status == 0, result.err
-    for name in ("low", "high"):
-        assert read_metrics(empty_folder / "runs" / name / "metrics.csv")["train/loss"].values[-1] < 1e-2
-    (curve,) = (empty_folder / "runs").glob("interpolate-*/interpolation.csv")
-    losses = path_of(curve)
-    assert max(losses) - max(losses[0], losses[-1]) > 0.1
-
-
-def test_paths_at_the_equilibrium_run_below_their_chords(fit: Fit) -> None:
-    metrics = fit("equilibrium_path.yaml")
-    barriers, dips = metrics["barrier/train_loss"].values, metrics["barrier/train_loss_dip"].values
-    assert len(barriers) == 4
-    assert fmean(dips) > 5 * fmean(barriers)
-    assert max(metrics["barrier/cosine"].values) < 0.6
-
-
-def test_the_level_of_the_equilibrium_is_that_of_the_present_elr(fit: Fit) -> None:
-    metrics = fit("equilibrium_levels.yaml")
-    loss = metrics["train/loss"]
-    first, second, third = (level(loss, 100 * i + 50, 100 * i + 100) for i in range(3))
-    assert second > 1.15 * first
-    assert second > 1.15 * third
-    assert third == pytest.approx(first, rel=0.15)
-
-
-def test_the_equilibrium_is_left_for_convergence(fit: Fit) -> None:
-    metrics = fit("equilibrium_to_convergence.yaml")
-    assert level(metrics["train/loss"], 50, 100) > 0.3
-    assert metrics["train/loss"].values[-1] < 5e-3
-    assert metrics["regime"].values[-1] == 1
-    assert 2 in metrics["regime"].values
 
 
 @pytest.mark.parametrize(
@@ -121,59 +174,12 @@ def test_a_cosine_schedule_has_its_verdict(lr: str, verdict: str, fit: Fit, empt
     assert json.loads((empty_folder / "run" / "cosine_regimes.json").read_text())["verdict"] == verdict
 
 
-def test_momentum_takes_the_factor_and_not_all_of_the_step(fit: Fit) -> None:
-    momentum = fit("sgd_momentum_elr.yaml")
-    plain = fit("sgd_momentum_elr.yaml", "--model.optimizer.momentum", "0", "--model.optimizer.lr", "0.1", name="plain")
-    elr, ess = (plain[key].values[-1] / momentum[key].values[-1] for key in ("elr/total", "ess/total"))
-    assert 7 < elr < 14
-    assert 1 < ess < elr
-    # Bounds of SP §5 on maxima over filters and steps (R12 to R14); in brackets what seeds 0, 1, 2 gave.
-    assert 0.01 < largest(momentum, "radial") < 0.2  # ≪ 1 (.022, .100, .053)
-    assert largest(momentum, "radial", first_epoch=1) < 0.08  # (.016, .037, .027)
-    assert 0.04 < largest(momentum, "ess") < 0.6  # < π (.090, .261, .163)
-    assert largest(plain, "radial") == pytest.approx(1e-4, rel=1e-6), "weight decay alone"
-    assert 0.3 < largest(plain, "ess") < math.pi  # (.76, 1.44, 1.63)
-    assert 2e-3 < max(plain["step_length/max"].values) ** 2 < 2e-2  # in the mean about 1e-2 (.0061, .0084, .0083)
-    assert largest(plain, "step_length") ** 2 > 0.05, "no bound on single steps"  # (.20, .29, .89)
-    assert largest(plain, "step_length", first_epoch=1) ** 2 < 6e-3  # (.0016, .0029, .0024)
-
-
-def test_the_effective_learning_rate_of_adam_rises_and_its_steps_shrink(fit: Fit) -> None:
-    metrics = fit("adam_elr.yaml")
-    norm, elr, ess = (metrics[f"{quantity}/total"].values for quantity in ("norm", "elr", "ess"))
-    assert norm[-1] == pytest.approx(norm[0], rel=0.05)
-    assert elr[-1] > 5 * elr[0]
-    assert ess[-1] < ess[0] / 10
-    # Bounds of SP §5 on maxima over filters and steps (R12, R13); in brackets what seeds 0, 1, 2 gave.
-    assert 1e-3 < largest(metrics, "radial") < 8e-3  # ≪ 1 (.0037, .0036, .0036)
-    assert 0.01 < largest(metrics, "ess") < 0.06  # < π (.031, .032, .031)
-
-
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param((), id="BN"),
-        pytest.param(("--model.network.affine", "false"), id="BN without affine"),
-        pytest.param(("--model.network.normalisation", "weight"), id="WN"),
-        pytest.param(("--model", "SIConvNet", "--model.width", "8"), id="ConvNet"),
-    ],
-)
-def test_adagrad_g_stays_with_sgd_and_adagrad_leaves(variant: tuple[str, ...], fit: Fit, empty_folder: Path) -> None:
-    metrics = fit("adagradg.yaml", *variant)
-    with (empty_folder / "run" / "optimizer_comparison.csv").open(newline="") as file:
-        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(10, 501, 10))
-
-    def last(key: str) -> float:
-        return metrics[f"optimizer_comparison/{key}"].values[-1]
-
-    assert last("AdaGradG_cosine_min") > 0.999
-    assert last("AdaGradG_distance_max") < 1e-3 * last("start_distance_max"), "next to what the run itself turns"
-    assert last("AdaGradG_distance_max") < 0.5 * last("AdaGradG_unforgetting_distance_max"), "next to what L2 does"
-    assert last("AdaGrad_cosine_min") < 0.9995
-    assert last("AdaGrad_distance_max") > 50 * last("start_distance_max")
-    losses = [metrics[f"optimizer_comparison/{name}_loss"].values for name in ("run", "AdaGradG", "AdaGrad")]
-    for run, ours in zip(*losses[:2], strict=True):
-        assert ours == pytest.approx(run, rel=1e-3)
+def test_adagrad_g_stays_with_sgd_in_a_convnet(fit: Fit, empty_folder: Path) -> None:
+    fit("adagradg.yaml", "--model", "SIConvNet", "--model.width", "8")
+    runs = read_runs([empty_folder / "run"]).runs
+    finding = EXPERIMENTS["R11"].check(runs)
+    assert finding.verdict == "holds", finding.text
+    fifty_comparisons(runs)
 
 
 def test_a_whole_run_by_adagrad_g_is_that_of_its_sgd(fit: Fit) -> None:

@@ -1,5 +1,6 @@
 """What README and the pages of docs/ show: commands and Python blocks run, the table is the one that is printed."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -53,16 +54,30 @@ SINGLE = [
 ]
 
 
-def _story(page: str) -> list[str]:
-    """A page's commands in order, each on the folders of those before; README's single runs only in README."""
-    return [command for block in BASH if block.page == page for command in block.commands if command not in SINGLE]
+def _stories() -> dict[str, list[str]]:
+    """Each page's commands in order, on the folders of those before; single runs on the first page that has them.
+
+    README and the first page show what other pages show as well, which is run there.
+    """
+    seen = set(SINGLE)
+    stories: dict[str, list[str]] = {}
+    summaries = [README, "docs/index.md"]
+    for page in [*(page for page in PAGES if page not in summaries), *summaries]:
+        before = seen | {command for story in stories.values() for command in story} if page in summaries else seen
+        commands = [command for block in BASH if block.page == page for command in block.commands]
+        stories[page] = [command for command in commands if command not in before]
+        seen |= {command for command in commands if command.startswith("fit ") and "runs/" not in command}
+    return {page: commands for page, commands in stories.items() if commands}
 
 
-STORIES = {page: _story(page) for page in PAGES if _story(page)}
+STORIES = _stories()
 _SMALL = ["--trainer.max_epochs", "1", "--wandb", "disabled"]
 _SMALLER = {
     "fit": [*_SMALL, "--data.train_size", "256"],
+    "sweep": [*_SMALL, "--data.train_size", "128"],
+    "reproduce": [*_SMALL, "--data.train_size", "128"],
     "interpolate": ["--points", "3", "--data.train_size", "256"],
+    "report": ["--formats"],  # no files of figures, which take longest
 }
 
 
@@ -91,20 +106,22 @@ def test_command(command: str, empty_folder: Path, lit_sphere: LitSphere) -> Non
 
 
 def _run(command: str, lit_sphere: LitSphere) -> None:
-    subcommand, *given = shlex.split(command)
+    subcommand, *given = shlex.split(command.replace("=paper ", "=paper:1e-2:5e-2 "))  # 3 of the 24
     if "DIR" in given:
         _run_on_cifar([subcommand, *given], lit_sphere)
     elif " ddp" in command:
         _run_on_two_ranks([subcommand, *given])
+    elif "slurm" in given and importlib.util.find_spec("submitit") is None:
+        assert "needs submitit" in lit_sphere(subcommand, *given).err
     elif command == "toy":
         result = lit_sphere("toy", "--grid", "4", "--seeds", "2", "--steps", "50")
         assert result.status == 0, result.err
     else:
-        small = list(_SMALLER.get(subcommand, []))
+        small = [] if {"--list", "--dry-run", "--formats"} & set(given) else list(_SMALLER.get(subcommand, []))
         if "--trainer.max_epochs" in given:  # goes on with a run of one epoch
             small[small.index("--trainer.max_epochs") + 1] = "2"
-        if "--data.train_size" in given or "--ckpt_path" in given:
-            del small[small.index("--data.train_size") :]
+        if "--data.train_size" in given:
+            small = _SMALL
         result = lit_sphere(subcommand, *given, *small)
         assert result.status == 0, f"lit-sphere {command}\n{result.err}"
 
@@ -131,6 +148,7 @@ def _run_on_two_ranks(args: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:(FineTuneSwitch|.*no switch was marked)")  # one epoch ends before it
 @pytest.mark.parametrize("page", STORIES)
 def test_story(page: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
     for command in STORIES[page]:
@@ -178,10 +196,14 @@ def test_module_without_forward(empty_folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:(FineTuneSwitch|.*no switch was marked)")
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "yaml"], ids=lambda block: block.page)
 def test_configs_are_understood(block: Block, empty_folder: Path, lit_sphere: LitSphere) -> None:
     (empty_folder / "shown.yaml").write_text(block.text, encoding="utf-8")
-    result = lit_sphere("fit", "--config", "elr.yaml", "--config", "shown.yaml", *_SMALLER["fit"])
+    if "\nover: " in block.text:
+        result = lit_sphere("sweep", "shown.yaml", "--dry-run")
+    else:
+        result = lit_sphere("fit", "--config", "elr.yaml", "--config", "shown.yaml", *_SMALLER["fit"])
     assert result.status == 0, result.err
 
 
@@ -232,4 +254,5 @@ def test_the_table_shown_is_the_one_printed(empty_folder: Path, lit_sphere: LitS
 def test_every_shipped_config_is_named() -> None:
     text = "".join(map(_read, PAGES))
     for path in (REPOSITORY / "configs").rglob("*.yaml"):
-        assert f"`{path.relative_to(REPOSITORY / 'configs').as_posix()}`" in text
+        if path.parent.name != "sweeps":  # those go by the ids of experiments
+            assert f"`{path.relative_to(REPOSITORY / 'configs').as_posix()}`" in text

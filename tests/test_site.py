@@ -1,7 +1,9 @@
 """The site of docs/: navigation and links; and, where mkdocs is installed, built with warnings as errors."""
 
+import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,21 +124,53 @@ def test_formulas_and_docstrings_are_drawn(site: Path) -> None:
         assert not re.search(r":(func|class|meth|mod|attr):", text), "a role was left"
 
 
-def test_the_gallery_shows_what_its_record_tells(tmp_path: Path) -> None:
+def test_the_gallery_shows_pictures_and_what_was_found(tmp_path: Path) -> None:
     pytest.importorskip("latex2mathml", reason="the extra docs is not installed")
     gallery = runpy.run_path(str(DOCS / "hooks.py"))["gallery"]
     assert gallery(tmp_path) == "No picture has been made yet."
     entry = {
-        **{"id": "E1", "title": "three regimes", "source": "TR §3", "must_show": "Three.", "verdict": "holds"},
-        **{"text": "22 runs.", "picture": "E1.png", "command": "lit-sphere reproduce E1", "seed": 0, "minutes": 3},
-        "hardware": "2 cores",
+        **{"id": "E1", "title": "Three regimes", "source": "TR fig. 1", "must_show": "Three.", "picture": "E1.png"},
+        **{"verdict": "does not", "text": "8 runs.", "command": "lit-sphere reproduce E1", "date": "2026-11-28"},
+        **{"seconds": 81.4, "hardware": "2 cores", "seeds": [0]},
     }
-    (tmp_path / "record.yaml").write_text(
-        yaml.safe_dump([entry, {**entry, "id": "E3", "pictures": ["a.png", "b.png"]}])
-    )
+    (tmp_path / "gallery.json").write_text(json.dumps([entry, {**entry, "id": "E3", "seeds": [0, 1]}]))
     text = gallery(tmp_path)
-    assert re.findall(r"^## (E\d)", text, re.MULTILINE) == ["E1", "E3"]
-    assert f"]({tmp_path.name}/E1.png)" in text
-    assert f"]({tmp_path.name}/b.png)" in text
-    assert "**Holds.** 22 runs." in text
-    assert "`lit-sphere reproduce E1`, seed 0, 3 min on 2 cores" in text
+    assert re.findall(r"^## (\w+):", text, re.MULTILINE) == ["E1", "E3"]
+    assert f"![E1: Three regimes]({tmp_path.name}/E1.png)" in text
+    assert "**Does not.** 8 runs." in text
+    assert "`lit-sphere reproduce E1`, seed 0; 2026-11-28, 81 s of runs on 2 cores" in text
+    assert "seeds 0, 1;" in text
+
+
+def test_the_gallery_has_a_picture_of_each_entry() -> None:
+    notes = DOCS / "gallery" / "gallery.json"
+    if not notes.exists():
+        pytest.skip("no gallery has been collected")
+    pictures = [entry["picture"] for entry in json.loads(notes.read_text(encoding="utf-8"))]
+    assert sorted(pictures) == sorted(path.name for path in notes.parent.glob("*.png"))
+    assert pictures
+
+
+@pytest.mark.slow
+def test_the_search_works_from_disk(site: Path) -> None:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        pytest.skip("no Chromium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        chromium.get((site / "theory.html").as_uri())
+        assert chromium.find_element("css selector", "math").size["width"] > 10, "formulas have a size"
+        chromium.find_element("css selector", "input.md-search__input").click()
+        chromium.switch_to.active_element.send_keys("barrier_height")
+        wait = webdriver.support.ui.WebDriverWait(chromium, 30)
+        found = wait.until(lambda page: page.find_elements("css selector", ".md-search-result__link"))
+        assert any("analysis.html" in each.get_attribute("href") for each in found)
+        assert chromium.get_log("browser") == []
+    finally:
+        chromium.quit()

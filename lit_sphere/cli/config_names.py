@@ -45,7 +45,7 @@ def find_config(name: str) -> str:
         if name in (shipped, shipped.removesuffix(".yaml")):
             return str(_root() / shipped)
     nearest = did_you_mean(name, [each.removesuffix(suffix) for each in shipped_configs() for suffix in ("", ".yaml")])
-    listed = " lit-sphere --help lists them" if nearest else f"; there are {_listed()}"
+    listed = " lit-sphere --help lists them" if nearest else f"; there are {_listed(shipped_configs())}"
     raise CommandLineError(f"--config {name}: no such file here, and no shipped config of this name{nearest}{listed}")
 
 
@@ -81,7 +81,7 @@ def find_sweep(name: str) -> str:
     shipped = shipped_sweeps()
     if name.removesuffix(".yaml") in shipped:
         return str(_root() / _SWEEPS / f"{name.removesuffix('.yaml')}.yaml")
-    nearest = did_you_mean(name, shipped) or f"; there are {', '.join(shipped)}"
+    nearest = did_you_mean(name, shipped) or f"; there are {_listed(shipped)}"
     raise CommandLineError(f"sweep {name}: no such file here, and no shipped sweep of this name{nearest}")
 
 
@@ -160,10 +160,10 @@ def default_config() -> str:
     return str(_root() / "elr.yaml")
 
 
-def _listed() -> str:
+def _listed(names: list[str]) -> str:
     """All names in one line: without suffix, each folder's in braces."""
     folders: dict[str, list[str]] = {}
-    for name in shipped_configs():
+    for name in names:
         folder, _, stem = name.removesuffix(".yaml").rpartition("/")
         folders.setdefault(folder, []).append(stem)
     lists = {folder: ", ".join(stems) for folder, stems in folders.items()}

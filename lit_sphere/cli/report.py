@@ -1,5 +1,6 @@
 """``lit-sphere report RUNS…``: runs compared on one page, with figures for papers and numbers beside it."""
 
+import csv
 import shlex
 import sys
 import time
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from lit_sphere import __version__
 from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.cli.subcommands import SUBCOMMANDS
-from lit_sphere.cli.suggestions import option_strings, suggesting
+from lit_sphere.cli.suggestions import did_you_mean, option_strings, suggesting
 from lit_sphere.experiments import EXPERIMENTS, NotDrawn
 from lit_sphere.files import write_whole
 from lit_sphere.report import in_short
@@ -31,10 +32,12 @@ from lit_sphere.report.runs import CONFIG, Run, read_run, run_folders
 from lit_sphere.report.table import table_of
 from lit_sphere.sweep.grid import SweepError
 from lit_sphere.sweep.plan import PLAN_FILE, Plan, read_plan
+from lit_sphere.sweep.states import STATES_FILE
 
 _Item = TypeVar("_Item")
 _PAGE, _FIGURES, _NUMBERS = "report.html", "figures", "numbers"
 _FORMATS = ("pdf", "svg", "png")
+_MOST_CHARTS = 4  # of one experiment: some draw one for each run
 _EXAMPLES = """examples:
   lit-sphere report runs/A runs/B                  two runs, in report-DATE-TIME/
   lit-sphere report sweeps/NAME                    a sweep, in its own folder: sweeps/NAME/report/
@@ -89,6 +92,13 @@ def make_parser() -> ArgumentParser:
         default=None,
         help="Folder for the report. Default: report/ in the folder of a sweep, else report-DATE-TIME.",
     )
+    add(
+        "--experiments",
+        type=str,
+        nargs="+",
+        default=[],
+        help="Ids of the experiments to draw, E1 E3 …. Default: all that the runs allow.",
+    )
     add("--title", type=str | None, default=None, help="Heading of the page.")
     add(
         "--formats",
@@ -116,8 +126,12 @@ def run_report(args: list[str]) -> None:
     unknown = [name for name in config.formats if name not in _FORMATS]
     if unknown:
         raise CommandLineError(f"--formats {unknown[0]}: there are {', '.join(_FORMATS)}")
+    strange = [id_ for id_ in config.experiments if id_ not in EXPERIMENTS]
+    if strange:
+        known = did_you_mean(strange[0], EXPERIMENTS) or f"; there are {', '.join(EXPERIMENTS)}"
+        raise CommandLineError(f"--experiments {strange[0]}: there is no such id{known}")
     folder = Path(config.out) if config.out else _default_folder(config.runs)
-    report = write_report(config.runs, folder, config.title, config.formats)
+    report = write_report(config.runs, folder, config.title, config.formats, config.experiments)
     print("\n".join(_last_lines(report)))
     if config.open and not webbrowser.open(report.page.resolve().as_uri()):
         print("lit-sphere: no browser to open it with", file=sys.stderr)
@@ -143,7 +157,7 @@ def write_report(
         folder: Where the report goes; an older one in it is replaced.
         title: Heading of the page.
         formats: Of the figures.
-        experiments: Ids that come first; those that the sweeps' plans name if none is given.
+        experiments: Ids to draw; all that the runs allow if none is given, those that sweeps' plans name first.
 
     Returns:
         What was written.
@@ -152,12 +166,14 @@ def write_report(
         CommandLineError: If there is no run, or the folder cannot be made.
     """
     runs, left_out = _read(paths)
-    if not runs:
+    if not runs and not all(EXPERIMENTS[each].toy for each in experiments or ["E1"]):
         raise CommandLineError(_no_run(paths, left_out))
     _make_folders(folder)
     comparison = Comparison(runs)
     plans = _plans(paths)
-    sections, not_drawn = _sections(comparison, [Path(path) for path in paths], experiments or _first_ids(plans))
+    left_out += [line for folder in plans for line in _unfinished(folder)]
+    ids = list(experiments) or list(dict.fromkeys([*_ids_of(plans), *EXPERIMENTS]))
+    sections, not_drawn = _sections(comparison, [Path(path) for path in paths], ids)
     charts = [chart for section in sections for chart in section.charts]
     scales = {
         label: colour_scale(chart for chart in charts if chart.colour_label == label)
@@ -175,6 +191,7 @@ def write_report(
         not_drawn,
         left_out,
         f"Made by lit-sphere {__version__} on {time.strftime('%Y-%m-%d %H:%M')}.",
+        formats,
     )
     # The page first: a full disk costs a figure rather than the answer.
     _write_text(folder / _PAGE, page_html(page))
@@ -231,8 +248,23 @@ def _plans(paths: Sequence[str | Path]) -> dict[Path, Plan]:
     return plans
 
 
-def _first_ids(plans: Mapping[Path, Plan]) -> list[str]:
-    return list(dict.fromkeys(id_ for plan in plans.values() for id_ in plan.experiments))
+def _unfinished(folder: Path) -> list[str]:
+    """Points of a sweep that are not done, with the last lines of those that failed."""
+    path = folder / STATES_FILE
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [{key: cell or "" for key, cell in row.items()} for row in csv.DictReader(file)]
+    points = [(row.get("point", ""), row.get("state", ""), row.get("line", "")) for row in rows]
+    return [
+        f"{folder / point}: {state}{f', {line}' if line else ''}"
+        for point, state, line in points
+        if state not in ("", "done")
+    ]
+
+
+def _ids_of(plans: Mapping[Path, Plan]) -> list[str]:
+    return [id_ for plan in plans.values() for id_ in plan.experiments if id_ in EXPERIMENTS]
 
 
 def _title(plans: Mapping[Path, Plan], runs: Sequence[Run]) -> str:
@@ -243,14 +275,13 @@ def _title(plans: Mapping[Path, Plan], runs: Sequence[Run]) -> str:
 
 
 def _sections(
-    comparison: Comparison, folders: Sequence[Path], first: Sequence[str]
+    comparison: Comparison, folders: Sequence[Path], ids: Sequence[str]
 ) -> tuple[list[Section], list[tuple[str, str]]]:
-    """Charts of any runs and those of the experiments, the ones asked for first."""
+    """Charts of any runs, and between them those of the experiments."""
     overview, *curves = ([Section([chart]) for chart in draw(comparison)] for draw in GENERAL_CHARTS)
     drawn: list[Section] = []
     not_drawn: list[tuple[str, str]] = []
-    order = sorted(EXPERIMENTS.values(), key=lambda each: first.index(each.id) if each.id in first else len(first))
-    for experiment in _progress(order, "experiments"):
+    for experiment in _progress([EXPERIMENTS[id_] for id_ in ids], "experiments"):
         try:
             charts = experiment.charts(comparison.runs, folders)
             if isinstance(charts, NotDrawn):
@@ -262,21 +293,20 @@ def _sections(
             continue
         must = f"{experiment.must_show} ({experiment.source})"
         heading = f"{experiment.id}: {experiment.title}"
-        drawn.append(Section(charts, heading, found.verdict, [must, found.text]))
+        some = charts[:: -(-len(charts) // _MOST_CHARTS)]
+        of_many = f"{len(some)} of {len(charts)} figures are drawn; name fewer runs for the others."
+        texts = [must, found.text, of_many if len(some) < len(charts) else ""]
+        drawn.append(Section(some, heading, found.verdict, texts))
     return [*overview, *drawn, *(section for each in curves for section in each)], not_drawn
 
 
 def _findings(sections: Sequence[Section]) -> list[str]:
-    named = {
-        "holds": "What the papers show is seen in",
-        "does not": "It is not in",
-        "cannot tell": "Too little is there to tell in",
-    }
+    named = {"holds": "Seen as in the papers", "does not": "Not seen", "cannot tell": "Not to be told from these runs"}
     parts = []
     for verdict, words in named.items():
         ids = [section.heading.partition(":")[0] for section in sections if section.finding == verdict]
         if ids:
-            parts.append(f"{words} {', '.join(ids)}.")
+            parts.append(f"{words}: {', '.join(ids)}.")
     return [" ".join(parts)] if parts else []
 
 
@@ -311,7 +341,6 @@ def _write_figure(path: Path, figure: Figure) -> None:
     picture = BytesIO()
     metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
     figure.savefig(picture, format=path.suffix[1:], dpi=200, metadata=metadata)
-    figure.set_layout_engine("none")  # as it is laid out now: to lay it out takes longer than to draw it
     write_whole(path, lambda file: file.write(picture.getbuffer()))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from lit_sphere.experiments.experiment import NotDrawn
@@ -62,6 +63,15 @@ def thinned(values: Mapping[int, float]) -> dict[int, float]:
     """Leave out epochs of long runs evenly; the first and the last stay."""
     step = max(1, math.ceil(len(values) / _MOST_POINTS))
     return {epoch: value for i, (epoch, value) in enumerate(values.items()) if i % step == 0 or i == len(values) - 1}
+
+
+def moving_mean(values: Mapping[int, float], span: int) -> dict[int, float]:
+    """Smooth a curve: at each epoch the mean over as many values around it."""
+    at, found = list(values.items()), {}
+    for i, (epoch, _) in enumerate(at):
+        around = at[max(0, i - span // 2) : i + span // 2 + 1]
+        found[epoch] = fmean(value for _, value in around)
+    return found
 
 
 def against(

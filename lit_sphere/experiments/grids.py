@@ -11,6 +11,7 @@ from lit_sphere.analysis.regimes import Regime
 from lit_sphere.experiments.levels import last_level, parts
 from lit_sphere.report.runs import Run
 
+_ALL_IMAGES = {"Digits": 1500, "CIFAR10": 50000, "CIFAR100": 50000}
 _CHANGES_DYNAMICS = ("FineTuneSwitch", "FixedNorm")
 
 
@@ -115,7 +116,7 @@ def name_of(run: Run) -> str:
     if width is not None:
         words.append(f"of width {width}")
     words.append(f"on {run.data}")
-    if images is not None:
+    if images is not None and images != _ALL_IMAGES.get(run.data):
         words.append(f"({images} images)")
     return " ".join(words) + (", MSE" if run.loss_name == "mse" else "")
 

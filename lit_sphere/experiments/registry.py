@@ -1,5 +1,6 @@
 """The experiments of the papers, by id."""
 
+from lit_sphere.experiments.borders import check_borders, draw_borders
 from lit_sphere.experiments.experiment import Experiment
 from lit_sphere.experiments.optimizers import (
     check_adagrad_g,
@@ -140,6 +141,17 @@ _ALL = [
         draw_leaving,
         ("equilibrium_to_convergence",),
         ("paper/equilibrium_to_convergence",),
+    ),
+    Experiment(
+        "E14",
+        "At the borders of the regimes",
+        "TR app.",
+        "A little above the ELRs that converge a long equilibrium ends in a sudden fall; a little below those that "
+        "diverge the loss dips and escapes.",
+        check_borders,
+        draw_borders,
+        ("borders",),
+        ("paper/borders",),
     ),
     Experiment(
         "E21",

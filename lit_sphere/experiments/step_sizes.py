@@ -9,7 +9,14 @@ from typing import Any
 
 from lit_sphere.analysis.equal_ess import EqualESS, equal_ess
 from lit_sphere.analysis.regimes import Regime
-from lit_sphere.experiments.drawing import GROUP_COLOURS, charts_of_settings, curve_over_epochs, over_epochs, thinned
+from lit_sphere.experiments.drawing import (
+    GROUP_COLOURS,
+    charts_of_settings,
+    curve_over_epochs,
+    moving_mean,
+    over_epochs,
+    thinned,
+)
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
 from lit_sphere.experiments.grids import Grid, grids_of, name_of, regime_of
 from lit_sphere.experiments.levels import by_epoch, level
@@ -244,10 +251,11 @@ def draw_settling(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Cha
             settings.append((f"{name_of(run)} at ELR {run.elr:g}", panels))
     caption = (
         "In chaotic equilibrium the effective learning rate of each group settles. Dashed: the level at which its "
-        "effective step size would be that of the equilibrium, predicted from its present gradients. TR §3, eq. (5)."
+        "effective step size would be that of the equilibrium, predicted from its gradients (moving mean over a fifth "
+        "of the run). TR §3, eq. (5)."
     )
     missing = "a run in chaotic equilibrium with elr/… of single groups"
-    return charts_of_settings("E8", settings, "Effective learning rates of single groups", caption, missing)
+    return charts_of_settings("E8", settings, "Single groups", caption, missing)
 
 
 def _group(run: Run, quantity: str, name: str, number: int) -> list[Curve]:
@@ -257,11 +265,9 @@ def _group(run: Run, quantity: str, name: str, number: int) -> list[Curve]:
     curves = [curve_over_epochs(run, f"{quantity}/{name}", label=label, **style)]
     settled, norm = by_epoch(run, "equilibrium/ess"), by_epoch(run, f"effective_grad_norm/{name}")
     if quantity == "elr" and settled:
-        level_at = thinned({epoch: settled[epoch] / norm[epoch] for epoch in settled if norm.get(epoch)})
-        predicted = Curve(
-            list(level_at), list(level_at.values()), f"{label}: predicted", run=run.name, dash="dashed", **style
-        )
-        curves.append(predicted)
+        levels = {epoch: settled[epoch] / norm[epoch] for epoch in settled if norm.get(epoch)}
+        smooth = thinned(moving_mean(levels, max(1, len(levels) // 5)))
+        curves.append(Curve(list(smooth), list(smooth.values()), "predicted", run=run.name, dash="dashed", **style))
     return curves
 
 

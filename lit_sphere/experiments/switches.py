@@ -1,4 +1,4 @@
-"""E10, E11, E14: from one regime to another, by a change of the ELR or at an ELR between them."""
+"""E10, E11: from one ELR to another on the way, within the equilibrium and out of it."""
 
 from collections.abc import Sequence
 from itertools import combinations

@@ -158,5 +158,5 @@ def _group_elrs(rows: Sequence[Mapping[str, str]], elr: float, alpha: float, num
     curves = [Curve(steps, [float(row["median_elr"]) for row in mine], f"α = {alpha:g}", **style)]
     if settles:
         levels = [float(row["predicted_elr"]) for row in mine]
-        curves.append(Curve(steps, levels, f"α = {alpha:g}: predicted", dash="dashed", **style))
+        curves.append(Curve(steps, levels, "predicted", dash="dashed", **style))
     return curves

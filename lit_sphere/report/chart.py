@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
-from itertools import repeat
+from itertools import pairwise, repeat
 from statistics import fmean
 from typing import Literal
 
@@ -212,3 +212,28 @@ def colour_position(number: float | None, scale: Sequence[float]) -> float | Non
     if number is None or number not in scale:
         return None
     return scale.index(number) / (len(scale) - 1) if len(scale) > 1 else 0.5
+
+
+def thinned(y: Sequence[float], most: int) -> list[int]:
+    """Choose what is shown of a long curve: of each stretch the first, the least and the greatest value.
+
+    Args:
+        y: Values.
+        most: How many may be chosen, at least 4.
+
+    Returns:
+        Indices, ascending: the first and the last are among them, and all extremes of the curve.
+
+    Example:
+        >>> thinned([0, 1, 9, 1, 1, 1, 1, 1, -5, 1, 1, 2], 8)
+        [0, 2, 6, 8, 11]
+    """
+    if len(y) <= most:
+        return list(range(len(y)))
+    stretches = max(1, (most - 1) // 3)
+    edges = [i * len(y) // stretches for i in range(stretches + 1)]
+    chosen = {0, len(y) - 1}
+    for first, end in pairwise(edges):
+        known = [i for i in range(first, end) if math.isfinite(y[i])] or [first]
+        chosen |= {first, min(known, key=y.__getitem__), max(known, key=y.__getitem__)}
+    return sorted(chosen)

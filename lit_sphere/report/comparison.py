@@ -16,7 +16,7 @@ SEEDS = ("seed_everything", "data.seed")
 _NO_DIFFERENCE = {  # where a run lies, what it logs and on what it runs
     "run", "wandb", "project", "ckpt_path", "ckpt_weights", "weights_only", "monitor", "checkpoint", "config",
 }  # fmt: skip
-_OF_TRAINER = {"max_epochs", "max_steps", "precision", "callbacks", "gradient_clip_val", "accumulate_grad_batches"}
+_OF_TRAINER = {"precision", "callbacks", "gradient_clip_val", "accumulate_grad_batches"}
 _SHORT = {
     "model.elr": "ELR",
     "model.lr": "LR",
@@ -24,7 +24,6 @@ _SHORT = {
     "model.optimizer.weight_decay": "WD",
     "model": "network",
     "data": "data",
-    "trainer.max_epochs": "epochs",
     "trainer.callbacks": "callbacks",
 }
 _FIRST = ("model.elr", "model.optimizer.lr", "model.lr")  # what the x-axis is, if it varies
@@ -122,7 +121,7 @@ class Comparison:
             values = {name: self._flat[id(run)].get(name) for name in self.varies}
             point = found.setdefault(_key(values), Point(values, []))
             list.append(point.runs, run)  # type: ignore[arg-type]
-        return sorted(found.values(), key=lambda point: (self.at(point.runs[0]) or 0.0, self.label(point)))
+        return sorted(found.values(), key=lambda point: [_order(point.values[name]) for name in self.varies])
 
     @cached_property
     def families(self) -> list[Family]:
@@ -153,6 +152,8 @@ class Comparison:
 
     def what(self) -> str:
         """Say in one line what is compared."""
+        if not self.runs:
+            return "no runs: what the toy of the theory shows"
         count = f"{len(self.runs)} runs" if len(self.runs) > 1 else "1 run"
         networks = " and ".join(sorted({run.network for run in self.runs} - {""}))
         data = " and ".join(sorted({run.data for run in self.runs} - {""}))
@@ -253,6 +254,12 @@ def _key(value: Any) -> str:
     return repr(number) if number is not None else json.dumps(value, sort_keys=True, default=str)
 
 
+def _order(value: Any) -> tuple[float, str]:
+    """Numbers by their size, before words by their letters."""
+    number = _as_number(value)
+    return (math.inf, _plain(value)) if number is None else (number, "")
+
+
 def _as_number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
@@ -275,7 +282,7 @@ def answer(comparison: Comparison) -> list[str]:
     sentences = [sentence for family in comparison.families for sentence in _of_family(comparison, family)]
     for loss in comparison.losses:
         sentences += _best_error([run for run in comparison.runs if run.loss_name == loss], comparison, loss)
-    return sentences or ["The runs logged neither a regime nor an error."]
+    return sentences or (["The runs logged neither a regime nor an error."] if comparison.runs else [])
 
 
 def _of_family(comparison: Comparison, family: Family) -> list[str]:

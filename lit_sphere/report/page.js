@@ -30,7 +30,7 @@
   const looks = (curve) => {
     const colour = colourOf(curve);
     if (curve.band) return { line: { width: 0 }, fillcolor: faded(colour, isDark() ? 0.25 : 0.17) };
-    const size = curve.kind === "points" ? 1.6 + 2.1 * curve.width : 6;
+    const size = curve.kind === "points" ? 1.6 + 2.1 * curve.width : 4.5;
     return {
       line: { color: colour, width: curve.width, dash: DASHES[curve.dash] },
       marker: {
@@ -85,7 +85,7 @@
       if (value > 0) [low, high] = [Math.min(low, value), Math.max(high, value)];
     }));
     const span = Math.log10(high / low);
-    return span > 1.3 ? { dtick: Math.ceil(span / 7) } : {};
+    return { dtick: span > 1.3 ? Math.ceil(span / 7) : "D2" };
   };
   const layout = (panel) => {
     const text = isDark() ? "#e6edf3" : "#1b1f24";

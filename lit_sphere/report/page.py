@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
-from itertools import pairwise
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from lit_sphere.analysis.regimes import REGIME_NUMBERS
-from lit_sphere.report.chart import Chart, Curve, Mark, Panel, colour_position
+from lit_sphere.report.chart import Chart, Curve, Mark, Panel, colour_position, thinned
 from lit_sphere.report.chart_figures import DARK_RANGE, LIGHT_RANGE, map_colour
 from lit_sphere.report.table import Column, Table
 
@@ -53,7 +52,7 @@ class Page:
         not_drawn: Id and reason of what could not be drawn.
         left_out: Folders that could not be read, and why.
         made: By whom and when.
-        has_files: Whether figures and numbers lie beside the page.
+        formats: In which the figures lie beside the page.
     """
 
     title: str
@@ -66,7 +65,7 @@ class Page:
     not_drawn: Sequence[tuple[str, str]] = ()
     left_out: Sequence[str] = ()
     made: str = ""
-    has_files: bool = True
+    formats: Sequence[str] = ()
 
 
 def page_html(page: Page) -> str:
@@ -159,7 +158,8 @@ def _sections(page: Page) -> str:
             badge = ""
             if section.finding:
                 kind = section.finding.replace(" ", "-")
-                badge = f' <span class="badge {kind}">{escape(section.finding)}</span>'
+                words = f"{section.finding} hold" if kind == "does-not" else section.finding
+                badge = f' <span class="badge {kind}">{escape(words)}</span>'
             first = escape(section.charts[0].id)
             parts.append(f'<section>\n<h2 id="{first}">{escape(section.heading)}{badge}</h2>')
             parts += [f"<p>{escape(text)}</p>" for text in section.texts if text]
@@ -178,10 +178,8 @@ def _figure(page: Page, chart: Chart, number: int, within: bool) -> str:
         for i, panel in enumerate(chart.panels)
     )
     name = escape(chart.id)
-    links = (
-        f'<p class="files"><a href="figures/{name}.pdf">PDF</a><a href="figures/{name}.svg">SVG</a>'
-        f'<a href="numbers/{name}.csv">CSV</a></p>'
-    )
+    links = [(form.upper(), f"figures/{name}.{form}") for form in page.formats] + [("CSV", f"numbers/{name}.csv")]
+    files = "".join(f'<a href="{to}">{text}</a>' for text, to in links)
     title = f'<h2 id="{name}">{escape(chart.title)}</h2>' if not within else f"<h3>{escape(chart.title)}</h3>"
     return f"""<figure>
 {title}
@@ -190,7 +188,7 @@ def _figure(page: Page, chart: Chart, number: int, within: bool) -> str:
 {panels}
 </div>
 {_legend(chart, number, page.scales.get(chart.colour_label, ()))}
-{links if page.has_files else ""}
+<p class="files">{files}</p>
 </figure>"""
 
 
@@ -216,7 +214,7 @@ def _legend(chart: Chart, number: int, scale: Sequence[float]) -> str:
         else:
             light = curve.colour or "currentColor"
             dark = f"color-mix(in srgb, {light}, white 40%)"  # as page.js mixes it
-        shape = f"swatch points {curve.symbol}" if curve.kind == "points" else "swatch"
+        shape = f"swatch points {curve.symbol}" if curve.kind == "points" else f"swatch {curve.dash}"
         buttons.append(
             f'<button type="button" aria-pressed="true" data-entry="{entry}"><span class="{shape}" '
             f'style="--light:{light};--dark:{dark}"></span>{escape(label)}</button>'
@@ -295,41 +293,14 @@ def _short(values: Sequence[float]) -> list[float | int | None]:
     return [int(value) if value is not None and value == int(value) and abs(value) < 1e9 else value for value in short]
 
 
-def thinned(y: Sequence[float], most: int) -> list[int]:
-    """Choose what is shown of a long curve: of each stretch the first, the least and the greatest value.
-
-    Args:
-        y: Values.
-        most: How many may be chosen, at least 4.
-
-    Returns:
-        Indices, ascending: the first and the last are among them, and all extremes of the curve.
-
-    Example:
-        >>> thinned([0, 1, 9, 1, 1, 1, 1, 1, -5, 1, 1, 2], 8)
-        [0, 2, 6, 8, 11]
-    """
-    if len(y) <= most:
-        return list(range(len(y)))
-    stretches = max(1, (most - 1) // 3)
-    edges = [i * len(y) // stretches for i in range(stretches + 1)]
-    chosen = {0, len(y) - 1}
-    for first, end in pairwise(edges):
-        known = [i for i in range(first, end) if math.isfinite(y[i])] or [first]
-        chosen |= {first, min(known, key=y.__getitem__), max(known, key=y.__getitem__)}
-    return sorted(chosen)
-
-
 def _runs_table(page: Page) -> str:
-    heads = "".join(
-        f'<th scope="col" class="{"number" if column.numeric else "text"}{_minor(column)}"><button type="button" '
-        f'title="{escape(column.title)}">{escape(column.name)}</button></th>'
-        for column in page.table.columns
-    )
-    rows = "\n".join(f"<tr>{''.join(map(_cell, page.table.columns, row))}</tr>" for row in page.table.rows)
-    csv_file = '<p class="files"><a href="numbers/runs.csv">CSV</a></p>' if page.has_files else ""
+    table = page.table
+    shown = [i for i, column in enumerate(table.columns) if not _is_told_above(column, [row[i] for row in table.rows])]
+    heads = "".join(_head(table.columns[i]) for i in shown)
+    rows = "\n".join(f"<tr>{''.join(_cell(table.columns[i], row[i]) for i in shown)}</tr>" for row in table.rows)
     return f"""<h2 id="runs">Runs</h2>
-<p class="soft">Click a heading to sort. Losses and errors of training are means over an epoch.</p>
+<p class="soft"><span class="hint">Click a heading to sort.</span> Losses and errors of training, g̃ and the angles of
+the evidence are means over an epoch.</p>
 <div class="scroll" tabindex="0" role="region" aria-labelledby="runs">
 <table class="sortable">
 <thead><tr>{heads}</tr></thead>
@@ -338,7 +309,19 @@ def _runs_table(page: Page) -> str:
 </tbody>
 </table>
 </div>
-{csv_file}"""
+<p class="files"><a href="numbers/runs.csv">CSV</a></p>"""
+
+
+def _is_told_above(column: Column, values: Sequence[Any]) -> bool:
+    """Whether a column says the same of all runs: it stands in numbers/runs.csv only."""
+    same = len(values) > 1 and len(set(values)) == 1
+    return same and (column.name == "epochs" or (column.name == "state" and values[0] == "finished"))
+
+
+def _head(column: Column) -> str:
+    kind = "number" if column.numeric else "text"
+    button = f'<button type="button" title="{escape(column.title)}">{escape(column.name)}</button>'
+    return f'<th scope="col" class="{kind}{_minor(column)}">{button}</th>'
 
 
 def _cell(column: Column, value: Any) -> str:

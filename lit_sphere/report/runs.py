@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress, count, islice
+from operator import lt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ from lit_sphere.report.wandb_files import read_wandb
 METRICS, CONFIG = "metrics.csv", "config.yaml"
 _CLASSES = {"Digits": 10, "CIFAR10": 10, "CIFAR100": 100}
 _QUANTILES = ("min", "median", "max", "step_max")  # and q25: no groups
+_ROWS = 20_000  # that are read at once
 _LARGEST_CONFIG = 2**20  # bytes
 _DEEPEST = 8  # folders below what was named
 
@@ -46,14 +49,14 @@ class Columns(Mapping[str, Series]):
         self,
         epochs: Sequence[float],
         steps: Sequence[float],
-        cells: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+        cells: Mapping[str, tuple["array[int]", "array[float]"]],
     ) -> None:
         self._epochs, self._steps, self._cells = epochs, steps, cells
 
     def __getitem__(self, key: str) -> Series:
         """Give the series of a key, in the order in which it was logged."""
         rows, values = self._cells[key]
-        return Series([self._epochs[i] for i in rows], [self._steps[i] for i in rows], list(values))
+        return Series([self._epochs[i] for i in rows], [self._steps[i] for i in rows], values.tolist())
 
     def __iter__(self) -> Iterator[str]:
         """Go over the keys."""
@@ -230,10 +233,9 @@ class Run:
         losses, ends = _by_epoch(self.series[loss]), dict(zip(*self.series[loss][:2], strict=True))
         key = self.key(ERROR_KEYS)
         errors = _by_epoch(self.series[key]) if key else {}
-        columns = [
-            _by_epoch(self.series[f"ess/{name}"]) for name in ["total", *self.groups] if f"ess/{name}" in self.series
-        ]
-        before = 0.0
+        ess_keys = [f"ess/{name}" for name in ("total", *self.groups)] if "ess/total" in self.series else []
+        columns = [_by_epoch(self.series[name]) for name in ess_keys]
+        before = _steps_before(ends)
         rows: list[Row] = []
         for epoch, value in losses.items():
             ess = [column.get(epoch) for column in columns]
@@ -314,7 +316,9 @@ def run_folders(paths: Iterable[str | Path], left_out: list[str]) -> list[Path]:
         if not below:
             left_out.append(f"{given}: holds no run: no {METRICS}, no {CONFIG} and no run-ID.wandb")
         for folder in below:
-            folders.setdefault(folder.resolve(), folder)
+            real = folder.resolve()
+            if real not in folders or folder.absolute() == real:  # its own name rather than that of a link
+                folders[real] = folder
     return list(folders.values())
 
 
@@ -376,34 +380,33 @@ def read_columns(path: Path) -> Columns:
         ValueError: If it is no file of numbers under names, ``step`` or ``epoch`` among them.
     """
     epochs, steps = array("d"), array("d")
+    cells: dict[str, tuple[array[int], array[float]]] = {}
+    rows = 0
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             if "step" not in header and "epoch" not in header:
                 raise ValueError(f"{path.name} names no column 'step' or 'epoch' in its first line")
-            at_step, at_epoch = (header.index(name) if name in header else -1 for name in ("step", "epoch"))
-            cells = [(array("q"), array("d")) for _ in header]
-            for row in reader:
-                if len(row) != len(header):
-                    continue
-                step = float(row[at_step] or "nan") if at_step >= 0 else math.nan
-                epoch = float(row[at_epoch] or "nan") if at_epoch >= 0 else math.nan
-                for i, cell in enumerate(row):
-                    if cell and i != at_step and i != at_epoch:
-                        value = float(cell)
-                        cells[i][0].append(len(steps))
-                        cells[i][1].append(value)
-                epochs.append(epoch)
-                steps.append(step)
+            while part := list(islice(reader, _ROWS)):  # column by column, but of a huge file only a part at once
+                whole = [row for row in part if len(row) == len(header)]
+                for key, column in zip(header, zip(*whole, strict=True), strict=False):
+                    numbers, values = cells.setdefault(key, (array("q"), array("d")))
+                    numbers.extend(compress(count(rows), column))
+                    try:
+                        values.extend(map(float, filter(None, column)))
+                    except ValueError as error:
+                        raise ValueError(f"{path.name}, column {key} holds no numbers: {error}") from error
+                rows += len(whole)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is no text") from error
     except csv.Error as error:
         raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from error
-    except ValueError as error:
-        line = f", line {reader.line_num}" if reader.line_num > 1 else ""
-        raise ValueError(str(error) if not line else f"{path.name}{line} holds no numbers: {error}") from error
-    return Columns(epochs, steps, {key: each for key, each in zip(header, cells, strict=True) if each[0]})
+    for name, axis in (("epoch", epochs), ("step", steps)):
+        axis.extend([math.nan] * rows)
+        for number, value in zip(*cells.pop(name, ((), ())), strict=True):
+            axis[number] = value
+    return Columns(epochs, steps, {key: each for key, each in cells.items() if each[0]})
 
 
 def _search(folder: Path, depth: int) -> Iterator[Path]:
@@ -463,8 +466,11 @@ def _is_quantile(name: str) -> bool:
 
 def _by_epoch(series: Series) -> dict[float, float]:
     """Mean of the values of each epoch, in the order of epochs."""
+    epochs = series.epochs
+    if all(map(lt, epochs, epochs[1:])):  # as a rule there is one value, and a NaN is never less
+        return dict(zip(epochs, series.values, strict=True)) if epochs and math.isfinite(epochs[0]) else {}
     values: dict[float, list[float]] = {}
-    for epoch, value in zip(series.epochs, series.values, strict=True):
+    for epoch, value in zip(epochs, series.values, strict=True):
         if math.isfinite(epoch):
             values.setdefault(epoch, []).append(value)
     return {epoch: sum(each) / len(each) for epoch, each in sorted(values.items())}

@@ -60,12 +60,13 @@ def read_over(text: str) -> tuple[str, tuple[str, ...]]:
     return option, read_values(values, f"--over {option}")
 
 
-def read_values(given: Any, where: str) -> tuple[str, ...]:
+def read_values(given: Any, where: str, distinct: bool = True) -> tuple[str, ...]:
     """Read the values of an option.
 
     Args:
         given: Text as after ``--over OPTION=``, or a list out of a YAML file.
         where: Where they stand, for the message.
+        distinct: Refuse a value that is there twice; of options that change together only one need differ.
 
     Returns:
         The values as one would type them.
@@ -83,7 +84,7 @@ def read_values(given: Any, where: str) -> tuple[str, ...]:
     seen: dict[str, str] = {}
     for value in values:
         before = seen.setdefault(canonical(value), value)
-        if before is not value:
+        if distinct and before is not value:
             raise SweepError(f"{where}: the same value twice, {before} and {value}; leave one out")
     return values
 

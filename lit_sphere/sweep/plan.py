@@ -120,7 +120,10 @@ def plan_of(content: Any, where: str) -> Plan:
         if not isinstance(section, dict):
             raise SweepError(f"{where}: {name}: must be options with their values, e.g. model.elr: [1.0e-4, 1.0e-3]")
         axes.append(
-            {str(option): read_values(values, f"{where}: {name}: {option}") for option, values in section.items()}
+            {
+                str(option): read_values(values, f"{where}: {name}: {option}", distinct=name == "over")
+                for option, values in section.items()
+            }
         )
     texts = {}
     for name in ("fit", "experiments", "then"):

@@ -1,0 +1,88 @@
+"""Collect the gallery, and the record that ``lit-sphere reproduce --list`` shows, from reproductions.
+
+``python docs/gallery/collect.py DIR`` after ``lit-sphere reproduce … --folder DIR``: one picture for each experiment,
+with the command, seeds and hardware that it was made by in gallery.json.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from lit_sphere.experiments import EXPERIMENTS
+from lit_sphere.experiments.records import SHIPPED_FILE, read_record
+
+_HERE = Path(__file__).resolve().parent
+_SHIPPED = _HERE.parents[1] / "lit_sphere" / "experiments" / SHIPPED_FILE
+_WIDEST, _COLOURS, _LARGEST = 1100, 48, 80_000  # pixels, of a palette, bytes
+
+
+def main(reproductions: Path) -> None:
+    """Write pictures and records.
+
+    Args:
+        reproductions: Folder of the reproductions.
+    """
+    records, entries = [], []
+    for experiment in EXPERIMENTS.values():
+        record = read_record(reproductions / experiment.id)
+        if record is None:
+            continue
+        records.append(asdict(record))
+        figures = reproductions / experiment.id / "figures"
+        found = [figures / f"{experiment.id}.png", *sorted(figures.glob(f"{experiment.id}-*.png"), reverse=True)]
+        picture = next((path for path in found if path.exists()), None)
+        if picture is None:
+            continue
+        save_small(picture, _HERE / f"{experiment.id}.png")
+        entries.append(
+            {
+                **asdict(record),
+                "command": f"lit-sphere reproduce {experiment.id}",
+                "title": experiment.title,
+                "source": experiment.source,
+                "must_show": experiment.must_show,
+                "picture": f"{experiment.id}.png",
+                "seeds": seeds_of(reproductions, experiment.sweeps),
+            }
+        )
+    for path, content in ((_SHIPPED, records), (_HERE / "gallery.json", entries)):
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_small(source: Path, target: Path) -> None:
+    """Write a picture with few pixels and colours.
+
+    Args:
+        source: A PNG file.
+        target: The file to write.
+
+    Raises:
+        ValueError: If it is too large all the same.
+    """
+    with Image.open(source) as image:
+        image.thumbnail((_WIDEST, _WIDEST), Image.Resampling.LANCZOS)
+        image.convert("RGB").quantize(_COLOURS).save(target, optimize=True)
+    if target.stat().st_size > _LARGEST:
+        raise ValueError(f"{target} has {target.stat().st_size} bytes")
+
+
+def seeds_of(reproductions: Path, sweeps: tuple[str, ...]) -> list[int]:
+    """Give the seeds of an experiment's runs.
+
+    Args:
+        reproductions: Folder of the reproductions.
+        sweeps: Names of its sweeps; none for the toy, which has seed 0.
+
+    Returns:
+        The seeds.
+    """
+    configs = [path for name in sweeps for path in (reproductions / "runs" / name).glob("*/config.yaml")]
+    return sorted({yaml.safe_load(path.read_text(encoding="utf-8"))["seed_everything"] for path in configs}) or [0]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,483 @@
+"""What each experiment must show, judged on made-up runs that show it, that do not, and that cannot tell."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_sphere.experiments import EXPERIMENTS, Finding, NotDrawn
+from lit_sphere.report.chart import Chart
+from lit_sphere.report.metrics_csv import Series
+from lit_sphere.report.runs import Run
+
+STEPS = 12  # an epoch
+EPOCHS = 60
+
+
+def wave(epoch: int) -> float:
+    """Wanders without a trend over any quarter of a run."""
+    return 1 + 0.05 * math.sin(2.1 * epoch)
+
+
+def falling(level: float) -> Callable[[int], float]:
+    return lambda epoch: level + 2 * math.exp(-epoch)
+
+
+def steady(level: float) -> Callable[[int], float]:
+    return lambda epoch: level * wave(epoch)
+
+
+Curve = Callable[[int], float]
+
+
+def make_run(
+    elr: float | None,
+    curves: Mapping[str, Curve],
+    folder: Path = Path("none"),
+    *,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    options: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Mapping[str, Any]] = (),
+    more: Mapping[str, Series] | None = None,
+) -> Run:
+    """A run with these curves, a value an epoch."""
+    arguments = {"width": 8, "elr": elr, "loss": "cross_entropy", **(options or {})}
+    config = {
+        "seed_everything": seed,
+        "model": {"class_path": "lit_sphere.modules.SIConvNet", "init_args": arguments},
+        "data": {"class_path": "lit_sphere.data.Digits", "init_args": {"train_size": 1500, "seed": seed}},
+        "trainer": {"max_epochs": epochs, "callbacks": list(callbacks)},
+    }
+    at = list(range(epochs))
+    steps = [STEPS * (epoch + 1) - 1.0 for epoch in at]
+    series = {key: Series([float(e) for e in at], steps, [curve(e) for e in at]) for key, curve in curves.items()}
+    return Run(folder, config, {**series, **(more or {})})
+
+
+def curves_of(loss: Curve, error: float, sharpness: Curve, ess: float) -> dict[str, Curve]:
+    groups = {"a": 4.0, "b": 2.0, "c": 1.0}
+    found: dict[str, Curve] = {
+        "train/loss": loss,
+        "train/error": lambda _: error,
+        "val/error": lambda _: error,
+        "effective_grad_norm/total": sharpness,
+        "ess/total": lambda _: ess,
+        "angle/total": lambda _: math.atan(ess),
+        "equilibrium/ess": lambda _: ess,
+    }
+    for name, elr in groups.items():
+        found[f"elr/{name}"] = lambda epoch, elr=elr: elr * wave(epoch)  # type: ignore[misc]
+        found[f"effective_grad_norm/{name}"] = lambda epoch, elr=elr: ess / elr / wave(epoch)  # type: ignore[misc]
+        found[f"ess/{name}"] = lambda _: ess
+    return found
+
+
+def converging(elr: float, folder: Path = Path("none"), **options: Any) -> Run:
+    """Ends lower the higher the ELR, on a profile that lies lower."""
+    level = 1e-6 / elr
+    loss = falling(level)
+    return make_run(elr, curves_of(loss, 0.0, lambda e: 100 * loss(e) * elr**-0.1, 1e-4), folder, **options)
+
+
+def equilibrium(elr: float, folder: Path = Path("none"), **options: Any) -> Run:
+    return make_run(elr, curves_of(steady(60 * elr), 0.5, lambda e: wave(e) / elr, 0.8), folder, **options)
+
+
+def diverging(elr: float, folder: Path = Path("none"), **options: Any) -> Run:
+    return make_run(elr, curves_of(steady(6), 0.9, lambda e: 1e4 * elr * wave(e), 20.0), folder, **options)
+
+
+def grid(**options: Any) -> list[Run]:
+    runs = [converging(elr, **options) for elr in (1e-3, 1e-2)]
+    runs += [equilibrium(elr, **options) for elr in (3e-2, 4e-2)]
+    return [*runs, diverging(5e-1, **options)]
+
+
+def check(id_: str, runs: Sequence[Run], *folders: Path) -> Finding:
+    """In whatever order runs come."""
+    found = EXPERIMENTS[id_].check(runs, folders)
+    shuffled = list(runs)
+    for seed in range(3):
+        random.Random(seed).shuffle(shuffled)
+        assert EXPERIMENTS[id_].check(shuffled, folders) == found
+    assert found.text
+    return found
+
+
+def drawn(id_: str, runs: Sequence[Run], *folders: Path) -> list[Chart]:
+    charts = EXPERIMENTS[id_].charts(runs, folders)
+    assert not isinstance(charts, NotDrawn), charts.missing
+    assert all(
+        panel.curves and all(len(curve.x) for curve in panel.curves) for chart in charts for panel in chart.panels
+    )
+    return charts
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda each: each.id)
+def test_without_runs_nothing_can_be_told_or_drawn(experiment: Any, tmp_path: Path) -> None:
+    foreign = make_run(None, {"train/loss": falling(0.1)}, tmp_path)
+    for runs in ([], [foreign], [converging(1e-3, tmp_path, epochs=5)]):
+        found = experiment.check(runs, [tmp_path])
+        assert found.verdict == "cannot tell"
+        assert "Missing" in found.text
+    assert isinstance(experiment.charts([], [tmp_path]), NotDrawn)
+
+
+# --- grids ---------------------------------------------------------------------------------------------------
+
+
+def test_three_regimes() -> None:
+    found = check("E1", grid())
+    assert found.verdict == "holds"
+    assert "Convergence at ELR 0.001 to 0.01" in found.text
+    (chart,) = drawn("E1", grid())
+    assert [len(panel.curves) for panel in chart.panels] == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("left_out", [0, 2, 4])
+def test_a_regime_that_is_missing_cannot_be_told(left_out: int) -> None:
+    runs = grid()
+    del runs[left_out]
+    assert check("E1", runs).verdict == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (converging(1.0), "Out of order"),
+        (make_run(5e-3, curves_of(falling(5e-3), 0, falling(9), 1e-4)), "do not both fall"),
+        (make_run(6e-2, curves_of(steady(0.9), 0.5, steady(9), 0.8)), "the loss does not rise"),
+        (make_run(1.0, curves_of(steady(6), 0.9, steady(2), 20)), "stays near that of the start"),
+    ],
+)
+def test_three_regimes_that_are_not(wrong: Run, words: str) -> None:
+    found = check("E1", [*grid(), wrong])
+    assert found.verdict == "does not"
+    assert words in found.text
+
+
+def test_settings_are_judged_apart() -> None:
+    other = [each for each in grid(options={"width": 16}) if each.elr != 5e-1]
+    assert check("E1", [*grid(), *other]).verdict == "holds"
+    wrong = [*grid(options={"width": 16}), converging(1.0, options={"width": 16})]
+    found = check("E1", [*grid(), *wrong])
+    assert found.verdict == "does not"
+    assert "width 16" in found.text.partition("(does not)")[0]
+    assert [chart.id for chart in drawn("E1", [*grid(), *other])] == ["E1-1", "E1-2"]
+
+
+def test_profiles() -> None:
+    found = check("E3", grid())
+    assert found.verdict == "holds"
+    assert "0.79 times" in found.text
+    higher = make_run(1e-2, curves_of(falling(1e-4), 0, lambda e: 900 * falling(1e-4)(e), 1e-4))
+    assert check("E3", [converging(1e-3), higher]).verdict == "does not"
+    steeper = make_run(1e-2, curves_of(falling(1e-4), 0, lambda e: 9 * falling(1e-4)(e) ** 1.5, 1e-4))
+    found = check("E3", [converging(1e-3), steeper])
+    assert found.verdict == "does not"
+    assert "slopes" in found.text
+    assert check("E3", [converging(1e-3), converging(1.5e-3)]).verdict == "cannot tell"
+    drawn("E3", grid())
+
+
+def test_small_networks() -> None:
+    def small(elr: float, curves: dict[str, Curve], **options: Any) -> Run:
+        return make_run(elr, curves, options={"width": 1}, **options)
+
+    runs = [
+        small(1e-3, curves_of(lambda e: 1 / (1 + 0.1 * e), 0.3, steady(5), 1e-4)),
+        small(3e-2, curves_of(steady(1), 0.5, steady(5), 0.8)),
+        small(3e-1, curves_of(steady(6), 0.9, steady(50), 20)),
+    ]
+    assert check("E21", runs).verdict == "holds"
+    assert check("E21", [*runs, small(1e-2, curves_of(falling(1e-3), 0, falling(1), 1e-4))]).verdict == "does not"
+    assert (
+        check("E21", [*runs, small(1e-2, curves_of(steady(1), 0.5, steady(5), 0.8), epochs=30)]).verdict
+        == "cannot tell"
+    )
+    assert check("E21", grid()).verdict == "cannot tell"
+    assert check("E1", runs).verdict == "cannot tell"
+    drawn("E21", runs)
+
+
+def test_seeds() -> None:
+    runs = [run for seed in range(3) for run in grid(seed=seed)]
+    assert check("E23", runs).verdict == "holds"
+    assert check("E23", grid()).verdict == "cannot tell"
+    assert check("E23", [*runs, diverging(1e-3, seed=3)]).verdict == "does not"
+    undecided = make_run(1e-3, curves_of(lambda e: 1 / (1 + 0.1 * e), 0.3, steady(5), 1e-4), seed=3)
+    assert check("E23", [*runs, undecided]).verdict == "cannot tell"
+    (chart,) = drawn("E23", runs)
+    assert all(curve.low is not None for curve in chart.panels[0].curves)
+
+
+def test_squared_error() -> None:
+    options = {"loss": "mse"}
+    runs = [make_run(1e-3, curves_of(falling(1e-4), 0, falling(1), 1e-4), options=options)]
+    runs += [equilibrium(3e-2, options=options), diverging(0.5, options=options)]
+    assert check("E25", runs).verdict == "holds"
+    assert check("E25", grid()).verdict == "cannot tell"
+    assert check("E25", [*runs, diverging(1e-2, options=options)]).verdict == "does not"
+    assert check("E1", runs).verdict == "cannot tell"
+    drawn("E25", runs)
+
+
+def test_distances() -> None:
+    found = check("E26", grid())
+    assert found.verdict == "holds"
+    near = make_run(3e-2, curves_of(steady(2), 0.5, steady(9), 0.8) | {"angle/total": lambda _: 1.3})
+    assert check("E26", [*grid(), near]).verdict == "does not"
+    assert check("E26", grid()[:4]).verdict == "cannot tell"
+    drawn("E26", grid())
+
+
+# --- step sizes ----------------------------------------------------------------------------------------------
+
+
+def test_equal_steps(tmp_path: Path) -> None:
+    assert check("E7", [equilibrium(3e-2)]).verdict == "holds"
+    assert check("E7", [converging(1e-3), diverging(0.5)]).verdict == "cannot tell"
+    lines = ["group,elr,effective_grad_norm,ess,scale_invariant"]
+    lines += [f"g{i},{2.0**i},{3 * 2.0**-i},3,1" for i in range(8)]
+    (tmp_path / "equal_ess.csv").write_text("\n".join([*lines, "gain,1,1000,1000,0"]) + "\n")
+    found = check("E7", [equilibrium(3e-2, tmp_path)])
+    assert found.verdict == "holds"
+    assert "8 groups" in found.text
+    (points, line) = drawn("E7", [equilibrium(3e-2, tmp_path)])[0].panels[0].curves
+    assert (points.kind, len(points.x), line.dash) == ("points", 8, "dashed")
+    (tmp_path / "equal_ess.csv").write_text("\n".join([*lines[:1], *(f"g{i},{2.0**i},3,3,1" for i in range(8))]) + "\n")
+    assert check("E7", [equilibrium(3e-2, tmp_path)]).verdict == "does not"
+
+
+def test_settling() -> None:
+    run = equilibrium(3e-2)
+    assert check("E8", [run]).verdict == "holds"
+    (chart,) = drawn("E8", [run])
+    assert [len(panel.curves) for panel in chart.panels] == [6, 3]
+    curves = curves_of(steady(2), 0.5, steady(9), 0.8)
+    assert check("E8", [make_run(3e-2, curves | {"elr/a": lambda e: 4 * 1.1**e})]).verdict == "does not"
+    assert check("E8", [make_run(3e-2, curves | {"elr/a": lambda _: 9.0})]).verdict == "does not"
+    del curves["equilibrium/ess"]
+    assert check("E8", [make_run(3e-2, curves)]).verdict == "cannot tell"
+
+
+# --- paths ---------------------------------------------------------------------------------------------------
+
+
+def write_path(file: Path, ends: tuple[float, float], middle: float) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [f"0,{ends[0]},0,0", f"0.5,{middle},0,0", f"1,{ends[1]},0,0"]
+    file.write_text("position,train_loss,train_error,val_error\n" + "\n".join(rows) + "\n")
+
+
+def fine_tuned(folder: Path, elrs: tuple[float, float], barrier: float, jump: float, last: float, cosine: float) -> Run:
+    """Converges, goes over at epoch 30, jumps, converges again."""
+
+    def loss(epoch: int) -> float:
+        return falling(1e-3)(epoch) if epoch < 30 else jump if epoch == 30 else last
+
+    write_path(folder / "barrier-switch-1-to-0060.csv", (1e-3, last), barrier + (1e-3 + last) / 2)
+    more = {
+        "switch/elr": Series([30.0], [30.0 * STEPS - 1], [elrs[1]]),
+        "barrier/cosine": Series([60.0], [60.0 * STEPS - 1], [cosine]),
+    }
+    return make_run(elrs[0], curves_of(loss, 0, steady(1), 1e-4), folder, more=more)
+
+
+def test_fine_tuning(tmp_path: Path) -> None:
+    down = fine_tuned(tmp_path / "down", (1e-2, 1e-3), 0.0, 1e-3, 9e-4, 0.99)
+    up = fine_tuned(tmp_path / "up", (1e-4, 2e-2), 0.9, 2.0, 1e-4, 0.01)
+    flat = fine_tuned(tmp_path / "flat", (1e-3, 2e-2), 0.01, 2e-3, 5e-4, 0.9)
+    assert check("E4", [down, up]).verdict == "holds"
+    assert check("E4", [down, up, flat]).verdict == "holds"
+    assert (
+        check("E4", [down]).verdict == check("E4", [up]).verdict == check("E4", [down, flat]).verdict == "cannot tell"
+    )
+    assert len(drawn("E4", [down, up, flat])) == 3
+    for number, (wrong, words) in enumerate(
+        [
+            (((1e-2, 1e-3), 0.2, 1e-3, 9e-4, 0.99), "not below 0.05"),
+            (((1e-2, 1e-3), 0.0, 1e-3, 9e-4, 0.5), "cosine of the weights is 0.500"),
+            (((1e-2, 1e-3), 0.0, 1e-3, 2e-2, 0.99), "It ends at a train loss of 0.02"),
+            (((1e-4, 2e-2), 0.1, 2.0, 1e-4, 0.01), "The barrier to where it was is 0.1"),
+            (((1e-4, 2e-2), 0.9, 2.0, 5e-3, 0.01), "no lower than before"),
+            (((1e-4, 2e-2), 0.9, 1e-3, 5e-4, 0.9), "it does not jump"),
+        ]
+    ):
+        found = check("E4", [down, up, fine_tuned(tmp_path / str(number), *wrong)])
+        assert found.verdict == "does not"
+        assert words in found.text
+
+
+def test_barriers(tmp_path: Path) -> None:
+    low, high = converging(1e-3, tmp_path / "low"), converging(1e-2, tmp_path / "high")
+    down = fine_tuned(tmp_path / "down", (1e-2, 1e-3), 0.0, 1e-3, 9e-4, 0.99)
+    up = fine_tuned(tmp_path / "up", (1e-4, 2e-2), 0.9, 2.0, 1e-4, 0.01)
+    runs = [low, high, down, up]
+    for run in runs:
+        run.folder.mkdir(exist_ok=True)
+    assert check("E6", runs).verdict == "cannot tell"
+    ends = {"start": "x/low/checkpoints/last.ckpt", "end": "y/high/checkpoints/last.ckpt"}  # moved since
+    for barrier, verdict in ((0.4, "holds"), (0.05, "does not")):
+        write_path(tmp_path / "between" / "interpolation.csv", (1e-3, 1e-3), barrier + 1e-3)
+        (tmp_path / "between" / "interpolation.json").write_text(json.dumps({**ends, "cosine": 0.3}))
+        found = check("E6", runs)
+        assert found.verdict == verdict
+        assert f"{barrier} between ELR 0.001 and 0.01" in found.text
+    (chart,) = drawn("E6", runs)
+    assert len(chart.panels) == 3
+    (tmp_path / "between" / "interpolation.csv").write_text("position,train_loss\n0,")
+    assert check("E6", runs).verdict == "cannot tell"
+
+
+def test_paths_in_equilibrium(tmp_path: Path) -> None:
+    more = {"barrier/cosine": Series([20.0, 40.0], [1.0, 2.0], [0.2, 0.3])}
+    run = equilibrium(3e-2, tmp_path, more=more)
+    for middle, verdict in ((1.0, "holds"), (1.9, "does not")):
+        write_path(tmp_path / "barrier-0020-to-0040.csv", (2.0, 2.0), middle)
+        write_path(tmp_path / "barrier-0040-to-0060.csv", (2.0, 2.0), 2.05)
+        assert check("E9", [run]).verdict == verdict
+    turned = equilibrium(3e-2, tmp_path, more={"barrier/cosine": Series([20.0, 40.0], [1.0, 2.0], [0.2, 0.9])})
+    assert check("E9", [turned]).verdict == "does not"
+    assert len(drawn("E9", [run])[0].panels[0].curves) == 4
+    (tmp_path / "barrier-0040-to-0060.csv").unlink()
+    assert check("E9", [run]).verdict == "cannot tell"
+
+
+# --- switches ------------------------------------------------------------------------------------------------
+
+
+def switched(losses: Sequence[float], elrs: Sequence[float]) -> Run:
+    """Thirty epochs at each ELR, at these levels."""
+    at = [30 * i for i in range(1, len(elrs))]
+    steps = [STEPS * epoch - 1.0 for epoch in at]
+    more = {"switch/elr": Series([float(epoch) for epoch in at], steps, list(elrs[1:]))}
+    error = 0.5 if losses[-1] > 0.1 else 0.0
+    curves = curves_of(lambda e: losses[e // 30] * wave(e), error, steady(9), 0.8 if losses[-1] > 0.1 else 1e-4)
+    return make_run(elrs[0], curves, epochs=30 * len(elrs), more=more)
+
+
+def test_levels() -> None:
+    run = switched([2.0, 3.0, 2.1], [3e-2, 4e-2, 3e-2])
+    assert check("E10", [run]).verdict == "holds"
+    assert check("E10", [switched([2.0, 2.1, 2.0], [3e-2, 4e-2, 3e-2])]).verdict == "does not"
+    assert check("E10", [switched([2.0, 3.0, 2.6], [3e-2, 4e-2, 3e-2])]).verdict == "does not"
+    assert check("E10", [switched([2.0, 3.0], [3e-2, 4e-2])]).verdict == "cannot tell"
+    assert check("E10", [equilibrium(3e-2)]).verdict == "cannot tell"
+    (panel,) = drawn("E10", [run])[0].panels
+    assert [mark.x for mark in panel.marks] == [29.5, 59.5]
+
+
+def test_leaving_the_equilibrium() -> None:
+    run = switched([2.0, 1e-3], [3e-2, 1e-2])
+    assert check("E11", [run]).verdict == "holds"
+    assert check("E11", [switched([2.0, 0.4], [3e-2, 1e-2])]).verdict == "cannot tell", "thirty epochs only"
+    long = switched([2.0, 0.4, 0.4, 0.4], [3e-2, 1e-2, 1e-2, 1e-2])
+    assert check("E11", [long]).verdict == "cannot tell", "three switches"
+    assert check("E11", [switched([1e-3, 1e-3], [1e-2, 1e-3])]).verdict == "cannot tell", "from convergence"
+    drawn("E11", [run])
+
+
+def test_a_run_that_does_not_leave() -> None:
+    more = {"switch/elr": Series([30.0], [30.0 * STEPS - 1], [1e-2])}
+    run = make_run(3e-2, curves_of(steady(2), 0.5, steady(9), 0.8), epochs=100, more=more)
+    assert check("E11", [run]).verdict == "does not"
+
+
+def test_borders() -> None:
+    fall = make_run(2.4e-2, curves_of(lambda e: 2 * wave(e) if e < 25 else 1e-3, 0.0, steady(9), 1e-3))
+    dipping = curves_of(lambda e: 4.0 if e % 10 == 5 else 6 * wave(e), 0.9, steady(50), 2.5)
+    escapes = make_run(5e-2, dipping)
+    found = check("E14", [fall, escapes, *grid()])
+    assert found.verdict == "holds"
+    assert "up to epoch 24, and below 1e-2 since epoch 25" in found.text
+    assert check("E14", [fall, *grid()]).verdict == check("E14", [escapes, *grid()]).verdict == "cannot tell"
+    slow = make_run(2.4e-2, curves_of(lambda e: 2 * 0.7**e, 0.0, steady(9), 1e-3))
+    assert check("E14", [slow, escapes]).verdict == "cannot tell"
+    drawn("E14", [fall, escapes])
+
+
+# --- optimizers ----------------------------------------------------------------------------------------------
+
+
+def compared(ours: float, theirs: float, loss: float = 1.0, unforgetting: float | None = None) -> Run:
+    start = 1e-5
+    last = {
+        "start_distance_max": start,
+        "AdaGradG_distance_max": ours,
+        "AdaGrad_distance_max": theirs,
+        "run_loss": 1.0,
+        "AdaGradG_loss": loss,
+    }
+    if unforgetting is not None:
+        last["AdaGradG_unforgetting_distance_max"] = unforgetting
+    more = {f"optimizer_comparison/{key}": Series([0.0], [10.0], [value]) for key, value in last.items()}
+    network = {"network": {"class_path": "lit_sphere.networks.ResNet20", "init_args": {"affine": False}}}
+    return make_run(None, {"train/loss": falling(0.1)}, options=network, more=more)
+
+
+def test_adagrad_g() -> None:
+    assert check("R11", [compared(1e-11, 2e-3)]).verdict == "holds"
+    assert check("R11", [compared(1e-11, 2e-3, unforgetting=1e-9)]).verdict == "holds"
+    for wrong in (compared(1e-6, 2e-3), compared(1e-11, 1e-5), compared(1e-11, 2e-3, loss=1.1)):
+        assert check("R11", [wrong]).verdict == "does not"
+    assert check("R11", [compared(1e-11, 2e-3, unforgetting=1.5e-11)]).verdict == "does not"
+    drawn("R11", [compared(1e-11, 2e-3)])
+
+
+def in_space(optimizer: str, radial: float, ess: float, length: float, momentum: float = 0.0) -> Run:
+    options = {"optimizer": {"class_path": f"torch.optim.{optimizer}", "init_args": {"lr": 0.1, "momentum": momentum}}}
+    maxima = {"radial": radial, "ess": ess, "step_length": 2 * length}
+    curves: dict[str, Curve] = {"train/loss": falling(0.1), "step_length/max": lambda e: length / (1 + e) ** 2}
+    for key, value in maxima.items():
+        curves[f"{key}/step_max"] = lambda e, value=value: value / (1 + e) ** 2  # type: ignore[misc]
+    return make_run(None, curves, options=options)
+
+
+def test_small_terms() -> None:
+    plain = in_space("SGD", 1e-4, 1.5, 0.09)
+    momentum, adam = in_space("SGD", 0.1, 0.2, 0.01, momentum=0.9), in_space("Adam", 4e-3, 0.03, 0.01)
+    runs = [plain, momentum, adam]
+    assert [check(id_, runs).verdict for id_ in ("R12", "R13", "R14")] == ["holds"] * 3
+    assert check("R12", [plain, momentum]).verdict == check("R13", [momentum, adam]).verdict == "cannot tell"
+    assert check("R14", [momentum, adam]).verdict == "cannot tell"
+    assert check("R12", [momentum, in_space("Adam", 0.9, 0.03, 0.01)]).verdict == "does not"
+    assert check("R13", [*runs, in_space("SGD", 1e-4, 3.2, 0.09)]).verdict == "does not"
+    assert check("R14", [in_space("SGD", 1e-4, 1.5, 0.3)]).verdict == "does not"
+    for id_ in ("R12", "R13", "R14"):
+        drawn(id_, runs)
+
+
+# --- the toy -------------------------------------------------------------------------------------------------
+
+
+def write_toy(folder: Path, level: float = 1.0, off: float = 1.0) -> None:
+    folder.mkdir(exist_ok=True)
+    rows = ["elr,predicted_loss,mean_loss,low_10,median,high_90,regime"]
+    for elr in (0.05, 0.1, 0.14, 0.2, 0.25, 0.5, 1.0):
+        predicted = max(0.0, (7 - 1 / elr) / 2)
+        regime = "convergence" if elr < 1 / 7 else "chaotic equilibrium" if elr < 2 / 7 else "divergence"
+        rows.append(f"{elr},{predicted},{predicted},{predicted},{level * predicted},{predicted},{regime}")
+    (folder / "toy.csv").write_text("\n".join(rows) + "\n")
+    rows = ["elr,alpha,step,median_elr,predicted_elr"]
+    for step in (50, 100, 150, 200):
+        rows += [f"0.2,{alpha},{step},{off * 1.4 / alpha},{1.4 / alpha}" for alpha in (1, 2, 4)]
+    (folder / "toy_elrs.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_toy(tmp_path: Path) -> None:
+    toy = tmp_path / "toy"
+    write_toy(toy)
+    for folder in (toy, tmp_path):
+        assert check("T7", [], folder).verdict == check("T8", [], folder).verdict == "holds"
+    assert len(drawn("T8", [], toy)[0].panels[0].curves) == 6
+    drawn("T7", [], toy)
+    write_toy(toy, level=1.2, off=1.2)
+    assert check("T7", [], toy).verdict == check("T8", [], toy).verdict == "does not"
+    (toy / "toy.csv").write_text("weight_decay,step,loss\n0,0,1\n")
+    assert check("T7", [], toy).verdict == "cannot tell"
