@@ -289,7 +289,9 @@ def test_every_kind_of_chart_is_drawn_and_written() -> None:
         Curve([1, 10], [2.0, 3.0], "theory", colour="#0b5394", kind="both", dash="dotted"),
     ]
     marks = [Mark(x=1, to=5, colour="#b6d7a8"), Mark(x=2, label="here"), Mark(y=1.5, label="level"), Mark(y=1, to=2)]
-    chart = Chart("x", "title", "", [Panel("p", "x", x_log=True, y_log=True, curves=curves, marks=marks), nothing])
+    nothing = Panel("q", "x", y_log=True, curves=[Curve([0, 1], [math.inf, math.nan], "blown up")])
+    panel = Panel("p", "x", x_log=True, y_log=True, curves=curves, marks=marks)
+    chart = Chart("x", "title", "", [panel, nothing])
     figure = draw_chart(chart, colour_scale([chart]))
     figure.canvas.draw()
     assert [axes.get_title() for axes in figure.axes] == ["p", "q"]
