@@ -2,22 +2,26 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import pytest
 from conftest import LitSphere
 from synthetic_runs import write_grid, write_run
 
 from lit_sphere.experiments import EXPERIMENTS
+from lit_sphere.files import write_whole
 from lit_sphere.report.chart import Chart, Curve, Mark, Panel, colour_scale, numbers, over_seeds, thinned
 from lit_sphere.report.chart_figures import draw_chart
+from lit_sphere.report.page import Page, Section, page_html
 from lit_sphere.report.runs import Run
+from lit_sphere.report.table import Table
 
 
 class _Page(HTMLParser):
@@ -116,7 +120,7 @@ def test_nan_is_a_gap(empty_folder: Path, lit_sphere: LitSphere) -> None:
 
     write_run(empty_folder / "runs" / "a", 1e-3, change=blow_up)
     write_run(empty_folder / "runs" / "b", 1e-2, change=lambda row: {**row, "train/loss": math.inf})
-    done = lit_sphere("report", "runs", "--out", "out", "--formats", "png", "--experiments", "E3")
+    done = lit_sphere("report", "runs", "--out", "out", "--formats")
     assert done.status == 0, done.err
     page = _Page(empty_folder / "out" / "report.html")
     (panel,) = (each for chart in page.charts if chart["id"] == "learning" for each in chart["panels"][:1])
@@ -155,6 +159,28 @@ def test_a_sweep_has_its_report_in_its_own_folder(empty_folder: Path, lit_sphere
     assert len(experiments) > 1
 
 
+def test_a_long_finding_is_folded(empty_folder: Path) -> None:
+    sentences = [f"Sentence {i} of a finding that has many numbers." for i in range(20)]
+    chart = Chart("E0", "title", "", [Panel("p", "x")])
+    section = Section([chart], "E0: long", "holds", [" ".join(sentences), "Short."])
+    html = page_html(Page("t", "w", ["a"], [section], {}, Table([], [])))
+    assert "<p>Short.</p>" in html
+    (summary,) = re.findall("<details><summary>(.*?)</summary>", html)
+    assert summary.startswith(sentences[0])
+    assert summary.endswith("numbers.")
+    assert f"<p>{sentences[len(summary) // len(sentences[0])]}" in html
+
+
+def test_tables_without_a_run_are_reported_on(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    small = ("--steps", "200", "--grid", "8", "--seeds", "3")
+    assert lit_sphere("toy", *small, "--run", "toy").status == 0
+    done = lit_sphere("report", "toy", "--out", "out", "--formats")
+    assert done.status == 0, done.err
+    page = _Page(empty_folder / "out" / "report.html")
+    assert any(chart["id"].startswith("T7") for chart in page.charts)
+    assert "<table" not in page.html
+
+
 def test_an_older_report_leaves_nothing_behind(empty_folder: Path, lit_sphere: LitSphere) -> None:
     write_grid(empty_folder / "runs")
     (empty_folder / "out" / "figures").mkdir(parents=True)
@@ -171,7 +197,7 @@ def test_an_older_report_leaves_nothing_behind(empty_folder: Path, lit_sphere: L
     [
         (("nowhere",), "no run to report on: nowhere: there is no such folder"),
         (("empty",), "no run to report on: empty: holds no run"),
-        ((), "runs"),
+        ((), "name the folders to report on, such as runs or sweeps/NAME"),
         (("runs", "--formats", "gif"), "--formats gif: there are pdf, svg, png"),
         (("runs", "--experiments", "E99"), "--experiments E99: there is no such id"),
         (("runs", "--titel", "x"), "there is no option --titel; did you mean --title?"),
@@ -217,6 +243,23 @@ def test_an_experiment_that_fails_costs_itself_only(
     assert "failed: ZeroDivisionError: by zero" in _Page(empty_folder / "out" / "report.html").html
 
 
+def test_a_full_disk_leaves_the_page(
+    empty_folder: Path, lit_sphere: LitSphere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+        if path.suffix == ".csv":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_whole(path, write)
+
+    monkeypatch.setattr("lit_sphere.cli.report.write_whole", write)
+    write_grid(empty_folder / "runs")
+    done = lit_sphere("report", "runs", "--out", "out", "--formats", "--experiments", "E3")
+    assert done.status == 1
+    assert "No space left on device" in done.err
+    assert "free some space and run the command again" in done.err
+    assert len(_Page(empty_folder / "out" / "report.html").rows()) == 7
+
+
 def test_curves_of_seeds_are_joined() -> None:
     seeds = [Curve([0, 1, 2], [1.0, 2.0, math.nan], "a", elr=0.1), Curve([0, 1], [4.0, 8.0], "a", elr=0.1)]
     joined = over_seeds(seeds)
@@ -246,9 +289,9 @@ def test_every_kind_of_chart_is_drawn_and_written() -> None:
         Curve([1, 10], [2.0, 3.0], "theory", colour="#0b5394", kind="both", dash="dotted"),
     ]
     marks = [Mark(x=1, to=5, colour="#b6d7a8"), Mark(x=2, label="here"), Mark(y=1.5, label="level"), Mark(y=1, to=2)]
-    chart = Chart(
-        "x", "title", "", [Panel("p", "x", x_log=True, y_log=True, curves=curves, marks=marks), Panel("q", "x")]
-    )
+    nothing = Panel("q", "x", y_log=True, curves=[Curve([0, 1], [math.inf, math.nan], "blown up")])
+    panel = Panel("p", "x", x_log=True, y_log=True, curves=curves, marks=marks)
+    chart = Chart("x", "title", "", [panel, nothing])
     figure = draw_chart(chart, colour_scale([chart]))
     figure.canvas.draw()
     assert [axes.get_title() for axes in figure.axes] == ["p", "q"]

@@ -64,7 +64,7 @@ class Comparison:
     """Runs that are compared.
 
     Args:
-        runs: At least one.
+        runs: The runs; none where only tables are reported on.
 
     Attributes:
         runs: The runs.
@@ -143,7 +143,7 @@ class Comparison:
     @cached_property
     def seeds(self) -> int:
         """Largest number of runs of one point."""
-        return max(len(point.runs) for point in self.points)
+        return max((len(point.runs) for point in self.points), default=0)
 
     @cached_property
     def losses(self) -> list[str]:
@@ -154,6 +154,8 @@ class Comparison:
         """Say in one line what is compared."""
         if not self.runs:
             return "no runs: what the toy of the theory shows"
+        if not self.runs:
+            return ""
         count = f"{len(self.runs)} runs" if len(self.runs) > 1 else "1 run"
         networks = " and ".join(sorted({run.network for run in self.runs} - {""}))
         data = " and ".join(sorted({run.data for run in self.runs} - {""}))
@@ -279,9 +281,11 @@ def answer(comparison: Comparison) -> list[str]:
     Returns:
         A sentence each.
     """
+    if not comparison.runs:
+        return []
     sentences = [sentence for family in comparison.families for sentence in _of_family(comparison, family)]
-    for loss in comparison.losses:
-        sentences += _best_error([run for run in comparison.runs if run.loss_name == loss], comparison, loss)
+    for loss, data in sorted({(run.loss_name, run.data) for run in comparison.runs}):
+        sentences += _best_error(comparison, loss, data)
     return sentences or (["The runs logged neither a regime nor an error."] if comparison.runs else [])
 
 
@@ -353,8 +357,9 @@ def _why(family: Family) -> str:
     return first if len({each.split("; ")[0] for each in evidence}) == 1 else f"{first}, and others"
 
 
-def _best_error(runs: Sequence[Run], comparison: Comparison, loss: str) -> list[str]:
+def _best_error(comparison: Comparison, loss: str, data: str) -> list[str]:
     """The lowest error at the end, as a mean over seeds; never the lowest of all epochs, which is luck."""
+    runs = [run for run in comparison.runs if (run.loss_name, run.data) == (loss, data)]
     found: list[tuple[float, Point, list[float]]] = []
     for point in comparison.points:
         finals = [final for run in point.runs if run in runs if (final := run.final("val/error")) is not None]
@@ -366,8 +371,9 @@ def _best_error(runs: Sequence[Run], comparison: Comparison, loss: str) -> list[
     of_seeds = f" (mean of {len(finals)} seeds, {_percent(min(finals))} to {_percent(max(finals))})"
     seeds = of_seeds if len(finals) > 1 else ""
     with_loss = f" with {LOSS_NAMES.get(loss, loss)}" if len(comparison.losses) > 1 else ""
+    on_data = f" on {data}" if len({run.data for run in comparison.runs}) > 1 else ""
     where = f" at {comparison.label(point)}" if len(comparison.runs) > 1 else ""
-    return [f"Lowest {validation_name(runs)} error at the end{with_loss}: {_percent(mean)}{seeds}{where}."]
+    return [f"Lowest {validation_name(runs)} error at the end{on_data}{with_loss}: {_percent(mean)}{seeds}{where}."]
 
 
 LOSS_NAMES = {"cross_entropy": "cross-entropy", "mse": "mean squared error"}
