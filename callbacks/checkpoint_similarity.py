@@ -42,15 +42,15 @@ class CheckpointSimilarity(StoppablePasses):
         every_n_epochs: Epochs between two snapshots.
         keep: Snapshots kept, at least 2: the first and the latest others. All of them are in the matrix; one that is
             no longer kept is not compared with later ones.
-
-    Attributes:
-        pairs: What was measured, for each pair of snapshots.
         example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
             a tuple of inputs by position, or a dictionary of inputs by name.
         network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
             input. None: the module itself, or where that does not run, its training step.
         groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
             that fits is a group), or a list of those that are scale-invariant together.
+
+    Attributes:
+        pairs: What was measured, for each pair of snapshots.
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if there is another

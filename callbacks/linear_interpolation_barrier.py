@@ -68,15 +68,15 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
         great_circle: Along the great circle of the sphere, not along the segment.
         statistics: ``batch``: batch norms take each batch's own statistics, on all sets. ``reestimated``: their
             statistics are estimated anew on the train set at each point, and both sets seen in eval mode.
-
-    Attributes:
-        results: What was measured, by the name of the picture.
         example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
             a tuple of inputs by position, or a dictionary of inputs by name.
         network: What is searched for scale-invariant groups: the attribute that is the network, or a function of the
             input. None: the module itself, or where that does not run, its training step.
         groups: Names of the scale-invariant parameters, in place of a search: for each group one name (with ``*``, each
             that fits is a group), or a list of those that are scale-invariant together.
+
+    Attributes:
+        results: What was measured, by the name of the picture.
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if ``start`` cannot be read or is of

@@ -29,7 +29,7 @@ WITHOUT_COMMAND = {
     *("sphere_schedules", "sphere_sgd"),
 }
 # Tried with the newest versions only, for time.
-_OF_THE_REPOSITORY = {"front_door", "house", "packaging", "readme"}
+_OF_THE_REPOSITORY = {"front_door", "house", "packaging", "readme", "site"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
-from wandb_file import wandb_axes, wandb_rows
+
+from lit_sphere.report.wandb_files import read_wandb
 
 pytestmark = pytest.mark.slow  # a copy of the repository
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -77,7 +78,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
         shutil.copy(REPOSITORY / name, copy)
-    for name in ("lit_sphere", "callbacks", "configs", "tests"):
+    for name in ("lit_sphere", "callbacks", "configs", "docs", "tests"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(REPOSITORY / name, copy / name, symlinks=True, ignore=ignored)
     for block in _blocks():
@@ -90,7 +91,7 @@ def test_there_are_recipes() -> None:
     assert {Path(path).parent.as_posix() for path in new} == {
         "lit_sphere/networks", "lit_sphere/data", "callbacks", "configs", "tests",
     }  # fmt: skip
-    edited = [path for path, kind, _ in _blocks() if kind == "diff" and not path.startswith(("tests/", "README"))]
+    edited = [path for path, kind, _ in _blocks() if kind == "diff" and not path.startswith(("tests/", "docs/"))]
     assert sorted(set(edited)) == sorted(
         ["callbacks/__init__.py", "lit_sphere/data/__init__.py", "lit_sphere/networks/__init__.py"]
     ), "one export each, and nothing else of the package is touched"
@@ -142,8 +143,9 @@ def test_the_network_trains_on_the_data_by_their_short_names(commands: tuple[Pat
 
 def test_keys_of_the_callback_have_the_epoch_as_their_axis(commands: tuple[Path, dict[str, Any]]) -> None:
     (file,) = (commands[0] / "new" / "wandb").glob("offline-run-*/*.wandb")
-    assert [row["epoch"] for row in wandb_rows(file) if "weights/norm" in row] == [0, 1]
-    assert wandb_axes(file)["weights/norm"] == "epoch"
+    run = read_wandb(file)
+    assert run.series["weights/norm"].epochs == [0, 1]
+    assert run.axes["weights/norm"] == "epoch"
 
 
 def test_the_experiment_goes_by_its_name(commands: tuple[Path, dict[str, Any]]) -> None:

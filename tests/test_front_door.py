@@ -112,7 +112,7 @@ def _lowest(pyproject: Path, *extras: str) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("extras", [["test-callbacks"], ["test", "cli", "test-callbacks"]])
+@pytest.mark.parametrize("extras", [["test-callbacks"], ["test", "cli", "dashboard", "test-callbacks"]])
 def test_every_requirement_is_tried_at_its_lowest_version(extras: list[str]) -> None:
     project = _project()
     lines = dict(line.split("==") for line in _lowest(REPOSITORY / "pyproject.toml", extras[0]))

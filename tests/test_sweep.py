@@ -16,10 +16,10 @@ import pytest
 import yaml
 from conftest import REPOSITORY, LitSphere, with_default_signals
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
-from wandb_file import wandb_records
 
 from lit_sphere.cli.sweep import run_sweep
 from lit_sphere.files import release_folders
+from lit_sphere.report.wandb_files import read_wandb
 from lit_sphere.sweep import Fit, Plan, PointState, Sweep, SweepError, SweepResult
 from lit_sphere.sweep import run as sweep_run
 from lit_sphere.sweep.afterwards import commands_afterwards
@@ -188,6 +188,33 @@ def test_a_signal_stops_all_and_the_rest_stays_for_later(empty_folder: Path) -> 
     assert play(Played()).is_done
 
 
+def test_jobs_of_a_queue_outlive_the_sweep_and_are_taken_up(empty_folder: Path) -> None:
+    class Queue(Played):
+        outlives = True
+
+        def start(self, name: str, task: Task) -> str:
+            super().start(name, task)
+            return f"job-{name}"
+
+        def wait(self, seconds: float) -> Mapping[str, Outcome]:
+            signal.raise_signal(signal.SIGINT)
+            return {}
+
+    result = play(Queue(jobs=2))
+    assert result.signum == signal.SIGINT
+    assert [row["state"] for row in table("s").values()] == ["running", "running", "waiting"]
+
+    class Later(Played):
+        def goes_on(self, name: str, folder: Path, job: str) -> bool:
+            if job == "job-elr=0.001":
+                self.running[name] = Task(folder, (), {}, 1, _nothing)
+            return name in self.running
+
+    later = Later(jobs=3)
+    assert play(later).is_done
+    assert [task.folder.name for task in later.started] == ["elr=0.01", "elr=0.1"]
+
+
 def test_a_table_that_cannot_be_written_stops_nobody(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, full = write_states, [True]
 
@@ -281,7 +308,7 @@ OVER = ("--over", "model.elr=1e-3,1e-2")
         (("--over", "model.elr=1,fast"), "the point elr=fast: --model.elr: expected float, got fast"),
         (
             ("--over", "model.widht=1,2"),
-            "the point widht=1: SIConvNet has no option 'widht'; did you mean --model.width?",
+            "the point widht=1: --model: SIConvNet has no option 'widht'; did you mean",
         ),
         ((*OVER, "--trainer.max_epoch", "3"), "there is no option --trainer.max_epoch; did you mean --trainer.max_ep"),
         ((*OVER, "--jobs", "0"), "--jobs must be at least 1, got 0"),
@@ -335,6 +362,23 @@ def test_help_and_dry_run(empty_folder: Path, lit_sphere: LitSphere, no_processe
     assert not list(Path().iterdir())
 
 
+def test_the_folder_that_is_taken_is_the_same_for_the_same_command(
+    empty_folder: Path, lit_sphere: LitSphere, no_processes: None
+) -> None:
+    play(Played(), folder="begun")
+    Path("mine.yaml").write_text("over: {model.elr: [1, 2]}\n")
+    for args, folder in (
+        (("begun",), "begun"),
+        (("begun/sweep.yaml",), "sweeps/begun-again"),
+        (("mine.yaml",), "sweeps/mine"),
+        (("elr",), "sweeps/elr"),
+        (("--config", "cosine.yaml", "--seeds", "2"), "sweeps/cosine-over-seed"),
+        (("--over", "data.train_size=64", "--over", "model.elr=1", "--sweep", "own"), "own"),
+    ):
+        shown = lit_sphere("sweep", *args, "--dry-run")
+        assert f"--run {folder}/" in shown.out.splitlines()[0], shown
+
+
 def test_options_of_a_class_go_with_the_class_that_varies(
     empty_folder: Path, lit_sphere: LitSphere, no_processes: None
 ) -> None:
@@ -348,7 +392,7 @@ def test_options_of_a_class_go_with_the_class_that_varies(
 
 
 def test_the_same_grid_as_a_sweep_of_wandb(empty_folder: Path, lit_sphere: LitSphere, no_processes: None) -> None:
-    args = ("--over", "model.elr=1e-7,0.5", "--over", "data.augment=true,false", "--over", "data.label_noise=0,0.25")
+    args = ("--over", "model.elr=1e-7,0.5", "--over", "data.augment=true,false")
     done = lit_sphere("sweep", *args, "--export", "wandb", "--sweep", "w", "--data.batch_size", "64")
     assert done.status == 0, done.err
     content = yaml.safe_load(Path("w/wandb-sweep.yaml").read_text())
@@ -363,11 +407,10 @@ def test_the_same_grid_as_a_sweep_of_wandb(empty_folder: Path, lit_sphere: LitSp
     assert shown.status == 0, shown.err
     parsed = yaml.safe_load(shown.out)
     data = parsed["data"]["init_args"]
-    assert (data["augment"], data["label_noise"], data["batch_size"]) == (False, 0.25, 64)
+    assert (data["augment"], data["batch_size"]) == (False, 64)
     assert parsed["model"]["init_args"]["elr"] == 0.5
     assert "seeds sets two options together" in lit_sphere("sweep", *OVER, "--seeds", "2", "--export", "wandb").err
-    # The grid can still be run here, in the same folder.
-    assert lit_sphere("sweep", *args, "--sweep", "w", "--data.batch_size", "64", "--dry-run").status == 0
+    assert play(Played(), folder="w").is_done, "the grid can still be run here, in the same folder"
 
 
 # --- real processes --------------------------------------------------------------------------------------
@@ -428,10 +471,10 @@ def test_each_point_is_the_fit_alone_bit_for_bit(whole: Path, empty_folder: Path
     assert status == 0, err
     point = whole / "elr=0.01,seed=1"
     assert Path("alone/metrics.csv").read_bytes() == (point / "metrics.csv").read_bytes()
-    (file,) = point.glob("wandb/offline-run-*/*.wandb")
-    (run,) = [record.run for record in wandb_records(file) if record.WhichOneof("record_type") == "run"]
-    assert (run.run_group, run.job_type, run.display_name) == ("whole", "sweep", point.name)
-    assert {"model.elr=1e-2", "seed=1"} <= set(run.tags)
+    (of_wandb,) = point.glob("wandb/offline-run-*")
+    run = read_wandb(of_wandb)
+    assert (run.group, run.job_type, run.name) == ("whole", "sweep", point.name)
+    assert {"model.elr=1e-2", "seed=1", "sphere"} <= set(run.tags)
     assert (point / "curves.png").exists()
     assert {row["state"] for row in table(whole).values()} == {"done"}
 

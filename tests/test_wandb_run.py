@@ -1,69 +1,48 @@
 """W&B is asked before training, answers in one line, and its failures never end a training."""
 
 import csv
-import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack, closing
 from pathlib import Path
 from socket import create_server
+from typing import Any
 
 import pytest
 import wandb
 from conftest import LitSphere
 from test_streams import environment
-from wandb_file import wandb_rows
+from wandb_server import VIEWER, fresh_wandb, wandb_server
+
+from lit_sphere.report.wandb_files import read_wandb
 
 FIT = ("fit", "--trainer.max_epochs", "3", "--data.train_size", "256", "--model.width", "4", "--run", "r")
 KEY = "a" * 40
 
 Server = Callable[[int, str], str]
 
-
-@pytest.fixture(autouse=True)
-def fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Settings of this test's environment, no key of the user's, no process left behind."""
-    wandb.teardown()
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures(fresh_wandb.__name__)
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     """Start a W&B that knows the user, if it says 200, and answers whatever else it is asked with an error."""
-    running: list[ThreadingHTTPServer] = []
+    with ExitStack() as running:
 
-    def start(status: int, message: str) -> str:
-        class Answers(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                asked = self.rfile.read(int(self.headers.get("content-length") or 0))
-                known = status == 200 and b'"operationName":"Viewer"' in asked
-                viewer = {"id": "1", "entity": "me", "username": "me", "email": "", "flags": "{}"}
-                answer = {"data": {"viewer": {**viewer, "teams": {"edges": []}}}}
-                body = json.dumps(answer if known else {"errors": [{"message": message}]}).encode()
-                self.send_response(200 if known else max(status, 401))
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+        def start(status: int, message: str) -> str:
+            def answer(asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+                known = status == 200 and asked.get("operationName") == "Viewer"
+                return (
+                    (200, {"data": {"viewer": VIEWER}})
+                    if known
+                    else (max(status, 401), {"errors": [{"message": message}]})
+                )
 
-            def log_message(self, *_: object) -> None: ...
+            return running.enter_context(wandb_server(answer))
 
-        running.append(ThreadingHTTPServer(("127.0.0.1", 0), Answers))
-        threading.Thread(target=running[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{running[-1].server_port}"
-
-    yield start
-    for each in running:
-        each.shutdown()
-        each.server_close()
+        yield start
 
 
 def epochs() -> int:
@@ -155,7 +134,7 @@ def test_nobody_answers(empty_folder: Path, lit_sphere: LitSphere, monkeypatch: 
     assert epochs() == 3
     wandb.teardown()  # its process writes the rest of the file after the run's end
     (file,) = Path("r/wandb").glob("offline-run-*/*.wandb")
-    assert sum("train/loss" in row for row in wandb_rows(file)) == 3
+    assert len(read_wandb(file).series["train/loss"].values) == 3
 
 
 # --- in mid-run ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import shtab
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lit_sphere.cli import interpolate, report, reproduce, sweep, toy
+from lit_sphere.cli import dashboard, interpolate, report, reproduce, sweep, toy
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.shipped_classes import class_options, shipped_classes
 from lit_sphere.cli.sphere_cli import SphereCLI
@@ -49,8 +49,8 @@ def print_completion(shell: str) -> None:
 
 def _other_options() -> dict[str, list[str]]:
     """Options of the subcommands that are not Lightning's."""
-    parsers = {"interpolate": interpolate.make_parser(), "toy": toy.make_parser(), "report": report.make_parser()}
-    return {name: option_strings(parser) for name, parser in parsers.items()}
+    modules = {"interpolate": interpolate, "toy": toy, "report": report, "dashboard": dashboard}
+    return {name: option_strings(module.make_parser()) for name, module in modules.items()}
 
 
 def completion_script(shell: str, options: Mapping[str, Iterable[str]]) -> str:

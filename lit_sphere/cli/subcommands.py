@@ -58,6 +58,13 @@ SUBCOMMANDS = {
         "sortable table, and the commands that made the runs. The same figures as PDF and SVG and their numbers as "
         "CSV lie beside it. Needs no GPU and no network.",
     ),
+    "dashboard": Subcommand(
+        "a W&B workspace that compares the runs of a project",
+        "Save a W&B workspace that compares the runs of a project, grouped by effective learning rate: sharpness "
+        "against loss over the runs, regimes, loss, error, sharpness, effective learning rates and step sizes of each "
+        "group, barriers; with --report, a W&B report as well. Needs the extra lit-sphere[dashboard], and a key "
+        "(`wandb login`).",
+    ),
     "reproduce": Subcommand(
         "an experiment of the papers: its runs, its page, and whether it shows what it must",
         "Make the runs of an experiment at laptop size, on digits, and leave a page with its figures and whether they "

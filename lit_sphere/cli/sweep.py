@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lit_sphere.cli import main
-from lit_sphere.cli.config_names import default_config, find_sweep, shipped_sweeps
+from lit_sphere.cli.config_names import default_config, find_sweep, read_config, shipped_sweeps
 from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import option_strings, suggesting
@@ -21,7 +22,7 @@ from lit_sphere.sweep import Fit, LocalProcesses, Plan, Sweep, SweepError, Sweep
 from lit_sphere.sweep.afterwards import commands_afterwards, run_afterwards
 from lit_sphere.sweep.grid import read_over
 from lit_sphere.sweep.local import import_early
-from lit_sphere.sweep.plan import PLAN_FILE
+from lit_sphere.sweep.plan import PLAN_FILE, digest
 from lit_sphere.sweep.slurm import SlurmJobs, SlurmOptions, batch_script, check_submitit
 from lit_sphere.sweep.states import STATES_FILE
 from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line
@@ -103,8 +104,9 @@ class _Formatter(DefaultHelpFormatter):
 
 
 def _examples() -> str:
-    shipped = ", ".join(shipped_sweeps())
-    return f"""NAME is a YAML file, the folder of a sweep, or one of the shipped sweeps: {shipped}.
+    shipped = textwrap.fill(", ".join(shipped_sweeps()), 110, initial_indent="  ", subsequent_indent="  ")
+    return f"""NAME is a YAML file, the folder of a sweep, to go on with it, or one of the shipped sweeps:
+{shipped}.
 All other options go to every run, see lit-sphere fit --help.
 
 examples:
@@ -182,12 +184,12 @@ def run_sweep(
         raise SweepError(f"--jobs must be at least 1, got {jobs}")
     if slurm is None:
         import_early(_resources(plan, jobs, ()).threads, _PRELOAD)  # beside what this process imports now
-    from lit_sphere.cli.fit_parser import config_digests, parse_points
+    from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
     parsed = parse_points(plan)
     resources = _resources(plan, jobs, _gpus(parsed))
     afterwards = commands_afterwards(plan, folder)
-    fit = Fit(main, _PRELOAD, config_digests(plan), [_epochs(each) for each in parsed])
+    fit = Fit(main, _PRELOAD, _digests(plan), [_epochs(each) for each in parsed])
     launcher: LocalProcesses | SlurmJobs
     if slurm is not None:
         slurm.parameters(folder.name)
@@ -220,7 +222,7 @@ def _announce(sweep: Sweep, resources: "_Resources", slurm: SlurmOptions | None)
 
 
 def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
-    from lit_sphere.cli.fit_parser import parse_points
+    from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
     parse_points(plan)
     commands = [
@@ -236,7 +238,7 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
 
 
 def _export(plan: Plan, folder: Path) -> None:
-    from lit_sphere.cli.fit_parser import parse_points
+    from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
     parsed = parse_points(plan)
     content = wandb_sweep(plan, folder.name, parsed[0].project)
@@ -308,18 +310,29 @@ def _default_folder(name: str | None, plan: Plan) -> Path:
     """The folder that is taken where none is given: the same for the same command."""
     if name is not None:
         path = Path(find_sweep(name))
-        if path.name == PLAN_FILE and (path.parent / STATES_FILE).exists():
-            return path.parent  # of a sweep that has begun
+        if path.name == PLAN_FILE:  # of a sweep: its folder goes on with it, the file makes all of it again
+            return path.parent if Path(name).is_dir() else Path("sweeps") / f"{path.resolve().parent.name}-again"
         is_file = Path(name).exists()
         return Path("sweeps") / (path.stem if is_file else name.removesuffix(".yaml").replace("/", "-"))
-    configs = [
-        text.removeprefix("--config=") if text.startswith("--config=") else after
-        for text, after in zip(plan.fit, [*plan.fit[1:], ""], strict=False)
-        if text.startswith("--config=") or text in ("-c", "--config")
-    ]
+    configs = _configs_in(plan.fit)
     path = Path(configs[-1] if configs and not configs[-1].startswith("{") else default_config())
     varied = [option.rpartition(".")[2] for option in (*plan.over, *plan.zipped)]
     return Path("sweeps") / "-".join([path.stem, "over", *(varied or ["seed"])])
+
+
+def _configs_in(arguments: Sequence[str]) -> list[str]:
+    """What stands behind each --config."""
+    return [
+        text.removeprefix("--config=") if text.startswith("--config=") else after
+        for text, after in zip(arguments, [*arguments[1:], ""], strict=False)
+        if text.startswith("--config=") or text in ("-c", "--config")
+    ]
+
+
+def _digests(plan: Plan) -> dict[str, str]:
+    """A digest of the content of each config by name: has one changed since the sweep began?"""
+    names = {name for point in plan.points for name in _configs_in(plan.arguments(point))}
+    return {name: digest(read_config(name)) for name in sorted(names or {Path(default_config()).name})}
 
 
 def _epochs(parsed: Namespace) -> int | None:

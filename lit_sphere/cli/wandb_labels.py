@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lit_sphere.analysis.regimes import RegimeVerdict
+from lit_sphere.analysis.regimes import REGIME_NUMBERS, RegimeVerdict
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.effective import QUANTITIES
 
@@ -78,12 +78,14 @@ def _protocol(config: Mapping[str, Any]) -> list[str]:
     callbacks = _dict(config, "trainer").get("callbacks")
     callbacks = [each for each in callbacks if isinstance(each, Mapping)] if isinstance(callbacks, list) else []
     names = {_short(each.get("class_path")) for each in callbacks}
-    protocol = ["sphere" if options.get("elr") is not None else "whole space"]
-    if "FixedNorm" in names:
-        protocol = []
+    protocol = [] if "FixedNorm" in names or not options else [_space(options)]
     protocol += [tag for name, tag in _PROTOCOLS.items() if name in names]
     protocol += [_short(_dict(options, name).get("class_path")) for name in ("optimizer", "scheduler")]
     return [*protocol, *(["fine-tuning"] if config.get("ckpt_weights") else [])]
+
+
+def _space(options: Mapping[str, Any]) -> str:
+    return "whole space" if options.get("elr") is None else "sphere"
 
 
 def _dict(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -133,8 +135,8 @@ class LoggedValues:
             verdict: The regime, where the run was watched.
 
         Returns:
-            ``final/KEY``; ``best/KEY`` and ``best/KEY_epoch`` of losses and errors; ``regime``, ``evidence`` and
-            ``since``.
+            ``final/KEY``; ``best/KEY`` and ``best/KEY_epoch`` of losses and errors; ``regime``, ``regime_number``,
+            ``evidence`` and ``since``.
         """
         values: dict[str, float | str] = {f"final/{key}": value for key, value in self._final.items()}
         for key, (value, epoch) in self._best.items():
@@ -143,9 +145,32 @@ class LoggedValues:
                 values[f"best/{key}_epoch"] = epoch
         if verdict is not None:
             values |= {"regime": verdict.regime, "evidence": verdict.evidence}
+            values["regime_number"] = float(REGIME_NUMBERS[verdict.regime])
             if verdict.since is not None:
                 values["since"] = float(verdict.since)
         return values
+
+
+def regime_table(name: str, summary: Mapping[str, float | str]) -> tuple[list[str], list[float | str | None]]:
+    """Give the run's row in the table of regimes over all runs.
+
+    Args:
+        name: Of the run.
+        summary: From :meth:`LoggedValues.summary`.
+
+    Returns:
+        Columns and cells.
+    """
+    columns = {
+        "ELR": "final/elr/total",
+        "regime": "regime",
+        "since epoch": "since",
+        "evidence": "evidence",
+        "train loss": "final/train/loss",
+        "sharpness": "final/effective_grad_norm/total",
+        "best validation error": "best/val/error",
+    }
+    return ["run", *columns], [name, *(summary.get(key) for key in columns.values())]
 
 
 def _is_of_run(key: str) -> bool:

@@ -15,17 +15,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_sphere.callbacks import Interrupted
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.wandb_labels import LoggedValues, run_labels
+from lit_sphere.cli.wandb_account import LONGEST_NAME, PATIENCE, check_name, is_unanswered, verify_key
+from lit_sphere.cli.wandb_labels import LoggedValues, regime_table, run_labels
 from lit_sphere.observe.dynamics import callbacks_of
 from lit_sphere.observe.regime import RegimeWatch
 from lit_sphere.report import in_short
 
 WandbMode = Literal["offline", "online", "disabled"]
 
-_PATIENCE = 10  # seconds for an answer before training; W&B's own, too, when it verifies a key
 _LAST_UPLOADS = 60  # seconds for them after training
-_UNANSWERED = ("did not respond in time", "timed out")  # of the same type as a refusal
-_LONGEST_NAME = 128
 
 
 def make_wandb_logger(
@@ -51,22 +49,26 @@ def make_wandb_logger(
         raise CommandLineError(f"WANDB_MODE={mode}: must be offline, online or disabled")
     if mode == "disabled":
         return None
-    _check_name("--project", project)
+    check_name("--project", project, ", or --wandb disabled")
     if os.environ.get("WANDB_ENTITY"):
-        _check_name("WANDB_ENTITY", os.environ["WANDB_ENTITY"])
+        check_name("WANDB_ENTITY", os.environ["WANDB_ENTITY"])
     labels = run_labels(config)
     if mode == "online" and getattr(rank_zero_only, "rank", 0) == 0:
-        mode = _log_in("--wandb online" if given else "WANDB_MODE=online", folder)
+        try:
+            verify_key("--wandb online" if given else "WANDB_MODE=online", "--wandb offline")
+        except TimeoutError:
+            _announce_offline(folder)
+            mode = "offline"
     settings = wandb.Settings(
         console="off",
         silent=True,  # errors are raised as well, and said in one line
-        init_timeout=_PATIENCE,
+        init_timeout=PATIENCE,
         finish_timeout=_LAST_UPLOADS,
         finish_timeout_raises=True,
     )
     wandb.termsetup(settings, None)  # some of W&B's lines are printed before it reads `settings`
     return _RunLogger(
-        name=folder.name.encode(errors="replace").decode()[:_LONGEST_NAME],
+        name=folder.name.encode(errors="replace").decode()[:LONGEST_NAME],
         save_dir=str(folder.resolve()),  # W&B's own process may stand in another folder
         project=project,
         mode=mode,
@@ -78,47 +80,9 @@ def make_wandb_logger(
     )
 
 
-def _check_name(what: str, name: str) -> None:
-    """Refuse what W&B refuses, the server or the library."""
-    if not name.strip():
-        raise CommandLineError(f"{what} is empty; give it a name, or --wandb disabled")
-    if len(name) > _LONGEST_NAME:
-        raise CommandLineError(f"{what} {name[:20]}… is {len(name)} characters long; W&B takes {_LONGEST_NAME}")
-    refused = sorted(set(name) & set("/\\#?%:"))
-    if refused:
-        raise CommandLineError(f"{what} {name} holds {' '.join(refused)}, which W&B refuses; choose another name")
-
-
-def _log_in(asked: str, folder: Path) -> WandbMode:
-    """Verify the key; give the mode that is left."""
-    try:
-        # The mode and the server of this run, whatever this process asked W&B for before.
-        settings = wandb.Settings(mode="online", console="off", silent=True)
-        wandb.termsetup(settings, None)
-        wandb.setup(settings)
-        has_key = wandb.login(prompt=False, verify=True)
-    except Exception as error:
-        if _is_unanswered(error):
-            _announce_offline(folder)
-            return "offline"
-        raise CommandLineError(
-            f"{asked}: {in_short(error)}; give another key by `wandb login --relogin` or WANDB_API_KEY, or --wandb "
-            "offline"
-        ) from error
-    if not has_key:
-        raise CommandLineError(
-            f"{asked}: there is no API key; give one by `wandb login` or WANDB_API_KEY, or --wandb offline"
-        )
-    return "online"
-
-
-def _is_unanswered(error: Exception) -> bool:
-    return isinstance(error, TimeoutError) or any(words in str(error).lower() for words in _UNANSWERED)
-
-
 def _announce_offline(folder: Path) -> None:
     rank_zero_warn(
-        f"W&B did not answer within {_PATIENCE} s: the run goes on offline; later, `wandb sync "
+        f"W&B did not answer within {PATIENCE} s: the run goes on offline; later, `wandb sync "
         f"{folder / 'wandb' / 'offline-run-*'}` sends it"
     )
 
@@ -148,7 +112,7 @@ class _RunLogger(WandbLogger):
         except wandb.Error as error:
             if self._wandb_init["mode"] != "online":
                 raise
-            if not _is_unanswered(error):
+            if not is_unanswered(error):
                 raise CommandLineError(f"W&B refuses the run: {in_short(error)}; or give --wandb offline") from error
             self._wandb_init["mode"] = "offline"
             _announce_offline(Path(self.save_dir or "."))
@@ -263,8 +227,10 @@ def end_wandb(trainer: Trainer, logged: LoggedValues, exception: BaseException |
         return
     folder = Path(wandb.run.dir).parent
     try:
-        _leave_summary(trainer, wandb.run, logged, exception)
-        wandb.finish(0 if exception is None else 1)
+        try:
+            _leave_summary(trainer, wandb.run, logged, exception)
+        finally:
+            wandb.finish(0 if exception is None else 1)
     except Exception as error:
         late = isinstance(error, TimeoutError)
         what = f"not all was sent within {_LAST_UPLOADS} s" if late else f"W&B failed: {in_short(error)}"
@@ -281,4 +247,8 @@ def _leave_summary(trainer: Trainer, run: Any, logged: LoggedValues, exception: 
     if exception is not None:
         tags.append("interrupted" if isinstance(exception, (Interrupted, KeyboardInterrupt)) else "failed")
     _add_tag(run, *tags)
-    run.summary.update(logged.summary(verdict))
+    summary = logged.summary(verdict)
+    if verdict is not None:
+        columns, row = regime_table(run.name or "", summary)
+        run.log({"tables/regime": wandb.Table(columns=[*columns], data=[row])})
+    run.summary.update(summary)

@@ -3,7 +3,8 @@
 import json
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ def read_wandb(path: str | Path) -> WandbRun:
     """
     path = _file_at(Path(path))
     records, fault = read_records(path)
-    found = WandbRun({}, {}, {}, {}, {}, "", "", "", [], None, fault)
+    found, summary = WandbRun({}, {}, {}, {}, {}, "", "", "", [], None, fault), []
     for record in records:
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -71,7 +72,7 @@ def read_wandb(path: str | Path) -> WandbRun:
         elif kind == "config":
             _update(found.config, record.config)
         elif kind == "summary":
-            _update(found.summary, record.summary)
+            summary.append(record.summary)
         elif kind == "metric" and record.metric.name:
             found.axes[record.metric.name] = record.metric.step_metric
         elif kind == "history":
@@ -80,6 +81,7 @@ def read_wandb(path: str | Path) -> WandbRun:
             found = found._replace(exit_code=record.exit.exit_code)
     if not any(record.HasField("run") for record in records):
         raise ValueError(f"{path}: holds no run{f' ({fault})' if fault else ''}; it was cut before the run began")
+    found.summary.update(_last_values(summary))
     for values in (found.config, found.summary):
         values.pop("_wandb", None)
     return found
@@ -170,47 +172,68 @@ def _payloads(data: bytes) -> tuple[list[bytes], str]:
 
 
 def _update(values: dict[str, Any], changes: Any) -> None:
+    """Take a change of the configuration."""
     for item in changes.update:
-        *outer, name = _path(item)
-        inner = values
-        for key in outer:
-            inner = inner.setdefault(key, {})
-            if not isinstance(inner, dict):
-                break
-        if isinstance(inner, dict):
-            inner[name] = _value(item)
+        _set(values, _path(item), item.value_json)
     for item in changes.remove:
         values.pop(_path(item)[0], None)
 
 
-def _add_row(run: WandbRun, items: Iterable[Any]) -> None:
-    row = {tuple(_path(item)): _value(item) for item in items}
-    for path, value in row.items():
-        if path[1:] == ("_type",):
-            run.objects[path[0]] = str(value)
-    epoch = _number(row.get(("epoch",)))
-    step = _number(row.get(("trainer/global_step",), row.get(("_step",))))
-    for path, value in row.items():
-        key, number = ".".join(path), _number(value)
-        is_axis = key in ("epoch", "trainer/global_step") or key.startswith("_")
-        if is_axis or ((path[0],) not in row and (path[0], "_type") in row) or not math.isfinite(number):
-            continue
-        one = run.series.setdefault(key, Series([], [], []))
-        one.epochs.append(epoch)
-        one.steps.append(step)
-        one.values.append(number)
-
-
-def _path(item: Any) -> list[str]:
-    return list(item.nested_key) or [item.key]
-
-
-def _value(item: Any) -> Any:
+def _set(values: dict[str, Any], path: Sequence[str], text: str) -> None:
+    *outer, name = path
+    for key in outer:
+        inner = values.get(key)
+        if not isinstance(inner, dict):
+            inner = values[key] = {}
+        values = inner
     try:
-        return json.loads(item.value_json)
+        values[name] = json.loads(text)
     except ValueError:
-        return item.value_json
+        values[name] = text
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+def _last_values(changes: Iterable[Any]) -> dict[str, Any]:
+    """Read the summary as it was at last; of the many values that were replaced nothing is parsed."""
+    texts: dict[tuple[str, ...], str] = {}
+    for change in changes:
+        for item in change.update:
+            texts[_path(item)] = item.value_json
+        for item in change.remove:
+            texts.pop(_path(item), None)
+    values: dict[str, Any] = {}
+    for path, text in texts.items():
+        _set(values, path, text)
+    return values
+
+
+def _add_row(run: WandbRun, items: Iterable[Any]) -> None:
+    numbers: dict[str, float] = {}
+    inside: list[tuple[str, str]] = []  # what pictures and tables say of themselves
+    others = set()
+    for item in items:
+        path = _path(item)
+        key = path[0] if len(path) == 1 else ".".join(path)
+        if len(path) > 1:
+            inside.append((path[0], key))
+            if path[-1] == "_type":
+                run.objects[path[0]] = item.value_json.strip('"')
+                others.add(path[0])
+        with suppress(ValueError):  # words, true
+            numbers[key] = float(item.value_json)
+    for root, key in inside:
+        if root in others:
+            numbers.pop(key, None)
+    epoch = numbers.pop("epoch", math.nan)
+    step = numbers.pop("trainer/global_step", numbers.get("_step", math.nan))
+    for key, number in numbers.items():
+        if not key.startswith("_") and math.isfinite(number):
+            one = run.series.get(key)
+            if one is None:
+                one = run.series[key] = Series([], [], [])
+            one.epochs.append(epoch)
+            one.steps.append(step)
+            one.values.append(number)
+
+
+def _path(item: Any) -> tuple[str, ...]:
+    return tuple(item.nested_key) or (item.key,)

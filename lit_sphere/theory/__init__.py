@@ -1,21 +1,17 @@
 """The papers' formulas, each stated once with its equation number, as functions of float64 tensors.
 
-================================  ==================================================================================
-on the sphere (TR)                ``effective_lr``, ``effective_grad_norm``, ``effective_step_size``; identities
-                                  ``total_elr`` (3), ``total_ess`` (4), ``next_elr`` (5); ``largest_stable_eigenvalue``
-the toy on the sphere (TR §3)     ``toy.threshold_elr``, ``toy.equilibrium_loss``, ``toy.equilibrium_elrs``,
-                                  ``toy.one_term_orbit`` (Proposition 1); its runs ``toy.toy_curves``,
-                                  ``toy.settled_losses``
-weight decay (PB)                 ``next_norm``, ``step_cosine``, ``step_distance``; ``jump_norm``,
-                                  ``steps_before_jump`` (t_min and t_max); ``equilibrium_norms``,
-                                  ``equilibrium_elrs``, ``equilibrium_ess``; ``rescaled`` (Proposition 4)
-bounds of sequences (PB app.)     ``undetermined_interval`` (Lemmas 1, 2, Proposition 5); ``falling_grad_norms``,
-                                  ``factors_of``, ``distance_bounds``
-the toy in the plane (PB, KT)     ``toy_plane.plane_curves``, ``toy_plane.mean_period``
-schemes (SP)                      ``spherical_step``, ``radius_ratio`` (Theorem 2); ``sgd_elr``, ``momentum_elr``,
-                                  ``adam_elr`` (Table 1, and AdamW); ``rates_without_l2`` (46);
-                                  ``elr_from_products``, ``root_mean_square``; AdaGradG is in :mod:`lit_sphere.optim`
-================================  ==================================================================================
+* on the sphere (TR): ``effective_lr``, ``effective_grad_norm``, ``effective_step_size``; identities ``total_elr`` (3),
+  ``total_ess`` (4), ``next_elr`` (5); ``largest_stable_eigenvalue``
+* the toy on the sphere (TR §3): ``toy.threshold_elr``, ``toy.equilibrium_loss``, ``toy.equilibrium_elrs``,
+  ``toy.one_term_orbit`` (Proposition 1); its runs ``toy.toy_curves``, ``toy.settled_losses``
+* weight decay (PB): ``next_norm``, ``step_cosine``, ``step_distance``; ``jump_norm``, ``steps_before_jump`` (t_min and
+  t_max); ``equilibrium_norms``, ``equilibrium_elrs``, ``equilibrium_ess``; ``rescaled`` (Proposition 4)
+* bounds of sequences (PB app.): ``undetermined_interval`` (Lemmas 1, 2, Proposition 5); ``falling_grad_norms``,
+  ``factors_of``, ``distance_bounds``
+* the toy in the plane (PB, KT): ``toy_plane.plane_curves``, ``toy_plane.mean_period``
+* schemes (SP): ``spherical_step``, ``radius_ratio`` (Theorem 2); ``sgd_elr``, ``momentum_elr``, ``adam_elr`` (Table 1,
+  and AdamW); ``rates_without_l2`` (46); ``elr_from_products``, ``root_mean_square``; AdaGradG is in
+  :mod:`lit_sphere.optim`
 
 Sources: TR, "Training Scale-Invariant Neural Networks on the Sphere Can Happen in Three Regimes"; PB, "On the Periodic
 Behavior of Neural Network Training with Batch Normalization and Weight Decay"; KT, Kodryan's PhD summary; SP,

@@ -11,14 +11,12 @@ and a divisor b > 0, such as Adam's; b = 1 for SGD. Notation of SP: r = ‖x‖,
 Then u′ = (u − η^e c⊥) / √(1 + (η^e‖c⊥‖)²) and r′/r = (1 − A⟨c, u⟩)√(1 + (η^e‖c⊥‖)²), exactly. On a scale-invariant
 loss ⟨∇L, x⟩ = 0, so that of SGD c⊥ is the gradient at u. For each scheme:
 
-=========  ======================  =================  ===================  ============
-scheme     a                       b                  1 − A⟨c, u⟩          η^e, Table 1
-=========  ======================  =================  ===================  ============
-SGD        ∇L                      1                  1                    sgd_elr
-SGD + L2   ∇L + λx                 1                  1 − ηλ               sgd_elr
-SGD-M      βa₋ + ∇L + λx           1                  1 − η⟨c, u⟩/r²       momentum_elr
-Adam       m / (1 − β₁ᵏ)           √(v/(1 − β₂ᵏ))+ε   1 − η⟨c, u⟩/(rν)     adam_elr
-=========  ======================  =================  ===================  ============
+| scheme   | a             | b                  | 1 − A⟨c, u⟩      | η^e, Table 1     |
+| -------- | ------------- | ------------------ | ---------------- | ---------------- |
+| SGD      | ∇L            | 1                  | 1                | ``sgd_elr``      |
+| SGD + L2 | ∇L + λx       | 1                  | 1 − ηλ           | ``sgd_elr``      |
+| SGD-M    | βa₋ + ∇L + λx | 1                  | 1 − η⟨c, u⟩/r²   | ``momentum_elr`` |
+| Adam     | m / (1 − β₁ᵏ) | √(v/(1 − β₂ᵏ)) + ε | 1 − η⟨c, u⟩/(rν) | ``adam_elr``     |
 
 Decoupled weight decay λ, as in AdamW, is not in SP. The same derivation covers it: x′ = (1 − ηλ)x − η a ⊘ b is
 (1 − ηλ) times the generic step with η/(1 − ηλ) in place of η, and a factor does not move u′.
