@@ -7,17 +7,21 @@ with the command, seeds and hardware that it was made by in gallery.json.
 import json
 import sys
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 
 import yaml
 from PIL import Image
 
-from lit_sphere.experiments import EXPERIMENTS
+from lit_sphere.experiments import EXPERIMENTS, NotDrawn
 from lit_sphere.experiments.records import SHIPPED_FILE, read_record
+from lit_sphere.report.chart import Chart, colour_scale
+from lit_sphere.report.chart_figures import draw_chart
+from lit_sphere.report.runs import read_runs
 
 _HERE = Path(__file__).resolve().parent
 _SHIPPED = _HERE.parents[1] / "lit_sphere" / "experiments" / SHIPPED_FILE
-_WIDEST, _COLOURS, _LARGEST = 1100, 48, 80_000  # pixels, of a palette, bytes
+_DPI, _COLOURS, _LARGEST = 100, 48, 80_000  # the last in bytes
 
 
 def main(reproductions: Path) -> None:
@@ -32,12 +36,11 @@ def main(reproductions: Path) -> None:
         if record is None:
             continue
         records.append(asdict(record))
-        figures = reproductions / experiment.id / "figures"
-        found = [figures / f"{experiment.id}.png", *sorted(figures.glob(f"{experiment.id}-*.png"), reverse=True)]
-        picture = next((path for path in found if path.exists()), None)
-        if picture is None:
+        paths = [reproductions / "runs" / name for name in experiment.sweeps or ("toy",)]
+        charts = experiment.charts(read_runs(paths).runs, paths)
+        if isinstance(charts, NotDrawn):
             continue
-        save_small(picture, _HERE / f"{experiment.id}.png")
+        save_small(charts[-1], _HERE / f"{experiment.id}.png")
         entries.append(
             {
                 **asdict(record),
@@ -53,18 +56,19 @@ def main(reproductions: Path) -> None:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_small(source: Path, target: Path) -> None:
-    """Write a picture with few pixels and colours.
+def save_small(chart: Chart, target: Path) -> None:
+    """Draw a chart with few colours.
 
     Args:
-        source: A PNG file.
-        target: The file to write.
+        chart: The chart.
+        target: The PNG file to write.
 
     Raises:
         ValueError: If it is too large all the same.
     """
-    with Image.open(source) as image:
-        image.thumbnail((_WIDEST, _WIDEST), Image.Resampling.LANCZOS)
+    drawn = BytesIO()
+    draw_chart(chart, colour_scale([chart])).savefig(drawn, dpi=_DPI)
+    with Image.open(drawn) as image:
         image.convert("RGB").quantize(_COLOURS).save(target, optimize=True)
     if target.stat().st_size > _LARGEST:
         raise ValueError(f"{target} has {target.stat().st_size} bytes")
