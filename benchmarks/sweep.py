@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py
 
-Prints wall time of ``lit-sphere sweep elr --jobs J`` / (sum of the runs' bare training times / J).
+Prints wall time of ``lit-sphere sweep elr --jobs N`` / (sum of the runs' bare training times / cores).
 
 The bare training time of a run is what it prints of itself: from the start of training to its end, with validation,
 monitors and checkpoints, but without start-up, data, W&B's beginning and end, and pictures. It is measured while the
@@ -74,13 +74,13 @@ def main() -> None:
         "bare_seconds_beside_others": beside,
         "wall_seconds_one_job": alone,
         "wall_seconds": together,
-        "ratio": together / (sum(bare) / args.jobs),
+        "ratio": together / (sum(bare) / machine["cores"]),
     }
     print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average_at_start']} at the start")
     print(f"{len(bare)} runs of {args.epochs} epochs: {sum(bare):.1f} s of bare training, each run alone")
     print(f"one after the other: {alone:.1f} s in all, {alone / sum(bare):.2f} × the bare training")
     print(f"{args.jobs} at once: {together:.1f} s in all; training itself took {sum(beside) / sum(bare):.2f} × as long")
-    print(f"ratio to the bare training / {args.jobs}: {found['ratio']:.2f} (at most 1.25)")
+    print(f"ratio to the bare training / {machine['cores']} cores: {found['ratio']:.2f} (at most 1.25)")
     if args.json:
         args.json.write_text(json.dumps({"hardware": machine, "versions": versions(), **found}, indent=2))
 

@@ -19,7 +19,9 @@ if sys.version_info >= (3, 11):
 else:
     from pip._vendor import tomli as tomllib
 
-_OF_COMMAND = {"torch", "torchvision", "jsonargparse", "wandb", "scikit-learn", "pyyaml", "torchmetrics", "lightning"}
+_OF_COMMAND = {
+    *("torch", "torchvision", "jsonargparse", "wandb", "scikit-learn", "pyyaml", "torchmetrics", "lightning", "rich"),
+}
 
 _BLOCKED = """
 import sys

@@ -1,21 +1,18 @@
 """The command lines of many runs, parsed by the parser of ``fit`` before any of them begins."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
 from lit_sphere.cli.base_config import look_ahead
-from lit_sphere.cli.config_names import default_config, read_config
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.rewordings import in_one_line
 from lit_sphere.cli.sphere_cli import SphereCLI
 from lit_sphere.sweep import Plan
-from lit_sphere.sweep.plan import digest
 
 
-def parse_points(plan: Plan) -> list[Namespace]:
+def parsed_points(plan: Plan) -> list[Namespace]:
     """Parse the command lines of all points by the parser of ``fit``.
 
     Args:
@@ -79,16 +76,3 @@ class _FitParser(SphereCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
-
-
-def config_digests(plan: Plan) -> dict[str, str]:
-    """Tell whether the configs of a sweep have changed since it began.
-
-    Args:
-        plan: The sweep.
-
-    Returns:
-        A digest of the content of each config by name.
-    """
-    names = {name for point in plan.points for name in look_ahead(plan.arguments(point)).configs}
-    return {name: digest(read_config(name)) for name in sorted(names or {Path(default_config()).name})}

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lit_sphere.cli import main
-from lit_sphere.cli.config_names import default_config, find_sweep, shipped_sweeps
+from lit_sphere.cli.config_names import default_config, find_sweep, read_config, shipped_sweeps
 from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import option_strings, suggesting
@@ -21,7 +21,7 @@ from lit_sphere.sweep import Fit, LocalProcesses, Plan, Sweep, SweepError, Sweep
 from lit_sphere.sweep.afterwards import commands_afterwards, run_afterwards
 from lit_sphere.sweep.grid import read_over
 from lit_sphere.sweep.local import import_early
-from lit_sphere.sweep.plan import PLAN_FILE
+from lit_sphere.sweep.plan import PLAN_FILE, digest
 from lit_sphere.sweep.slurm import SlurmJobs, SlurmOptions, batch_script, check_submitit
 from lit_sphere.sweep.states import STATES_FILE
 from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line
@@ -182,12 +182,10 @@ def run_sweep(
         raise SweepError(f"--jobs must be at least 1, got {jobs}")
     if slurm is None:
         import_early(_resources(plan, jobs, ()).threads, _PRELOAD)  # beside what this process imports now
-    from lit_sphere.cli.fit_parser import config_digests, parse_points
-
     parsed = parse_points(plan)
     resources = _resources(plan, jobs, _gpus(parsed))
     afterwards = commands_afterwards(plan, folder)
-    fit = Fit(main, _PRELOAD, config_digests(plan), [_epochs(each) for each in parsed])
+    fit = Fit(main, _PRELOAD, _digests(plan), [_epochs(each) for each in parsed])
     launcher: LocalProcesses | SlurmJobs
     if slurm is not None:
         slurm.parameters(folder.name)
@@ -208,6 +206,23 @@ def run_sweep(
     return result
 
 
+def parse_points(plan: Plan) -> list[Namespace]:
+    """Parse the command lines of all points by the parser of ``fit``, before any of them begins.
+
+    Args:
+        plan: The sweep.
+
+    Returns:
+        The configuration of each point.
+
+    Raises:
+        CommandLineError: Names the first point that cannot be understood, and why.
+    """  # noqa: DOC502
+    from lit_sphere.cli.fit_parser import parsed_points  # with Lightning, which takes seconds to import
+
+    return parsed_points(plan)
+
+
 def _announce(sweep: Sweep, resources: "_Resources", slurm: SlurmOptions | None) -> None:
     done = sum(state.state == "done" for state in sweep.states)
     before = f", {done} of them done already" if done else ""
@@ -220,8 +235,6 @@ def _announce(sweep: Sweep, resources: "_Resources", slurm: SlurmOptions | None)
 
 
 def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
-    from lit_sphere.cli.fit_parser import parse_points
-
     parse_points(plan)
     commands = [
         shlex.join(["lit-sphere", "fit", *plan.arguments(point), "--run", str(folder / point.name)])
@@ -236,8 +249,6 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
 
 
 def _export(plan: Plan, folder: Path) -> None:
-    from lit_sphere.cli.fit_parser import parse_points
-
     parsed = parse_points(plan)
     content = wandb_sweep(plan, folder.name, parsed[0].project)
     folder.mkdir(parents=True, exist_ok=True)
@@ -312,14 +323,25 @@ def _default_folder(name: str | None, plan: Plan) -> Path:
             return path.parent  # of a sweep that has begun
         is_file = Path(name).exists()
         return Path("sweeps") / (path.stem if is_file else name.removesuffix(".yaml").replace("/", "-"))
-    configs = [
-        text.removeprefix("--config=") if text.startswith("--config=") else after
-        for text, after in zip(plan.fit, [*plan.fit[1:], ""], strict=False)
-        if text.startswith("--config=") or text in ("-c", "--config")
-    ]
+    configs = _configs_in(plan.fit)
     path = Path(configs[-1] if configs and not configs[-1].startswith("{") else default_config())
     varied = [option.rpartition(".")[2] for option in (*plan.over, *plan.zipped)]
     return Path("sweeps") / "-".join([path.stem, "over", *(varied or ["seed"])])
+
+
+def _configs_in(arguments: Sequence[str]) -> list[str]:
+    """What stands behind each --config."""
+    return [
+        text.removeprefix("--config=") if text.startswith("--config=") else after
+        for text, after in zip(arguments, [*arguments[1:], ""], strict=False)
+        if text.startswith("--config=") or text in ("-c", "--config")
+    ]
+
+
+def _digests(plan: Plan) -> dict[str, str]:
+    """A digest of the content of each config by name: has one changed since the sweep began?"""
+    names = {name for point in plan.points for name in _configs_in(plan.arguments(point))}
+    return {name: digest(read_config(name)) for name in sorted(names or {Path(default_config()).name})}
 
 
 def _epochs(parsed: Namespace) -> int | None:

@@ -25,6 +25,8 @@ _REGIMES = {"convergence": "blue", "chaotic equilibrium": "magenta", "divergence
 _AROUND = 6  # lines of the screen for the head, the counts and the prompt
 _BAR = 12
 _WIDEST = 28
+_REGIME = 19  # "chaotic equilibrium"
+_BETWEEN = 3  # characters of a column's margins
 _RIGHT = ("epoch", "loss", "time", "left")
 
 
@@ -85,14 +87,23 @@ class LiveTable:
         shown, hidden = _chosen(states, max(4, self._console.height - _AROUND))
         heads = [name.rpartition(".")[2] or name for name in states[0].point.values]
         heads += ["state", "epoch", "", "loss", "time", "left", "regime"]
-        rows = [_cells(state) for state in shown]
+        columns = dict(enumerate(zip(*(_cells(state) for state in shown), strict=True)))
+        widths = {i: min(_WIDEST, max(map(len, [heads[i], *cells]))) for i, cells in columns.items()}
+        last = widths.popitem()[0]
+
+        def left() -> int:
+            return self._console.width - sum(widths.values()) - _BETWEEN * (len(widths) + 1)
+
+        for head in ("", "time", "left", "epoch"):  # of a narrow terminal
+            if left() < _REGIME:
+                del widths[len(heads) - 1 - heads[::-1].index(head)]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", caption_style="")
-        for head, *cells in zip(heads, *rows, strict=True):
-            # Of its natural width: a long last line is cut before anything else is.
-            width = min(_WIDEST, max(map(len, [head, *cells]))) if head != "regime" else None
-            table.add_column(head, overflow="ellipsis", no_wrap=True, min_width=width, max_width=width)
-            table.columns[-1].justify = "right" if head in _RIGHT else "left"
-        for cells in rows:
+        # The last column takes what is left: a long line is cut there, not the numbers.
+        for i, width in {**widths, last: max(len(heads[last]), left())}.items():
+            table.add_column(heads[i], overflow="ellipsis", no_wrap=True, max_width=width)
+            table.columns[-1].min_width = None if i == last else width
+            table.columns[-1].justify = "right" if heads[i] in _RIGHT else "left"
+        for cells in zip(*(columns[i] for i in (*widths, last)), strict=True):
             table.add_row(*cells)
         table.caption = Text("\n".join(filter(None, [_hidden(hidden), self._counts(states)])))
         return table
