@@ -2,22 +2,26 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import pytest
 from conftest import LitSphere
 from synthetic_runs import write_grid, write_run
 
 from lit_sphere.experiments import EXPERIMENTS
+from lit_sphere.files import write_whole
 from lit_sphere.report.chart import Chart, Curve, Mark, Panel, colour_scale, numbers, over_seeds, thinned
 from lit_sphere.report.chart_figures import draw_chart
+from lit_sphere.report.page import Page, Section, page_html
 from lit_sphere.report.runs import Run
+from lit_sphere.report.table import Table
 
 
 class _Page(HTMLParser):
@@ -155,6 +159,28 @@ def test_a_sweep_has_its_report_in_its_own_folder(empty_folder: Path, lit_sphere
     assert len(experiments) > 1
 
 
+def test_a_long_finding_is_folded(empty_folder: Path) -> None:
+    sentences = [f"Sentence {i} of a finding that has many numbers." for i in range(20)]
+    chart = Chart("E0", "title", "", [Panel("p", "x")])
+    section = Section([chart], "E0: long", "holds", [" ".join(sentences), "Short."])
+    html = page_html(Page("t", "w", ["a"], [section], {}, Table([], [])))
+    assert "<p>Short.</p>" in html
+    (summary,) = re.findall("<details><summary>(.*?)</summary>", html)
+    assert summary.startswith(sentences[0])
+    assert summary.endswith("numbers.")
+    assert f"<p>{sentences[len(summary) // len(sentences[0])]}" in html
+
+
+def test_tables_without_a_run_are_reported_on(empty_folder: Path, lit_sphere: LitSphere) -> None:
+    small = ("--steps", "200", "--grid", "8", "--seeds", "3")
+    assert lit_sphere("toy", *small, "--run", "toy").status == 0
+    done = lit_sphere("report", "toy", "--out", "out", "--formats")
+    assert done.status == 0, done.err
+    page = _Page(empty_folder / "out" / "report.html")
+    assert any(chart["id"].startswith("T7") for chart in page.charts)
+    assert "<table" not in page.html
+
+
 def test_an_older_report_leaves_nothing_behind(empty_folder: Path, lit_sphere: LitSphere) -> None:
     write_grid(empty_folder / "runs")
     (empty_folder / "out" / "figures").mkdir(parents=True)
@@ -215,6 +241,23 @@ def test_an_experiment_that_fails_costs_itself_only(
     monkeypatch.setitem(EXPERIMENTS, "E1", dataclasses.replace(EXPERIMENTS["E1"], charts=fail))
     assert lit_sphere("report", "runs", "--out", "out", "--formats").status == 0
     assert "failed: ZeroDivisionError: by zero" in _Page(empty_folder / "out" / "report.html").html
+
+
+def test_a_full_disk_leaves_the_page(
+    empty_folder: Path, lit_sphere: LitSphere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+        if path.suffix == ".csv":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_whole(path, write)
+
+    monkeypatch.setattr("lit_sphere.cli.report.write_whole", write)
+    write_grid(empty_folder / "runs")
+    done = lit_sphere("report", "runs", "--out", "out", "--formats", "--experiments", "E3")
+    assert done.status == 1
+    assert "No space left on device" in done.err
+    assert "free some space and run the command again" in done.err
+    assert len(_Page(empty_folder / "out" / "report.html").rows()) == 7
 
 
 def test_curves_of_seeds_are_joined() -> None:

@@ -163,17 +163,21 @@ def write_report(
         What was written.
 
     Raises:
-        CommandLineError: If there is no run, or the folder cannot be made.
+        CommandLineError: If there is neither a run nor a table of an experiment, or the folder cannot be made.
     """
     runs, left_out = _read(paths)
-    if not runs and not all(EXPERIMENTS[each].toy for each in experiments or ["E1"]):
-        raise CommandLineError(_no_run(paths, left_out))
-    _make_folders(folder)
+    if runs:
+        _make_folders(folder)  # before the work
     comparison = Comparison(runs)
     plans = _plans(paths)
     left_out += [line for folder in plans for line in _unfinished(folder)]
     ids = list(experiments) or list(dict.fromkeys([*_ids_of(plans), *EXPERIMENTS]))
     sections, not_drawn = _sections(comparison, [Path(path) for path in paths], ids)
+    if not runs and not sections:  # paths between runs, and the toy, are tables without a run
+        raise CommandLineError(_no_run(paths, left_out))
+    if not runs:
+        left_out = []  # a table is no run, and no fault
+        _make_folders(folder)
     charts = [chart for section in sections for chart in section.charts]
     scales = {
         label: colour_scale(chart for chart in charts if chart.colour_label == label)
@@ -181,7 +185,7 @@ def write_report(
     }
     sentences = [*answer(comparison), *_findings(sections)]
     page = Page(
-        title or _title(plans, runs),
+        title or _title(plans, runs, sections),
         comparison.what(),
         sentences,
         sections,
@@ -267,10 +271,12 @@ def _ids_of(plans: Mapping[Path, Plan]) -> list[str]:
     return [id_ for plan in plans.values() for id_ in plan.experiments if id_ in EXPERIMENTS]
 
 
-def _title(plans: Mapping[Path, Plan], runs: Sequence[Run]) -> str:
+def _title(plans: Mapping[Path, Plan], runs: Sequence[Run], sections: Sequence[Section]) -> str:
     titles = [plan.title for plan in plans.values() if plan.title]
     if titles:
         return ", ".join(titles)
+    if not runs:
+        return ", ".join(section.heading for section in sections)
     return f"Comparison of {len(runs)} runs" if len(runs) > 1 else runs[0].name
 
 

@@ -64,7 +64,7 @@ class Comparison:
     """Runs that are compared.
 
     Args:
-        runs: At least one.
+        runs: The runs; none where only tables are reported on.
 
     Attributes:
         runs: The runs.
@@ -143,7 +143,7 @@ class Comparison:
     @cached_property
     def seeds(self) -> int:
         """Largest number of runs of one point."""
-        return max(len(point.runs) for point in self.points)
+        return max((len(point.runs) for point in self.points), default=0)
 
     @cached_property
     def losses(self) -> list[str]:
@@ -154,6 +154,8 @@ class Comparison:
         """Say in one line what is compared."""
         if not self.runs:
             return "no runs: what the toy of the theory shows"
+        if not self.runs:
+            return ""
         count = f"{len(self.runs)} runs" if len(self.runs) > 1 else "1 run"
         networks = " and ".join(sorted({run.network for run in self.runs} - {""}))
         data = " and ".join(sorted({run.data for run in self.runs} - {""}))
@@ -279,6 +281,8 @@ def answer(comparison: Comparison) -> list[str]:
     Returns:
         A sentence each.
     """
+    if not comparison.runs:
+        return []
     sentences = [sentence for family in comparison.families for sentence in _of_family(comparison, family)]
     for loss in comparison.losses:
         sentences += _best_error([run for run in comparison.runs if run.loss_name == loss], comparison, loss)

@@ -18,6 +18,7 @@ from lit_sphere.report.table import Column, Table
 _MOST_POINTS = 400_000  # of all curves together: some 6 MB
 _FEWEST, _MOST = 60, 1500  # of one curve
 _SHADES = 256
+_LONG = 240  # characters of a finding
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ def _paragraphs(sentences: Sequence[str]) -> str:
 
 def _contents(page: Page) -> str:
     names = [(section.charts[0].id, section.heading or section.charts[0].title) for section in page.sections]
-    names += [("runs", "Runs"), *([("commands", "Commands")] if page.commands else [])]
-    names += [("not-drawn", "Not drawn")] if page.not_drawn else []
+    rest = (("runs", "Runs", page.table.rows), ("commands", "Commands", page.commands))
+    names += [(to, name) for to, name, there in (*rest, ("not-drawn", "Not drawn", page.not_drawn)) if there]
     links = "".join(f'<a href="#{escape(to)}">{escape(name)}</a>' for to, name in names)
     return f'<nav aria-label="Contents">{links}</nav>'
 
@@ -162,13 +163,21 @@ def _sections(page: Page) -> str:
                 badge = f' <span class="badge {kind}">{escape(words)}</span>'
             first = escape(section.charts[0].id)
             parts.append(f'<section>\n<h2 id="{first}">{escape(section.heading)}{badge}</h2>')
-            parts += [f"<p>{escape(text)}</p>" for text in section.texts if text]
+            parts += [_text(text) for text in section.texts if text]
         for chart in section.charts:
             parts.append(_figure(page, chart, number, bool(section.heading)))
             number += 1
         if section.heading:
             parts.append("</section>")
     return "\n".join(parts)
+
+
+def _text(text: str) -> str:
+    """A paragraph; of a long one the first sentences, and the rest when asked for."""
+    end = text.find(". ", _LONG) + 1
+    if not 0 < end < len(text) - _LONG:
+        return f"<p>{escape(text)}</p>"
+    return f"<details><summary>{escape(text[:end])}</summary><p>{escape(text[end + 1 :])}</p></details>"
 
 
 def _figure(page: Page, chart: Chart, number: int, within: bool) -> str:
@@ -295,6 +304,8 @@ def _short(values: Sequence[float]) -> list[float | int | None]:
 
 def _runs_table(page: Page) -> str:
     table = page.table
+    if not table.rows:
+        return ""
     shown = [i for i, column in enumerate(table.columns) if not _is_told_above(column, [row[i] for row in table.rows])]
     heads = "".join(_head(table.columns[i]) for i in shown)
     rows = "\n".join(f"<tr>{''.join(_cell(table.columns[i], row[i]) for i in shown)}</tr>" for row in table.rows)
