@@ -20,7 +20,8 @@ else:
     from pip._vendor import tomli as tomllib
 
 _OF_COMMAND = {
-    *("torch", "torchvision", "jsonargparse", "wandb", "scikit-learn", "pyyaml", "torchmetrics", "lightning", "rich"),
+    *("torch", "torchvision", "jsonargparse", "wandb", "scikit-learn", "pyyaml", "torchmetrics", "lightning"),
+    *("plotly", "rich"),
 }
 
 _BLOCKED = """

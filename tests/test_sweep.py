@@ -188,6 +188,33 @@ def test_a_signal_stops_all_and_the_rest_stays_for_later(empty_folder: Path) -> 
     assert play(Played()).is_done
 
 
+def test_jobs_of_a_queue_outlive_the_sweep_and_are_taken_up(empty_folder: Path) -> None:
+    class Queue(Played):
+        outlives = True
+
+        def start(self, name: str, task: Task) -> str:
+            super().start(name, task)
+            return f"job-{name}"
+
+        def wait(self, seconds: float) -> Mapping[str, Outcome]:
+            signal.raise_signal(signal.SIGINT)
+            return {}
+
+    result = play(Queue(jobs=2))
+    assert result.signum == signal.SIGINT
+    assert [row["state"] for row in table("s").values()] == ["running", "running", "waiting"]
+
+    class Later(Played):
+        def goes_on(self, name: str, folder: Path, job: str) -> bool:
+            if job == "job-elr=0.001":
+                self.running[name] = Task(folder, (), {}, 1, _nothing)
+            return name in self.running
+
+    later = Later(jobs=3)
+    assert play(later).is_done
+    assert [task.folder.name for task in later.started] == ["elr=0.01", "elr=0.1"]
+
+
 def test_a_table_that_cannot_be_written_stops_nobody(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, full = write_states, [True]
 

@@ -12,7 +12,7 @@ from lit_sphere.cli.sphere_cli import SphereCLI
 from lit_sphere.sweep import Plan
 
 
-def parsed_points(plan: Plan) -> list[Namespace]:
+def parse_points(plan: Plan) -> list[Namespace]:
     """Parse the command lines of all points by the parser of ``fit``.
 
     Args:

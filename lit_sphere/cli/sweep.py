@@ -182,6 +182,8 @@ def run_sweep(
         raise SweepError(f"--jobs must be at least 1, got {jobs}")
     if slurm is None:
         import_early(_resources(plan, jobs, ()).threads, _PRELOAD)  # beside what this process imports now
+    from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
+
     parsed = parse_points(plan)
     resources = _resources(plan, jobs, _gpus(parsed))
     afterwards = commands_afterwards(plan, folder)
@@ -206,23 +208,6 @@ def run_sweep(
     return result
 
 
-def parse_points(plan: Plan) -> list[Namespace]:
-    """Parse the command lines of all points by the parser of ``fit``, before any of them begins.
-
-    Args:
-        plan: The sweep.
-
-    Returns:
-        The configuration of each point.
-
-    Raises:
-        CommandLineError: Names the first point that cannot be understood, and why.
-    """  # noqa: DOC502
-    from lit_sphere.cli.fit_parser import parsed_points  # with Lightning, which takes seconds to import
-
-    return parsed_points(plan)
-
-
 def _announce(sweep: Sweep, resources: "_Resources", slurm: SlurmOptions | None) -> None:
     done = sum(state.state == "done" for state in sweep.states)
     before = f", {done} of them done already" if done else ""
@@ -235,6 +220,8 @@ def _announce(sweep: Sweep, resources: "_Resources", slurm: SlurmOptions | None)
 
 
 def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
+    from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
+
     parse_points(plan)
     commands = [
         shlex.join(["lit-sphere", "fit", *plan.arguments(point), "--run", str(folder / point.name)])
@@ -249,6 +236,8 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
 
 
 def _export(plan: Plan, folder: Path) -> None:
+    from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
+
     parsed = parse_points(plan)
     content = wandb_sweep(plan, folder.name, parsed[0].project)
     folder.mkdir(parents=True, exist_ok=True)
