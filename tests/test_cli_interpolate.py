@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def test_two_checkpoints_are_all_that_is_needed(runs: Path, lit_sphere: LitSpher
         "interpolation.png",
     }
     found = curves(folder / "interpolation.csv")
+    about = json.loads((folder / "interpolation.json").read_text())
+    assert (about["start"], about["end"], about["great_circle"]) == (A, B, False)
+    assert -1 < about["cosine"] < 1
+    assert about["barriers"].keys() == found.keys() - {"position"}
     assert found["position"] == [i / 20 for i in range(21)]
     picture = matplotlib.image.imread(folder / "interpolation.png")
     assert min(picture.shape[:2]) > 300

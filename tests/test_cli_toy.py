@@ -43,6 +43,11 @@ def test_the_sphere_shows_three_regimes_and_the_levels_of_the_theory(empty_folde
     ]
     assert regimes(empty_folder / "toy" / "toy.csv") == expected
     assert matplotlib.image.imread(empty_folder / "toy" / "toy.png").std() > 0.05
+    settled = [row for row in rows(empty_folder / "toy" / "toy_elrs.csv") if row["elr"] == 0.2 and row["step"] > 1000]
+    assert {row["alpha"] for row in settled} == {1, 2, 4}
+    for row in settled:
+        assert row["predicted_elr"] == pytest.approx(1.4 / row["alpha"])
+        assert row["median_elr"] == pytest.approx(row["predicted_elr"], rel=0.05)
 
 
 def test_the_plane_shows_periods(empty_folder: Path, lit_sphere: LitSphere) -> None:

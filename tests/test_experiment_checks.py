@@ -330,7 +330,11 @@ def test_barriers(tmp_path: Path) -> None:
         assert found.verdict == verdict
         assert f"{barrier} between ELR 0.001 and 0.01" in found.text
     (chart,) = drawn("E6", runs)
-    assert len(chart.panels) == 3
+    assert [curve.label for curve in chart.panels[0].curves if curve.label != "chord"] == [
+        "optima of 0.001 and 0.01: barrier 0.05",
+        "fine-tuned 0.01 → 0.001: barrier 0",
+        "fine-tuned 0.0001 → 0.02: barrier 0.9",
+    ]
     (tmp_path / "between" / "interpolation.csv").write_text("position,train_loss\n0,")
     assert check("E6", runs).verdict == "cannot tell"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import shtab
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lit_sphere.cli import dashboard, interpolate, report, sweep, toy
+from lit_sphere.cli import dashboard, interpolate, report, reproduce, sweep, toy
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.shipped_classes import class_options, shipped_classes
 from lit_sphere.cli.sphere_cli import SphereCLI
@@ -41,8 +41,10 @@ def print_completion(shell: str) -> None:
     try:
         _OptionsOnly(["fit"])
     except _Found as found:
-        of_sweep = [*option_strings(sweep.make_parser()), *found.options["fit"]]  # all of fit go to its runs
-        print(completion_script(shell, {**found.options, "sweep": of_sweep, **_other_options()}))
+        fit = found.options["fit"]  # all of them go to the runs of sweeps and reproductions
+        grids = {"sweep": sweep.make_parser(), "reproduce": reproduce.make_parser()}
+        of_grids = {name: [*option_strings(parser), *fit] for name, parser in grids.items()}
+        print(completion_script(shell, {**found.options, **of_grids, **_other_options()}))
 
 
 def _other_options() -> dict[str, list[str]]:

@@ -309,7 +309,7 @@ def _profiles(run: Run) -> list[Curve]:
     return curves
 
 
-def _path_panel(paths: Sequence[MeasuredPath], title: str, labels: Sequence[str] = ()) -> Panel:
+def _path_panel(paths: Sequence[MeasuredPath], title: str, labels: Sequence[str] = (), y_log: bool = False) -> Panel:
     """Losses along paths, each with its chord."""
     curves = []
     for i, path in enumerate(paths):
@@ -319,30 +319,28 @@ def _path_panel(paths: Sequence[MeasuredPath], title: str, labels: Sequence[str]
         curves.append(
             Curve(path.positions, chord(path.positions, path.losses), "chord", dash="dashed", width=0.8, **style)
         )
-    return Panel(title, "position along the segment", curves=curves)
+    return Panel(title, "position along the segment", y_log=y_log, curves=curves)
 
 
 def draw_barriers(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:
     """Draw paths between optima of different ELRs, and between before and after fine-tuning."""
     between = [path for path, end in paths_between(runs, folders) if path.elrs[0] != path.elrs[1]]
     down, up = _fine_tuned(runs)
-    panels = []
-    for paths, title, arrow in (
-        (between, "between optima of two ELRs", "and"),
-        ([path for _, path in down], "fine-tuned to a lower ELR", "→"),
-        ([path for _, path in up], "fine-tuned to a higher ELR", "→"),
-    ):
-        labels = [f"{_elr(path.elrs[0])} {arrow} {_elr(path.elrs[1])}: barrier {path.barrier:.2g}" for path in paths]
-        if paths:
-            panels.append(_path_panel(paths, title, labels))
-    if not panels:
+    found: list[tuple[MeasuredPath, str]] = [
+        (path, f"optima of {_elr(path.elrs[0])} and {_elr(path.elrs[1])}") for path in between
+    ]
+    found += [(path, f"fine-tuned {_elr(path.elrs[0])} → {_elr(path.elrs[1])}") for _, path in [*down, *up]]
+    if not found:
         return NotDrawn("a path between two runs (lit-sphere interpolate), or a run with barriers between switches")
+    labels = [f"{name}: barrier {path.barrier:.2g}" for path, name in found]
+    # Logarithmic: without a barrier a path is flat beside the others.
+    panel = _path_panel([path for path, _ in found], "train loss along the segment", labels, y_log=True)
     caption = (
         "Train loss along segments in weight space, rescaled to the sphere, with each batch's own statistics; dashed: "
         "the chords. A barrier stands between optima of different ELRs and after a jump, none after fine-tuning down. "
         "TR §5."
     )
-    return [Chart("E6", "Barriers between optima", caption, panels)]
+    return [Chart("E6", "Barriers between optima", caption, [panel])]
 
 
 def _elr(elr: float | None) -> str:

@@ -134,7 +134,7 @@ def draw_leaving(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Char
     )
     panels = [
         Panel("train loss", "epoch", y_log=True, curves=losses, marks=marks),
-        Panel("sharpness g̃ against train loss since the switch", "train loss", x_log=True, y_log=True, curves=paths),
+        Panel("sharpness g̃ against loss, since then", "train loss", x_log=True, y_log=True, curves=paths),
     ]
     return [Chart("E11", "From the equilibrium to convergence", caption, panels)]
 
