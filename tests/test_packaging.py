@@ -98,7 +98,9 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"lit_sphere"}
     assert len(tops) == 2
     wanted = {"lit_sphere/py.typed"}
-    for folder, pattern in (("lit_sphere", "*.py"), ("callbacks", "*.py"), ("configs", "*.py"), ("configs", "*.yaml")):
+    patterns = [(folder, "*.py") for folder in ("lit_sphere", "callbacks", "configs")]
+    patterns += [("configs", "*.yaml"), ("lit_sphere", "*.json"), ("lit_sphere", "*.css"), ("lit_sphere", "*.js")]
+    for folder, pattern in patterns:
         for path in (REPOSITORY / folder).rglob(pattern):
             relative = path.relative_to(REPOSITORY)
             inside = relative.parts[0] == "lit_sphere"

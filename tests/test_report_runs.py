@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +203,14 @@ def test_the_verdict_is_what_the_run_printed(
     (line,) = (line for line in done.out.splitlines() if line.startswith("  regime"))
     verdict = read_run(Path("a")).verdict
     assert verdict is not None
-    first = verdict.evidence.split("; ")[0]
-    assert line.split(maxsplit=1)[1].startswith(verdict.regime)
-    if "apart" not in first and "radians" not in first and "°" not in first:
-        assert line.endswith(first)
+    printed, first = line.split(maxsplit=1)[1], verdict.evidence.split("; ")[0]
+    assert printed.startswith(verdict.regime)
+    exact = first.startswith("train")  # of losses and errors; angles and what follows from them differ a little
+    assert printed.endswith(first) if exact else _words(printed).endswith(_words(first))
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[\d.]+", "#", text)
 
 
 def test_the_answer_names_borders_and_what_lies_between(tmp_path: Path) -> None:
