@@ -362,6 +362,23 @@ def test_help_and_dry_run(empty_folder: Path, lit_sphere: LitSphere, no_processe
     assert not list(Path().iterdir())
 
 
+def test_the_folder_that_is_taken_is_the_same_for_the_same_command(
+    empty_folder: Path, lit_sphere: LitSphere, no_processes: None
+) -> None:
+    play(Played(), folder="begun")
+    Path("mine.yaml").write_text("over: {model.elr: [1, 2]}\n")
+    for args, folder in (
+        (("begun",), "begun"),
+        (("begun/sweep.yaml",), "sweeps/begun-again"),
+        (("mine.yaml",), "sweeps/mine"),
+        (("elr",), "sweeps/elr"),
+        (("--config", "cosine.yaml", "--seeds", "2"), "sweeps/cosine-over-seed"),
+        (("--over", "data.train_size=64", "--over", "model.elr=1", "--sweep", "own"), "own"),
+    ):
+        shown = lit_sphere("sweep", *args, "--dry-run")
+        assert f"--run {folder}/" in shown.out.splitlines()[0], shown
+
+
 def test_options_of_a_class_go_with_the_class_that_varies(
     empty_folder: Path, lit_sphere: LitSphere, no_processes: None
 ) -> None:

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,8 +104,9 @@ class _Formatter(DefaultHelpFormatter):
 
 
 def _examples() -> str:
-    shipped = ", ".join(shipped_sweeps())
-    return f"""NAME is a YAML file, the folder of a sweep, or one of the shipped sweeps: {shipped}.
+    shipped = textwrap.fill(", ".join(shipped_sweeps()), 110, initial_indent="  ", subsequent_indent="  ")
+    return f"""NAME is a YAML file, the folder of a sweep, to go on with it, or one of the shipped sweeps:
+{shipped}.
 All other options go to every run, see lit-sphere fit --help.
 
 examples:
@@ -308,8 +310,8 @@ def _default_folder(name: str | None, plan: Plan) -> Path:
     """The folder that is taken where none is given: the same for the same command."""
     if name is not None:
         path = Path(find_sweep(name))
-        if path.name == PLAN_FILE and (path.parent / STATES_FILE).exists():
-            return path.parent  # of a sweep that has begun
+        if path.name == PLAN_FILE:  # of a sweep: its folder goes on with it, the file makes all of it again
+            return path.parent if Path(name).is_dir() else Path("sweeps") / f"{path.resolve().parent.name}-again"
         is_file = Path(name).exists()
         return Path("sweeps") / (path.stem if is_file else name.removesuffix(".yaml").replace("/", "-"))
     configs = _configs_in(plan.fit)

@@ -14,7 +14,6 @@ from lit_sphere.files import FolderInUse, claim_folder
 from lit_sphere.sweep.grid import Point, SweepError
 from lit_sphere.sweep.plan import FolderPlan, Plan, check_goes_on, read_folder_plan, write_folder_plan
 from lit_sphere.sweep.point_run import Outcome, Task, read_outcome
-from lit_sphere.sweep.progress import read_progress
 from lit_sphere.sweep.states import STATES_FILE, PointState, read_states, write_states
 
 _LOOK_EVERY = 1.0  # seconds between two looks at the tables of the runs, at least
@@ -375,9 +374,19 @@ def _size(folder: Path) -> int:
 
 
 def _look(state: PointState) -> None:
-    progress = read_progress(state.folder)
-    if progress is not None:
-        state.epoch, state.loss, state.regime = progress.epoch, progress.loss, progress.regime
+    """Read how far a run has come, if that can be read."""
+    from lit_sphere.analysis.epoch_rows import LOSS_KEYS  # with torch, which takes seconds to import
+    from lit_sphere.report.runs import read_run
+
+    try:
+        run = read_run(state.folder)
+    except (OSError, ValueError):
+        return
+    key = run.key(LOSS_KEYS)
+    if key is not None and run.epochs:
+        verdict = run.verdict
+        state.epoch, state.loss = run.epochs, run.final(key)
+        state.regime = verdict.regime if verdict else ""
 
 
 def _end(state: PointState, clock: _Clock, outcome: Outcome, signals: int) -> None:
