@@ -120,7 +120,7 @@ def test_nan_is_a_gap(empty_folder: Path, lit_sphere: LitSphere) -> None:
 
     write_run(empty_folder / "runs" / "a", 1e-3, change=blow_up)
     write_run(empty_folder / "runs" / "b", 1e-2, change=lambda row: {**row, "train/loss": math.inf})
-    done = lit_sphere("report", "runs", "--out", "out", "--formats", "png", "--experiments", "E3")
+    done = lit_sphere("report", "runs", "--out", "out", "--formats")
     assert done.status == 0, done.err
     page = _Page(empty_folder / "out" / "report.html")
     (panel,) = (each for chart in page.charts if chart["id"] == "learning" for each in chart["panels"][:1])
@@ -197,7 +197,7 @@ def test_an_older_report_leaves_nothing_behind(empty_folder: Path, lit_sphere: L
     [
         (("nowhere",), "no run to report on: nowhere: there is no such folder"),
         (("empty",), "no run to report on: empty: holds no run"),
-        ((), "runs"),
+        ((), "name the folders to report on, such as runs or sweeps/NAME"),
         (("runs", "--formats", "gif"), "--formats gif: there are pdf, svg, png"),
         (("runs", "--experiments", "E99"), "--experiments E99: there is no such id"),
         (("runs", "--titel", "x"), "there is no option --titel; did you mean --title?"),
@@ -289,9 +289,9 @@ def test_every_kind_of_chart_is_drawn_and_written() -> None:
         Curve([1, 10], [2.0, 3.0], "theory", colour="#0b5394", kind="both", dash="dotted"),
     ]
     marks = [Mark(x=1, to=5, colour="#b6d7a8"), Mark(x=2, label="here"), Mark(y=1.5, label="level"), Mark(y=1, to=2)]
-    chart = Chart(
-        "x", "title", "", [Panel("p", "x", x_log=True, y_log=True, curves=curves, marks=marks), Panel("q", "x")]
-    )
+    nothing = Panel("q", "x", y_log=True, curves=[Curve([0, 1], [math.inf, math.nan], "blown up")])
+    panel = Panel("p", "x", x_log=True, y_log=True, curves=curves, marks=marks)
+    chart = Chart("x", "title", "", [panel, nothing])
     figure = draw_chart(chart, colour_scale([chart]))
     figure.canvas.draw()
     assert [axes.get_title() for axes in figure.axes] == ["p", "q"]

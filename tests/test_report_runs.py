@@ -165,6 +165,7 @@ def test_a_foreign_table_without_config_is_read(tmp_path: Path) -> None:
     (tmp_path / "version_0" / "metrics.csv").write_text(text)
     run = read_run(tmp_path / "version_0")
     assert (run.epochs, run.elr, run.verdict, run.network) == (30, None, None, "")
+    assert run.final("train/loss") == pytest.approx(1 / 30)
     assert Comparison([run]).what() == "1 run · 30 epochs"
 
 
@@ -266,6 +267,17 @@ def test_where_no_elr_varies_another_number_is_the_axis(tmp_path: Path) -> None:
     comparison = Comparison(read_runs([tmp_path]).runs)
     assert (comparison.axis, comparison.axis_name) == ("model.optimizer.lr", "LR")
     assert [comparison.label(point) for point in comparison.points] == ["LR 0.01", "LR 0.1"]
+
+
+def test_errors_on_two_data_sets_are_not_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 1e-3)
+    other = write_run(tmp_path / "b", 1e-3) / "config.yaml"
+    other.write_text(other.read_text().replace("Digits", "CIFAR10"))
+    sentences = answer(Comparison(read_runs([tmp_path]).runs))
+    assert [sentence.split(":")[0] for sentence in sentences[-2:]] == [
+        "Lowest test error at the end on CIFAR10",
+        "Lowest test error at the end on Digits",
+    ]
 
 
 def test_errors_of_two_losses_are_not_compared(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def run_report(args: list[str]) -> None:
         CommandLineError: If an option cannot be understood, or there is no run.
     """
     parser = make_parser()
+    if not args:
+        raise CommandLineError("name the folders to report on, such as runs or sweeps/NAME; --help has examples")
     with suggesting(lambda: option_strings(parser)):
         config = parser.parse_args(args)
     unknown = [name for name in config.formats if name not in _FORMATS]

@@ -39,7 +39,7 @@ def by_epoch(run: Run, key: str) -> dict[int, float]:
     for epoch, value in zip(series.epochs, series.values, strict=True):
         if isfinite(epoch) and isfinite(value):
             at.setdefault(int(epoch), []).append(value)
-    return {epoch: fmean(at[epoch]) for epoch in sorted(at)}
+    return {epoch: fmean(each) if len(each) > 1 else each[0] for epoch, each in sorted(at.items())}
 
 
 def level(run: Run, key: str, first: int, end: int) -> float | None:

@@ -284,8 +284,8 @@ def answer(comparison: Comparison) -> list[str]:
     if not comparison.runs:
         return []
     sentences = [sentence for family in comparison.families for sentence in _of_family(comparison, family)]
-    for loss in comparison.losses:
-        sentences += _best_error([run for run in comparison.runs if run.loss_name == loss], comparison, loss)
+    for loss, data in sorted({(run.loss_name, run.data) for run in comparison.runs}):
+        sentences += _best_error(comparison, loss, data)
     return sentences or (["The runs logged neither a regime nor an error."] if comparison.runs else [])
 
 
@@ -357,8 +357,9 @@ def _why(family: Family) -> str:
     return first if len({each.split("; ")[0] for each in evidence}) == 1 else f"{first}, and others"
 
 
-def _best_error(runs: Sequence[Run], comparison: Comparison, loss: str) -> list[str]:
+def _best_error(comparison: Comparison, loss: str, data: str) -> list[str]:
     """The lowest error at the end, as a mean over seeds; never the lowest of all epochs, which is luck."""
+    runs = [run for run in comparison.runs if (run.loss_name, run.data) == (loss, data)]
     found: list[tuple[float, Point, list[float]]] = []
     for point in comparison.points:
         finals = [final for run in point.runs if run in runs if (final := run.final("val/error")) is not None]
@@ -370,8 +371,9 @@ def _best_error(runs: Sequence[Run], comparison: Comparison, loss: str) -> list[
     of_seeds = f" (mean of {len(finals)} seeds, {_percent(min(finals))} to {_percent(max(finals))})"
     seeds = of_seeds if len(finals) > 1 else ""
     with_loss = f" with {LOSS_NAMES.get(loss, loss)}" if len(comparison.losses) > 1 else ""
+    on_data = f" on {data}" if len({run.data for run in comparison.runs}) > 1 else ""
     where = f" at {comparison.label(point)}" if len(comparison.runs) > 1 else ""
-    return [f"Lowest {validation_name(runs)} error at the end{with_loss}: {_percent(mean)}{seeds}{where}."]
+    return [f"Lowest {validation_name(runs)} error at the end{on_data}{with_loss}: {_percent(mean)}{seeds}{where}."]
 
 
 LOSS_NAMES = {"cross_entropy": "cross-entropy", "mse": "mean squared error"}

@@ -29,6 +29,7 @@ from lit_sphere.report.wandb_files import read_wandb
 METRICS, CONFIG = "metrics.csv", "config.yaml"
 _CLASSES = {"Digits": 10, "CIFAR10": 10, "CIFAR100": 100}
 _QUANTILES = ("min", "median", "max", "step_max")  # and q25: no groups
+_FOREIGN = {f"{part}_{name}": f"{part}/{name}" for part in ("train", "val") for name in ("loss", "error")}
 _ROWS = 20_000  # that are read at once
 _LARGEST_CONFIG = 2**20  # bytes
 _DEEPEST = 8  # folders below what was named
@@ -374,7 +375,7 @@ def read_columns(path: Path) -> Columns:
         path: The file.
 
     Returns:
-        Its columns. Rows that a kill cut off are left out.
+        Its columns, ``train_loss`` as ``train/loss``. Rows that a kill cut off are left out.
 
     Raises:
         ValueError: If it is no file of numbers under names, ``step`` or ``epoch`` among them.
@@ -406,7 +407,11 @@ def read_columns(path: Path) -> Columns:
         axis.extend([math.nan] * rows)
         for number, value in zip(*cells.pop(name, ((), ())), strict=True):
             axis[number] = value
-    return Columns(epochs, steps, {key: each for key, each in cells.items() if each[0]})
+    known = {key: each for key, each in cells.items() if each[0]}
+    for other, ours in _FOREIGN.items():  # of projects of others: one idea, one key
+        if other in known and ours not in known:
+            known[ours] = known.pop(other)
+    return Columns(epochs, steps, known)
 
 
 def _search(folder: Path, depth: int) -> Iterator[Path]:
