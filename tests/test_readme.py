@@ -14,6 +14,8 @@ import torch
 from conftest import REPOSITORY, LitSphere
 from torch.utils.data import DataLoader
 
+from lit_sphere.experiments import EXPERIMENTS
+
 README = "README.md"
 
 
@@ -252,7 +254,13 @@ def test_the_table_shown_is_the_one_printed(empty_folder: Path, lit_sphere: LitS
 
 
 def test_every_shipped_config_is_named() -> None:
+    """Those of sweeps by the ids of experiments, whose table is made from the registry."""
     text = "".join(map(_read, PAGES))
+    of_experiments = {name for each in EXPERIMENTS.values() for name in (*each.sweeps, *each.paper_sweeps)}
     for path in (REPOSITORY / "configs").rglob("*.yaml"):
-        if path.parent.name != "sweeps":  # those go by the ids of experiments
-            assert f"`{path.relative_to(REPOSITORY / 'configs').as_posix()}`" in text
+        name = path.relative_to(REPOSITORY / "configs").as_posix()
+        if name.startswith("sweeps/"):
+            short = name.removeprefix("sweeps/").removesuffix(".yaml")
+            assert short in of_experiments or f"lit-sphere sweep {short}" in text
+        else:
+            assert f"`{name}`" in text

@@ -154,6 +154,8 @@ def test_the_gallery_has_a_picture_of_each_entry() -> None:
 @pytest.mark.slow
 def test_the_search_works_from_disk(site: Path) -> None:
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    from selenium.webdriver.support.ui import WebDriverWait
+
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (browser and driver):
         pytest.skip("no Chromium")
@@ -168,7 +170,7 @@ def test_the_search_works_from_disk(site: Path) -> None:
         assert chromium.find_element("css selector", "math").size["width"] > 10, "formulas have a size"
         chromium.find_element("css selector", "input.md-search__input").click()
         chromium.switch_to.active_element.send_keys("barrier_height")
-        wait = webdriver.support.ui.WebDriverWait(chromium, 30)
+        wait = WebDriverWait(chromium, 30)
         found = wait.until(lambda page: page.find_elements("css selector", ".md-search-result__link"))
         assert any("analysis.html" in each.get_attribute("href") for each in found)
         assert chromium.get_log("browser") == []
