@@ -129,7 +129,11 @@ def table(folder: Path) -> str:
         )
         for text in (experiment.must_show, f"Last check: {held}."):
             lines += textwrap.wrap(text, _WIDTH, initial_indent=" " * 16, subsequent_indent=" " * 16)
-    lines.append("Seconds of all runs together on one core, as of our own last check; --jobs N has N at once.")
+    lines += textwrap.wrap(
+        "Seconds of all runs together, one after the other, as of our own last check, beside other work on two cores: "
+        "alone they take a third or less; --jobs N makes N at once.",
+        _WIDTH,
+    )
     return "\n".join(lines)
 
 
