@@ -139,7 +139,7 @@ def test_toy_leaves_all_it_knows_with_nobody_listening_and_a_broken_matplotlib(t
             variables={**ASCII, "MPLBACKEND": "nonsense"},
         )
     assert (done.returncode, done.stderr) == (0, b"")
-    assert {path.name for path in (tmp_path / "toy").iterdir()} == {"toy.csv", "toy.png"}
+    assert {path.name for path in (tmp_path / "toy").iterdir()} == {"toy.csv", "toy_elrs.csv", "toy.png"}
 
 
 @pytest.mark.slow
