@@ -540,6 +540,7 @@ def test_real_cifar_is_normalised() -> None:
     assert ((squares / count - (total / count) ** 2).sqrt() - 1).abs().max() < 3e-4
 
 
+@pytest.mark.slow
 @needs_cifar
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_real_cifar_fits_into_600_megabytes() -> None:

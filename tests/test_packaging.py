@@ -124,6 +124,7 @@ def test_sdist_makes_the_same_wheel(tree: Path, wheel: Path, tmp_path: Path) -> 
     assert _names(again) == _names(wheel)
 
 
+@pytest.mark.slow
 def test_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     """Dependencies come from the running environment by a plain path, which activates no editable install."""
     home = tmp_path / "venv"

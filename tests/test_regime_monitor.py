@@ -275,7 +275,7 @@ def test_bad_options_are_refused(options: dict[str, Any]) -> None:
         (5e-1, {"divergence"}),
     ],
 )
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_short_real_runs_on_digits(elr: float, regimes: set[str], seed: int) -> None:
     torch.manual_seed(seed)
     monitor, summary = RegimeMonitor(), RunSummary()
