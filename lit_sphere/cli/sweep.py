@@ -72,7 +72,7 @@ def make_parser() -> ArgumentParser:
         default=None,
         metavar="N",
         help="Each point with N seeds, 0 to N-1: of the weights (--seed_everything) and of the data (--data.seed: "
-        "order of the batches, augmentation, subset, label noise).",
+        "order of the batches, augmentation, subset, label noise). 0: those of the configs, whatever a file says.",
     )
     add(
         "--jobs",
@@ -147,6 +147,7 @@ def run_sweep_command(args: list[str]) -> None:
         config = parser.parse_args(own)
     try:
         plan = _plan(name, config, of_runs)
+        _check_effect(own, config)
         folder = Path(config.sweep) if config.sweep else _default_folder(name, plan)
         if config.export is not None:
             _export(plan, folder)
@@ -186,7 +187,7 @@ def run_sweep(
         import_early(_resources(plan, jobs, ()).threads, _PRELOAD)  # beside what this process imports now
     from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
-    parsed = parse_points(plan)
+    parsed = parse_points(plan, with_files=slurm is None and not (folder / PLAN_FILE).exists())
     resources = _resources(plan, jobs, _gpus(parsed))
     afterwards = commands_afterwards(plan, folder)
     fit = Fit(main, _PRELOAD, _digests(plan), [_epochs(each) for each in parsed])
@@ -304,6 +305,15 @@ def _plan(name: str | None, config: Namespace, of_runs: list[str]) -> Plan:
         raise SweepError(f"--seeds must be at least 0, and at most 1000, got {config.seeds}")
     seeds = plan.seeds if config.seeds is None else config.seeds
     return replace(plan, fit=(*plan.fit, *of_runs), over=over, seeds=seeds)
+
+
+def _check_effect(own: Sequence[str], config: Namespace) -> None:
+    """Refuse what would change nothing, or cannot be, whatever else is asked for."""
+    if config.jobs is not None and config.jobs < 1:
+        raise SweepError(f"--jobs must be at least 1, got {config.jobs}")
+    of_slurm = [each.partition("=")[0] for each in own if each.startswith("--slurm")]
+    if of_slurm and config.launcher != "slurm":
+        raise SweepError(f"{of_slurm[0]} is for jobs of Slurm: add --launcher slurm, or leave it out")
 
 
 def _default_folder(name: str | None, plan: Plan) -> Path:
