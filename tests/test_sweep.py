@@ -89,6 +89,12 @@ def play(launcher: Played, plan: Plan = PLAN, folder: str = "s") -> SweepResult:
         release_folders()
 
 
+def _forget_configs(folder: str) -> None:
+    """Played sweeps name a content of elr.yaml that is not the shipped one's."""
+    path = Path(folder, "sweep.yaml")
+    path.write_text(path.read_text().replace("configs:\n  elr.yaml: x\n", "configs: {}\n"))
+
+
 def table(folder: str | Path) -> dict[str, dict[str, str]]:
     with (Path(folder) / "states.csv").open(newline="") as file:
         return {row.pop("point"): row for row in csv.DictReader(file)}
@@ -368,13 +374,27 @@ def test_help_and_dry_run(empty_folder: Path, lit_sphere: LitSphere, no_processe
     assert not list(Path().iterdir())
 
 
+def test_a_dry_run_shows_what_is_left(empty_folder: Path, lit_sphere: LitSphere, no_processes: None) -> None:
+    play(Played({NAMES[1]: Outcome(1, 1.0, "no")}), folder="s")
+    _forget_configs("s")
+    dry = lit_sphere("sweep", "s", "--dry-run")
+    assert dry.out.splitlines() == [
+        "# 2 of 3 runs are done already",
+        f"lit-sphere fit --wandb disabled --model.elr=1e-2 --run s/{NAMES[1]}",
+    ]
+    other = lit_sphere("sweep", "--over", "model.elr=1,2", "--sweep", "s", "--dry-run")
+    assert other.status == 2
+    assert "s holds another sweep" in other.err
+
+
 def test_the_folder_that_is_taken_is_the_same_for_the_same_command(
     empty_folder: Path, lit_sphere: LitSphere, no_processes: None
 ) -> None:
     play(Played(), folder="begun")
+    _forget_configs("begun")
     Path("mine.yaml").write_text("over: {model.elr: [1, 2]}\n")
     for args, folder in (
-        (("begun",), "begun"),
+        (("begun", "--over", "model.elr=1e-3,1e-2,1e-1,1"), "begun"),
         (("begun/sweep.yaml",), "sweeps/begun-again"),
         (("mine.yaml",), "sweeps/mine"),
         (("elr",), "sweeps/elr"),
@@ -382,7 +402,7 @@ def test_the_folder_that_is_taken_is_the_same_for_the_same_command(
         (("--over", "data.train_size=256", "--over", "model.elr=1", "--sweep", "own"), "own"),
     ):
         shown = lit_sphere("sweep", *args, "--dry-run")
-        assert f"--run {folder}/" in shown.out.splitlines()[0], shown
+        assert f"--run {folder}/" in shown.out, shown
 
 
 def test_options_of_a_class_go_with_the_class_that_varies(

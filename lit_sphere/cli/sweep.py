@@ -23,8 +23,9 @@ from lit_sphere.sweep.afterwards import commands_afterwards, run_afterwards
 from lit_sphere.sweep.grid import read_over
 from lit_sphere.sweep.local import import_early
 from lit_sphere.sweep.plan import PLAN_FILE, digest
+from lit_sphere.sweep.run import begun_in
 from lit_sphere.sweep.slurm import SlurmJobs, SlurmOptions, batch_script, check_submitit
-from lit_sphere.sweep.states import STATES_FILE
+from lit_sphere.sweep.states import STATES_FILE, read_states
 from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line
 from lit_sphere.sweep.wandb_sweep import wandb_sweep
 
@@ -226,16 +227,20 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
     from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
     parse_points(plan)
+    begun_in(folder, plan, _digests(plan))
+    left = [state.point for state in read_states(folder / STATES_FILE, plan.points) if state.state != "done"]
     commands = [
-        shlex.join(["lit-sphere", "fit", *plan.arguments(point), "--run", str(folder / point.name)])
-        for point in plan.points
+        shlex.join(["lit-sphere", "fit", *plan.arguments(point), "--run", str(folder / point.name)]) for point in left
     ]
+    if len(left) < len(plan.points):
+        print(f"# {len(plan.points) - len(left)} of {len(plan.points)} runs are done already")
     afterwards = [shlex.join(["lit-sphere", *command]) for command in commands_afterwards(plan, folder)]
     if slurm is not None:
         check_submitit()
         print(batch_script(folder, slurm, f"python -m submitit.core._submit {folder / 'slurm'}"))
         print(f"# {len(commands)} jobs of this kind, which run:")
-    print("\n".join([*commands, *afterwards]))
+    for command in [*commands, *afterwards]:
+        print(command)
 
 
 def _export(plan: Plan, folder: Path) -> None:
