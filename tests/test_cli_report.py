@@ -198,6 +198,7 @@ def test_an_older_report_leaves_nothing_behind(empty_folder: Path, lit_sphere: L
         (("nowhere",), "no run to report on: nowhere: there is no such folder"),
         (("empty",), "no run to report on: empty: holds no run"),
         ((), "name the folders to report on, such as runs or sweeps/NAME"),
+        (("file",), "no run to report on: file: is no file of a run; name its folder, or its metrics.csv"),
         (("runs", "--formats", "gif"), "--formats gif: there are pdf, svg, png"),
         (("runs", "--experiments", "E99"), "--experiments E99: there is no such id"),
         (("runs", "--titel", "x"), "there is no option --titel; did you mean --title?"),

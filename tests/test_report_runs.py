@@ -117,6 +117,11 @@ def test_a_row_that_was_cut_is_left_out(tmp_path: Path) -> None:
             b"epoch,step,train/loss\n0,1,0.5\n1,2,half\n",
             "metrics.csv, column train/loss holds no numbers",
         ),
+        (
+            "metrics.csv",
+            b"epoch,step,train/loss\n1e300,1,1\n",
+            "column epoch holds 1e+300, which is no epoch",
+        ),
         ("metrics.csv", b"\xff\xfe\x00epoch", "is no text"),
         ("metrics.csv", b'epoch,step\n0,"' + b"x" * 200_000, "metrics.csv, line 2"),
         ("config.yaml", b"a: [1, 2", "config.yaml is no YAML"),

@@ -89,6 +89,12 @@ def play(launcher: Played, plan: Plan = PLAN, folder: str = "s") -> SweepResult:
         release_folders()
 
 
+def _forget_configs(folder: str) -> None:
+    """Played sweeps name a content of elr.yaml that is not the shipped one's."""
+    path = Path(folder, "sweep.yaml")
+    path.write_text(path.read_text().replace("configs:\n  elr.yaml: x\n", "configs: {}\n"))
+
+
 def table(folder: str | Path) -> dict[str, dict[str, str]]:
     with (Path(folder) / "states.csv").open(newline="") as file:
         return {row.pop("point"): row for row in csv.DictReader(file)}
@@ -312,6 +318,12 @@ OVER = ("--over", "model.elr=1e-3,1e-2")
         ),
         ((*OVER, "--trainer.max_epoch", "3"), "there is no option --trainer.max_epoch; did you mean --trainer.max_ep"),
         ((*OVER, "--jobs", "0"), "--jobs must be at least 1, got 0"),
+        ((*OVER, "--jobs", "0", "--dry-run"), "--jobs must be at least 1, got 0"),
+        (("--over", "model.elr=1e-3,-1"), "the point elr=-1: elr (--model.elr) must be positive and finite"),
+        (("--over", "data.train_size=999,0"), "the point train_size=0: train_size must be at least 1, got 0"),
+        (("--over", "trainer.max_epochs=1,0"), "the point max_epochs=0: --trainer.max_epochs 0: there is nothing to"),
+        ((*OVER, "--data", "CIFAR10", "--data.root", "no"), "no CIFAR-10 under 'no': give --data.root DIR"),
+        ((*OVER, "--slurm.time", "9"), "--slurm.time is for jobs of Slurm: add --launcher slurm"),
         ((*OVER, "--seeds", "-1"), "--seeds must be at least 0"),
         ((*OVER, *OVER), "--over model.elr: stands twice"),
         ((*OVER, "--model.elr", "1"), "--model.elr is given to every run, and varied by the sweep"),
@@ -362,33 +374,47 @@ def test_help_and_dry_run(empty_folder: Path, lit_sphere: LitSphere, no_processe
     assert not list(Path().iterdir())
 
 
+def test_a_dry_run_shows_what_is_left(empty_folder: Path, lit_sphere: LitSphere, no_processes: None) -> None:
+    play(Played({NAMES[1]: Outcome(1, 1.0, "no")}), folder="s")
+    _forget_configs("s")
+    dry = lit_sphere("sweep", "s", "--dry-run")
+    assert dry.out.splitlines() == [
+        "# 2 of 3 runs are done already",
+        f"lit-sphere fit --wandb disabled --model.elr=1e-2 --run s/{NAMES[1]}",
+    ]
+    other = lit_sphere("sweep", "--over", "model.elr=1,2", "--sweep", "s", "--dry-run")
+    assert other.status == 2
+    assert "s holds another sweep" in other.err
+
+
 def test_the_folder_that_is_taken_is_the_same_for_the_same_command(
     empty_folder: Path, lit_sphere: LitSphere, no_processes: None
 ) -> None:
     play(Played(), folder="begun")
+    _forget_configs("begun")
     Path("mine.yaml").write_text("over: {model.elr: [1, 2]}\n")
     for args, folder in (
-        (("begun",), "begun"),
+        (("begun", "--over", "model.elr=1e-3,1e-2,1e-1,1"), "begun"),
         (("begun/sweep.yaml",), "sweeps/begun-again"),
         (("mine.yaml",), "sweeps/mine"),
         (("elr",), "sweeps/elr"),
         (("--config", "cosine.yaml", "--seeds", "2"), "sweeps/cosine-over-seed"),
-        (("--over", "data.train_size=64", "--over", "model.elr=1", "--sweep", "own"), "own"),
+        (("--over", "data.train_size=256", "--over", "model.elr=1", "--sweep", "own"), "own"),
     ):
         shown = lit_sphere("sweep", *args, "--dry-run")
-        assert f"--run {folder}/" in shown.out.splitlines()[0], shown
+        assert f"--run {folder}/" in shown.out, shown
 
 
 def test_options_of_a_class_go_with_the_class_that_varies(
     empty_folder: Path, lit_sphere: LitSphere, no_processes: None
 ) -> None:
-    args = ("--over", "model=SIConvNet,SIResNet18", "--model.width", "4", "--over", "data.train_size=64,128")
+    args = ("--over", "model=SIConvNet,SIResNet18", "--model.width", "4", "--over", "data.train_size=128,256")
     dry = lit_sphere("sweep", *args, "--dry-run")
     assert dry.status == 0, dry.err
     shown = lit_sphere(*dry.out.splitlines()[-1].split()[1:], "--print_config")
     parsed = yaml.safe_load(shown.out)
     assert parsed["model"]["class_path"].endswith("SIResNet18")
-    assert (parsed["model"]["init_args"]["width"], parsed["data"]["init_args"]["train_size"]) == (4, 128)
+    assert (parsed["model"]["init_args"]["width"], parsed["data"]["init_args"]["train_size"]) == (4, 256)
 
 
 def test_the_same_grid_as_a_sweep_of_wandb(empty_folder: Path, lit_sphere: LitSphere, no_processes: None) -> None:

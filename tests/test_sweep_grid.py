@@ -46,7 +46,7 @@ def test_values(text: str, values: tuple[str, ...]) -> None:
         ("model.elr=log:a:1:3", "a is no number"),
         ("model.elr=log:1e-3:1:1", "at least 2 values"),
         ("model.elr=paper:5:9e9", None),
-        ("model.elr=paper:6:7", "a value is missing"),
+        ("model.elr=paper:5:1e-4", "paper:5:1e-4: the papers' grid, 1e-7 to 5, has no ELR from 5 to 0.0001"),
     ],
 )
 def test_values_that_are_none(text: str, said: str | None) -> None:

@@ -3,31 +3,35 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError, Namespace
 
 from lit_sphere.cli.base_config import look_ahead
+from lit_sphere.cli.checkpoints import check_something_to_train
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.rewordings import in_one_line
 from lit_sphere.cli.sphere_cli import SphereCLI
+from lit_sphere.data import ResidentDataModule
 from lit_sphere.sweep import Plan
 
 
-def parse_points(plan: Plan) -> list[Namespace]:
-    """Parse the command lines of all points by the parser of ``fit``.
+def parse_points(plan: Plan, with_files: bool = False) -> list[Namespace]:
+    """Parse the command lines of all points by the parser of ``fit``, and make each model, data and callbacks once.
 
     Args:
         plan: The sweep.
+        with_files: Whether the files of the data must be on this machine.
 
     Returns:
         The configuration of each point.
 
     Raises:
-        CommandLineError: Names the first point that cannot be understood, and why.
+        CommandLineError: Names the first point that cannot be understood or that a class refuses, and why.
     """
     typed = look_ahead(list(plan.fit))
     if typed.wants_help or any(each.partition("=")[0] == "--print_config" for each in plan.fit):
         raise CommandLineError("options of the runs are listed by lit-sphere fit --help, --model.help CLASS, …")
-    parser = _FitParser()
+    parser = _FitParser(with_files)
     parsed = []
     for point in plan.points:
         wrong = parser.what_is_wrong(plan.arguments(point))
@@ -41,8 +45,9 @@ def parse_points(plan: Plan) -> list[Namespace]:
 class _FitParser(SphereCLI):
     """Parses command lines of ``fit``, and does nothing else."""
 
-    def __init__(self) -> None:
+    def __init__(self, with_files: bool) -> None:
         super().__init__(["fit"])
+        self._made, self._with_files = set[str](), with_files
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Not while it is made."""
@@ -63,6 +68,27 @@ class _FitParser(SphereCLI):
             return str(error)
         except (ArgumentError, ValueError) as error:
             return in_one_line(str(error))
+        return self._what_is_refused()
+
+    def _what_is_refused(self) -> str | None:
+        """Make what the configuration names, but for trainer and loggers; points that differ in seeds share it."""
+        config = self.config["fit"]
+        part = Namespace(**{name: config[name] for name in ("model", "data")})  # type: ignore[no-untyped-call]
+        part.trainer = Namespace(callbacks=config.trainer.callbacks)  # type: ignore[no-untyped-call]
+        try:
+            check_something_to_train(None, config)
+            if repr(part) in self._made:
+                return None
+            with torch.random.fork_rng(devices=[]):
+                data = self._parser("fit").instantiate_classes(part).data
+            if self._with_files and isinstance(data, ResidentDataModule):
+                data.check_files()
+        except (CommandLineError, FileNotFoundError) as error:
+            return str(error)
+        except Exception as error:  # of a class of the user's: its run tells, and the others run
+            if "Does not validate against any" in str(error):
+                return in_one_line(str(error))
+        self._made.add(repr(part))
         return None
 
     def _set_seed(self) -> None:

@@ -23,8 +23,9 @@ from lit_sphere.sweep.afterwards import commands_afterwards, run_afterwards
 from lit_sphere.sweep.grid import read_over
 from lit_sphere.sweep.local import import_early
 from lit_sphere.sweep.plan import PLAN_FILE, digest
+from lit_sphere.sweep.run import begun_in
 from lit_sphere.sweep.slurm import SlurmJobs, SlurmOptions, batch_script, check_submitit
-from lit_sphere.sweep.states import STATES_FILE
+from lit_sphere.sweep.states import STATES_FILE, read_states
 from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line
 from lit_sphere.sweep.wandb_sweep import wandb_sweep
 
@@ -72,7 +73,7 @@ def make_parser() -> ArgumentParser:
         default=None,
         metavar="N",
         help="Each point with N seeds, 0 to N-1: of the weights (--seed_everything) and of the data (--data.seed: "
-        "order of the batches, augmentation, subset, label noise).",
+        "order of the batches, augmentation, subset, label noise). 0: those of the configs, whatever a file says.",
     )
     add(
         "--jobs",
@@ -147,6 +148,7 @@ def run_sweep_command(args: list[str]) -> None:
         config = parser.parse_args(own)
     try:
         plan = _plan(name, config, of_runs)
+        _check_effect(own, config)
         folder = Path(config.sweep) if config.sweep else _default_folder(name, plan)
         if config.export is not None:
             _export(plan, folder)
@@ -186,7 +188,7 @@ def run_sweep(
         import_early(_resources(plan, jobs, ()).threads, _PRELOAD)  # beside what this process imports now
     from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
-    parsed = parse_points(plan)
+    parsed = parse_points(plan, with_files=slurm is None and not (folder / PLAN_FILE).exists())
     resources = _resources(plan, jobs, _gpus(parsed))
     afterwards = commands_afterwards(plan, folder)
     fit = Fit(main, _PRELOAD, _digests(plan), [_epochs(each) for each in parsed])
@@ -225,16 +227,20 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
     from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
     parse_points(plan)
+    begun_in(folder, plan, _digests(plan))
+    left = [state.point for state in read_states(folder / STATES_FILE, plan.points) if state.state != "done"]
     commands = [
-        shlex.join(["lit-sphere", "fit", *plan.arguments(point), "--run", str(folder / point.name)])
-        for point in plan.points
+        shlex.join(["lit-sphere", "fit", *plan.arguments(point), "--run", str(folder / point.name)]) for point in left
     ]
+    if len(left) < len(plan.points):
+        print(f"# {len(plan.points) - len(left)} of {len(plan.points)} runs are done already")
     afterwards = [shlex.join(["lit-sphere", *command]) for command in commands_afterwards(plan, folder)]
     if slurm is not None:
         check_submitit()
         print(batch_script(folder, slurm, f"python -m submitit.core._submit {folder / 'slurm'}"))
         print(f"# {len(commands)} jobs of this kind, which run:")
-    print("\n".join([*commands, *afterwards]))
+    for command in [*commands, *afterwards]:
+        print(command)
 
 
 def _export(plan: Plan, folder: Path) -> None:
@@ -304,6 +310,15 @@ def _plan(name: str | None, config: Namespace, of_runs: list[str]) -> Plan:
         raise SweepError(f"--seeds must be at least 0, and at most 1000, got {config.seeds}")
     seeds = plan.seeds if config.seeds is None else config.seeds
     return replace(plan, fit=(*plan.fit, *of_runs), over=over, seeds=seeds)
+
+
+def _check_effect(own: Sequence[str], config: Namespace) -> None:
+    """Refuse what would change nothing, or cannot be, whatever else is asked for."""
+    if config.jobs is not None and config.jobs < 1:
+        raise SweepError(f"--jobs must be at least 1, got {config.jobs}")
+    of_slurm = [each.partition("=")[0] for each in own if each.startswith("--slurm")]
+    if of_slurm and config.launcher != "slurm":
+        raise SweepError(f"{of_slurm[0]} is for jobs of Slurm: add --launcher slurm, or leave it out")
 
 
 def _default_folder(name: str | None, plan: Plan) -> Path:

@@ -76,6 +76,15 @@ class CIFAR10(ResidentDataModule):
         self.normalisation = normalisation
         self.download = download
 
+    def check_files(self) -> None:
+        """Find the folder of the files, unless they are to be downloaded.
+
+        Raises:
+            FileNotFoundError: If it is not there; names the remedy.
+        """  # noqa: DOC502
+        if not self.download:
+            self._check_folder()
+
     def prepare_data(self) -> None:
         """Download the files if asked to and needed (one process per machine).
 

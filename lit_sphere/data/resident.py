@@ -150,6 +150,9 @@ class ResidentDataModule(LightningDataModule, ABC):
         """Which labels of ``train_set`` noise made wrong: bool, shape (train_size,)."""
         return self._corrupted.to(self.train_set.labels.device)
 
+    def check_files(self) -> None:
+        """Complain of files that are not there, if the data has any."""
+
     def setup(self, stage: str | None = None) -> None:
         """Read, split and corrupt the data on the first call; move it to the training device on every call.
 

@@ -32,6 +32,7 @@ _QUANTILES = ("min", "median", "max", "step_max")  # and q25: no groups
 _FOREIGN = {f"{part}_{name}": f"{part}/{name}" for part in ("train", "val") for name in ("loss", "error")}
 _ROWS = 20_000  # that are read at once
 _LARGEST_CONFIG = 2**20  # bytes
+_GREATEST = 1e15  # epoch or step
 _DEEPEST = 8  # folders below what was named
 
 
@@ -284,7 +285,8 @@ def read_runs(paths: Iterable[str | Path]) -> Runs:
     """Read runs.
 
     Args:
-        paths: Folders of runs, or folders in which runs lie, at any depth; files in a run's folder stand for it.
+        paths: Folders of runs, or folders in which runs lie, at any depth; a run's metrics.csv, config.yaml or
+            run-ID.wandb stands for its folder.
 
     Returns:
         The runs, and what was left out. A path that does not exist is among these, too.
@@ -312,6 +314,9 @@ def run_folders(paths: Iterable[str | Path], left_out: list[str]) -> list[Path]:
     for given in map(Path, paths):
         if not given.exists():
             left_out.append(f"{given}: there is no such folder")
+            continue
+        if not given.is_dir() and given.name not in (METRICS, CONFIG) and given.suffix != ".wandb":
+            left_out.append(f"{given}: is no file of a run; name its folder, or its {METRICS}")
             continue
         below = sorted(_search(given if given.is_dir() else given.parent, 0), key=_natural)
         if not below:
@@ -378,7 +383,8 @@ def read_columns(path: Path) -> Columns:
         Its columns, ``train_loss`` as ``train/loss``. Rows that a kill cut off are left out.
 
     Raises:
-        ValueError: If it is no file of numbers under names, ``step`` or ``epoch`` among them.
+        ValueError: If it is no file of numbers under names, ``step`` or ``epoch`` among them, or one of these is beyond
+            all counting.
     """
     epochs, steps = array("d"), array("d")
     cells: dict[str, tuple[array[int], array[float]]] = {}
@@ -406,6 +412,8 @@ def read_columns(path: Path) -> Columns:
     for name, axis in (("epoch", epochs), ("step", steps)):
         axis.extend([math.nan] * rows)
         for number, value in zip(*cells.pop(name, ((), ())), strict=True):
+            if abs(value) > _GREATEST:
+                raise ValueError(f"{path.name}, column {name} holds {value:g}, which is no {name}")
             axis[number] = value
     known = {key: each for key, each in cells.items() if each[0]}
     for other, ours in _FOREIGN.items():  # of projects of others: one idea, one key

@@ -201,7 +201,10 @@ def _of_range(text: str, where: str) -> tuple[str, ...] | None:
     kind, *parts = text.split(":")
     if kind == "paper" and len(parts) in (0, 2):
         low, high = (_number(part, where) for part in parts) if parts else (0.0, math.inf)
-        return tuple(elr for elr in PAPER_ELRS if low <= float(elr) <= high * (1 + 1e-9))
+        inside = tuple(elr for elr in PAPER_ELRS if low <= float(elr) <= high * (1 + 1e-9))
+        if not inside:
+            raise SweepError(f"{where}: {text}: the papers' grid, 1e-7 to 5, has no ELR from {low:g} to {high:g}")
+        return inside
     if kind not in ("log", "lin"):
         return None
     if len(parts) != 3 or not parts[2].isdecimal() or not 2 <= int(parts[2]) <= _MOST_VALUES:

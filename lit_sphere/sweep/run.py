@@ -125,11 +125,7 @@ class Sweep:
 
     def __init__(self, plan: Plan, folder: Path, fit: Fit, threads: int) -> None:
         points = plan.points
-        before = read_folder_plan(folder)
-        if before is None:
-            _check_unused(folder)
-        else:
-            check_goes_on(before, plan, fit.configs, folder)
+        before = begun_in(folder, plan, fit.configs)
         try:
             claim_folder(folder)
         except FolderInUse as error:
@@ -396,6 +392,28 @@ def _end(state: PointState, clock: _Clock, outcome: Outcome, signals: int) -> No
     stopped = stopped or (signals > 1 and outcome.status == -signal.SIGKILL)
     state.state = "done" if outcome.status == 0 else "interrupted" if stopped else "failed"
     state.line = outcome.line if outcome.status else ""
+
+
+def begun_in(folder: Path, plan: Plan, configs: Mapping[str, str]) -> FolderPlan | None:
+    """Look for an earlier part of a sweep.
+
+    Args:
+        folder: Where.
+        plan: The sweep.
+        configs: A digest of the content of each config by name.
+
+    Returns:
+        What has begun there; None if nothing has.
+
+    Raises:
+        SweepError: If the folder holds another sweep, or something else.
+    """  # noqa: DOC502
+    before = read_folder_plan(folder)
+    if before is None:
+        _check_unused(folder)
+    else:
+        check_goes_on(before, plan, configs, folder)
+    return before
 
 
 def _check_unused(folder: Path) -> None:

@@ -33,12 +33,16 @@ _RIGHT = ("epoch", "loss", "time", "left")
 class Lines:
     """Prints a line for each point that ends."""
 
+    def __init__(self) -> None:
+        self._ended = set[str]()  # by this command: those that failed before are tried again
+
     def show(self, states: Sequence[PointState]) -> None:
         """Nothing: what runs is shown in terminals only."""
 
     def ended(self, state: PointState, states: Sequence[PointState]) -> None:
         """Print it."""
-        over = sum(each.state in ("done", "failed", "interrupted") for each in states)
+        self._ended.add(state.point.name)
+        over = sum(each.state == "done" or each.point.name in self._ended for each in states)
         print(f"{over}/{len(states)}  {one_line(state)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
