@@ -242,6 +242,19 @@ def test_the_answer_says_where_seeds_differ_and_what_is_undecided(tmp_path: Path
     )
 
 
+def test_runs_alike_are_no_seeds_and_each_regime_has_its_place(tmp_path: Path) -> None:
+    for elr in (1e-3, 1e-2):
+        write_run(tmp_path / f"a{elr}", elr)
+        write_run(tmp_path / f"b{elr}", elr, regime="divergence")
+    comparison = Comparison(read_runs([tmp_path]).runs)
+    assert comparison.what().endswith("2 values of ELR · up to 2 runs alike")
+    first, second = answer(comparison)
+    assert first == (
+        "Regime 1 (convergence) at ELR 0.001, 0.01; regime 3 (divergence) at ELR 0.001, 0.01; no border was seen."
+    )
+    assert "(mean of 2 runs alike, " in second
+
+
 def test_one_regime_and_none_are_said(tmp_path: Path) -> None:
     write_run(tmp_path / "a" / "1", 1e-3)
     assert answer(Comparison(read_runs([tmp_path / "a"]).runs))[0] == (

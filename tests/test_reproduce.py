@@ -1,6 +1,7 @@
 """lit-sphere reproduce: runs, page, record and status; the runs are made up here, and real in test_experiments.py."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,8 @@ def test_a_finding_that_holds(empty_folder: Path, lit_sphere: LitSphere, made_up
     listed = lit_sphere("reproduce", "--list")
     assert listed.status == 0
     assert "Last check: holds, " + record.date + ", in reproductions/E10." in listed.out
+    (one,) = re.findall("Last check: .*", lit_sphere("reproduce", "--list", "E10").out)
+    assert one.startswith("Last check: holds")
 
 
 def test_a_finding_that_does_not_hold(empty_folder: Path, lit_sphere: LitSphere, made_up: Any) -> None:

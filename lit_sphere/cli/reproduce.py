@@ -86,10 +86,10 @@ def run_reproduce(args: list[str]) -> None:
     own, of_runs = _split(args, option_strings(parser))
     with suggesting(lambda: option_strings(parser)):
         config = parser.parse_args(own)
-    if config.list:
-        print(table(Path(config.folder)))
-        return
     experiments = [_find(name) for name in config.ids]
+    if config.list:
+        print(table(Path(config.folder), experiments or list(EXPERIMENTS.values())))
+        return
     if not experiments:
         raise CommandLineError(f"reproduce needs an experiment: {', '.join(EXPERIMENTS)}; --list says what they show")
     _check_effect(experiments, config, of_runs)
@@ -108,18 +108,19 @@ def run_reproduce(args: list[str]) -> None:
         sys.exit(1)
 
 
-def table(folder: Path) -> str:
-    """List the experiments.
+def table(folder: Path, experiments: Sequence[Experiment]) -> str:
+    """List experiments.
 
     Args:
         folder: Of the reproductions, whose findings come before those that are shipped.
+        experiments: Those to list.
 
     Returns:
         The text.
     """
     shipped = shipped_records()
     lines = [f"{'id':<5}{'runs [s]':>9}  what must be seen, and whether the last check held"]
-    for experiment in EXPERIMENTS.values():
+    for experiment in experiments:
         mine = read_record(folder / experiment.id)
         record = mine or shipped.get(experiment.id)
         cost = f"{shipped[experiment.id].seconds:.0f}" if experiment.id in shipped else ""

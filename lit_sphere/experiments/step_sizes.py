@@ -187,7 +187,11 @@ def distances(grid: Grid) -> list[Claim]:
     for when, early in (("From epoch 10 to 20", True), ("At the end", False)):
         spans = {regime: _distances(grid.of(regime), early) for regime in _IN_ORDER}
         missing = [regime for regime, span in spans.items() if not span]
-        words = [f"{min(span):.2g} to {max(span):.2g} in {regime}" for regime, span in spans.items() if span]
+        words = [
+            " to ".join(dict.fromkeys(f"{end:.2g}" for end in (min(span), max(span)))) + f" in {regime}"
+            for regime, span in spans.items()
+            if span
+        ]
         text = f"{when} the mean cosine distance of consecutive iterates is {', '.join(words)}."
         if missing:
             claims.append(Claim(None, f"Missing: runs in {' and in '.join(missing)}. {text}"))

@@ -154,20 +154,32 @@ class Comparison:
         """Say in one line what is compared."""
         if not self.runs:
             return "no runs: what the toy of the theory shows"
-        if not self.runs:
-            return ""
         count = f"{len(self.runs)} runs" if len(self.runs) > 1 else "1 run"
         networks = " and ".join(sorted({run.network for run in self.runs} - {""}))
         data = " and ".join(sorted({run.data for run in self.runs} - {""}))
         epochs = sorted({run.epochs for run in self.runs})
-        span = f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else f"{epochs[0]} epochs"
+        span = (
+            f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else f"{epochs[0]} epoch{'s' * (epochs[0] != 1)}"
+        )
         parts = [count, f"{networks} on {data}" if networks and data else networks or data, span]
         for name in self.varies:
             values = {_key(point.values[name]) for point in self.points}
             parts.append(f"{len(values)} values of {short_name(name)}")
         if self.seeds > 1:
-            parts.append(f"up to {self.seeds} seeds")
+            parts.append(f"up to {repeats(max((point.runs for point in self.points), key=len))}")
         return " · ".join(part for part in parts if part)
+
+
+def repeats(runs: Sequence[Run]) -> str:
+    """Say how many runs of one point there are: as seeds, if each has its own.
+
+    Args:
+        runs: Of one point.
+
+    Returns:
+        Such as ``3 seeds``, or ``3 runs`` of one seed.
+    """
+    return f"{len(runs)} {'seeds' if len({run.seed for run in runs}) == len(runs) else 'runs alike'}"
 
 
 def regimes_of(point: Point) -> list[Regime]:
@@ -303,9 +315,9 @@ def _of_family(comparison: Comparison, family: Family) -> list[str]:
         seen = sorted({REGIME_NUMBERS[regime] for each in named.values() for regime in each} - {0})
         if not seen:
             return [f"{head or 'No '}{'no ' if head else ''}regime could be named: {_why(family)}."]
-        regimes = " and ".join(numbered(_REGIMES[number]) for number in seen)
-        span = _span(name, [at for at, each in named.items() if set(each) != {"undecided"}])
-        sentences = [f"{head}{regimes} at {span}; no border was seen"]
+        where = {number: [at for at, each in named.items() if _REGIMES[number] in each] for number in seen}
+        regimes = "; ".join(f"{numbered(_REGIMES[number])} at {_span(name, at)}" for number, at in where.items())
+        sentences = [f"{head}{regimes}; no border was seen"]
     told = {at for border in family.borders for at in border.between}
     open_ = [at for at, each in named.items() if set(each) == {"undecided"} and at not in told]
     if open_:
@@ -360,16 +372,18 @@ def _why(family: Family) -> str:
 def _best_error(comparison: Comparison, loss: str, data: str) -> list[str]:
     """The lowest error at the end, as a mean over seeds; never the lowest of all epochs, which is luck."""
     runs = [run for run in comparison.runs if (run.loss_name, run.data) == (loss, data)]
-    found: list[tuple[float, Point, list[float]]] = []
+    found: list[tuple[float, Point, str]] = []
     for point in comparison.points:
-        finals = [final for run in point.runs if run in runs if (final := run.final("val/error")) is not None]
+        ends = [(run, final) for run in point.runs if run in runs if (final := run.final("val/error")) is not None]
+        finals = [final for _, final in ends]
         if finals and all(map(math.isfinite, finals)):
-            found.append((fmean(finals), point, finals))
+            spread = (
+                f" (mean of {repeats([run for run, _ in ends])}, {_percent(min(finals))} to {_percent(max(finals))})"
+            )
+            found.append((fmean(finals), point, spread if len(finals) > 1 else ""))
     if not found:
         return []
-    mean, point, finals = min(found, key=lambda each: each[0])
-    of_seeds = f" (mean of {len(finals)} seeds, {_percent(min(finals))} to {_percent(max(finals))})"
-    seeds = of_seeds if len(finals) > 1 else ""
+    mean, point, seeds = min(found, key=lambda each: each[0])
     with_loss = f" with {LOSS_NAMES.get(loss, loss)}" if len(comparison.losses) > 1 else ""
     on_data = f" on {data}" if len({run.data for run in comparison.runs}) > 1 else ""
     where = f" at {comparison.label(point)}" if len(comparison.runs) > 1 else ""
