@@ -145,9 +145,11 @@ def _where(record: Record, mine: Record | None, folder: Path) -> str:
 def _split(args: list[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
     """Give ids and what is the command's own, and what goes to the runs."""
     mine, others, rest = list[str](), list[str](), list(args)
-    while rest and not rest[0].startswith("-"):
-        mine.append(rest.pop(0))
+    is_mine = True
     while rest:
+        if is_mine and not rest[0].startswith("-"):  # else it is the value of an option of the runs
+            mine.append(rest.pop(0))
+            continue
         option = rest[0].partition("=")[0]
         is_mine = option in own or option == "-h"
         takes_value = is_mine and option not in _FLAGS and "=" not in rest[0]
