@@ -20,7 +20,7 @@ from lit_sphere.optim import adagrad_g_like_sgd
 from lit_sphere.report import Series, read_metrics
 from lit_sphere.report.runs import Run, read_runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # three ResNets in one test
 
 Fit = Callable[..., dict[str, Series]]
 Metrics = Mapping[str, Series]
