@@ -81,7 +81,8 @@ def on_page_content(content: str, **_: object) -> str:
 
     def mathml(formula: re.Match[str]) -> str:
         block = formula[2] == "["
-        return convert(html.unescape(formula[3]).strip(), display="block" if block else "inline")
+        text: str = convert(html.unescape(formula[3]).strip(), display="block" if block else "inline")
+        return text
 
     return _FORMULA.sub(mathml, content)
 
