@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib.image
 import pytest
 import torch
+import wandb
 import yaml
 from conftest import LitSphere
 
@@ -77,6 +78,7 @@ def test_fit_leaves_everything_in_one_folder(empty_folder: Path, lit_sphere: Lit
     ):
         assert word in result.out
     assert len(column("a", "train/loss")) == len(column("a", "val/error")) == 2
+    wandb.teardown()  # its process writes the rest of the file after the run's end
     (folder,) = Path("a/wandb").glob("offline-run-*")
     run = read_wandb(folder)
     assert run.series["train/loss"].values == pytest.approx(column("a", "train/loss"))

@@ -10,6 +10,7 @@ from socket import create_server
 from typing import Any
 
 import pytest
+import wandb
 from conftest import LitSphere
 from matplotlib.figure import Figure
 from wandb_server import VIEWER, fresh_wandb, wandb_server
@@ -40,6 +41,7 @@ def panels_of(workspace: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def run_of(folder: str) -> WandbRun:
+    wandb.teardown()  # its process writes the rest of the file after the run's end
     (path,) = Path(folder, "wandb").glob("offline-run-*")
     run = read_wandb(path)
     assert not run.fault

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 from conftest import LitSphere
 from lightning.pytorch import Callback
@@ -157,6 +158,7 @@ class Raises(Callback):
 
 
 def runs_of(folder: str) -> list[WandbRun]:
+    wandb.teardown()  # its process writes the rest of the file after the run's end
     return [read_wandb(path) for path in sorted(Path(folder, "wandb").glob("offline-run-*"))]
 
 
