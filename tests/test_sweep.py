@@ -17,7 +17,8 @@ import yaml
 from conftest import REPOSITORY, LitSphere, with_default_signals
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from lit_sphere.cli.sweep import run_sweep
+from lit_sphere.cli.subcommand_parser import split_arguments
+from lit_sphere.cli.sweep import make_parser, run_sweep
 from lit_sphere.files import release_folders
 from lit_sphere.report.wandb_files import read_wandb
 from lit_sphere.sweep import Fit, Plan, PointState, Sweep, SweepError, SweepResult
@@ -82,7 +83,7 @@ def _nothing(arguments: list[str]) -> None:
 
 
 def play(launcher: Played, plan: Plan = PLAN, folder: str = "s") -> SweepResult:
-    fit = Fit(_nothing, (), {"elr.yaml": "x"}, [2] * len(plan.points))
+    fit = Fit(_nothing, {"elr.yaml": "x"}, [2] * len(plan.points))
     try:
         return Sweep(plan, Path(folder), fit, 1).run(launcher, Lines())
     finally:
@@ -98,6 +99,15 @@ def _forget_configs(folder: str) -> None:
 def table(folder: str | Path) -> dict[str, dict[str, str]]:
     with (Path(folder) / "states.csv").open(newline="") as file:
         return {row.pop("point"): row for row in csv.DictReader(file)}
+
+
+def test_what_is_the_sweeps_own_is_told_from_what_goes_to_the_runs() -> None:
+    typed = ["--dry-run", "elr", "--model.elr", "1e-3", "--jobs=2", "--over", "a=1", "--trainer.devices", "2"]
+    assert split_arguments(typed, make_parser()) == (
+        ["elr"],
+        ["--dry-run", "--jobs=2", "--over", "a=1"],
+        ["--model.elr", "1e-3", "--trainer.devices", "2"],
+    )
 
 
 def test_points_run_and_leave_a_table(empty_folder: Path) -> None:
@@ -158,7 +168,7 @@ def test_other_sweeps_and_other_folders_are_refused(empty_folder: Path) -> None:
 
 
 def test_two_sweeps_at_once_in_a_folder_are_refused(empty_folder: Path) -> None:
-    Sweep(PLAN, Path("s"), Fit(_nothing, (), {}, [2] * 3), 1)
+    Sweep(PLAN, Path("s"), Fit(_nothing, {}, [2] * 3), 1)
     other = subprocess.run(
         [sys.executable, "-c", "from lit_sphere.files import claim_folder; from pathlib import Path\n"
          "try: claim_folder(Path('s'))\nexcept Exception as error: print(error)"],
@@ -166,7 +176,7 @@ def test_two_sweeps_at_once_in_a_folder_are_refused(empty_folder: Path) -> None:
     )  # fmt: skip
     assert "s is in use: process" in other.stdout
     with pytest.raises(SweepError, match=r"s is in use: .*; wait until that has ended"):
-        Sweep(PLAN, Path("s"), Fit(_nothing, (), {}, [2] * 3), 1)
+        Sweep(PLAN, Path("s"), Fit(_nothing, {}, [2] * 3), 1)
     release_folders()
 
 
@@ -236,7 +246,7 @@ def test_a_table_that_cannot_be_written_stops_nobody(empty_folder: Path, monkeyp
     full.clear()
     for name in NAMES:  # what the runs themselves left
         Path("s", name, "outcome.json").write_text('{"status": 0, "seconds": 1.0, "line": ""}')
-    assert [state.state for state in Sweep(PLAN, Path("s"), Fit(_nothing, (), {}, [2] * 3), 1).states] == ["done"] * 3
+    assert [state.state for state in Sweep(PLAN, Path("s"), Fit(_nothing, {}, [2] * 3), 1).states] == ["done"] * 3
     release_folders()
 
 

@@ -19,10 +19,7 @@ def shipped_configs() -> list[str]:
     Returns:
         Sorted names; those of sub-folders last.
     """
-    root = _root()
-    names = [path.relative_to(root).as_posix() for path in root.rglob("*.yaml")]
-    names = [name for name in names if not name.startswith(f"{_SWEEPS}/")]
-    return sorted(names, key=lambda name: (name.count("/"), name))
+    return [name for name in _names_below(_root()) if not name.startswith(f"{_SWEEPS}/")]
 
 
 def find_config(name: str) -> str:
@@ -55,8 +52,11 @@ def shipped_sweeps() -> list[str]:
     Returns:
         Sorted names; those of sub-folders last.
     """
-    root = _root() / _SWEEPS
-    names = [path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")]
+    return [name.removesuffix(".yaml") for name in _names_below(_root() / _SWEEPS)]
+
+
+def _names_below(root: Path) -> list[str]:
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*.yaml")]
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 

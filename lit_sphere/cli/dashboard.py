@@ -2,15 +2,13 @@
 
 import json
 import os
-import textwrap
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.subcommand_parser import make_subcommand_parser
 from lit_sphere.cli.suggestions import option_strings, suggesting
 
 _LONGEST_TITLE = 128
@@ -23,25 +21,13 @@ _EXAMPLES = f"""examples:
 Runs in offline mode are sent before or after it: {_SYNC}"""
 
 
-class _WithExamples(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Leaves the lines of the examples as they are."""
-
-
 def make_parser() -> ArgumentParser:
     """Make the parser of the subcommand.
 
     Returns:
         The parser.
     """
-    description = textwrap.fill(SUBCOMMANDS["dashboard"].description, 100, break_on_hyphens=False)
-    parser = ArgumentParser(
-        prog="lit-sphere dashboard",
-        usage="lit-sphere dashboard --entity NAME [options]",
-        description=f"{description}\n\n{_EXAMPLES}",
-        formatter_class=_WithExamples,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = make_subcommand_parser("dashboard", "--entity NAME [options]", _EXAMPLES)
     add = parser.add_argument
     add("--entity", type=str | None, default=None, help="W&B user or team. Default: WANDB_ENTITY.")
     add("--project", type=str, default="lit-sphere", help="W&B project.")

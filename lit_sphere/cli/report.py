@@ -12,13 +12,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from lit_sphere import __version__
 from lit_sphere.cli.errors import CommandLineError, written_to
-from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.subcommand_parser import make_subcommand_parser
 from lit_sphere.cli.suggestions import did_you_mean, option_strings, suggesting
 from lit_sphere.experiments import EXPERIMENTS, NotDrawn
 from lit_sphere.files import write_whole
@@ -28,7 +28,7 @@ from lit_sphere.report.chart_figures import draw_chart
 from lit_sphere.report.comparison import Comparison, answer
 from lit_sphere.report.comparison_charts import GENERAL_CHARTS
 from lit_sphere.report.page import Page, Section, page_html
-from lit_sphere.report.runs import CONFIG, Run, read_run, run_folders
+from lit_sphere.report.runs import CONFIG, Run, read_runs
 from lit_sphere.report.table import table_of
 from lit_sphere.sweep.grid import SweepError
 from lit_sphere.sweep.plan import PLAN_FILE, Plan, read_plan
@@ -43,13 +43,6 @@ _EXAMPLES = """examples:
   lit-sphere report sweeps/NAME                    a sweep, in its own folder: sweeps/NAME/report/
   lit-sphere report runs --title "Digits" --open   all runs below a folder, opened in the browser
   lit-sphere report runs --out comparison --formats pdf png"""
-
-
-class _Help(DefaultHelpFormatter):
-    """Keeps the lines of the examples."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
 @dataclass(frozen=True)
@@ -75,15 +68,7 @@ def make_parser() -> ArgumentParser:
     Returns:
         The parser.
     """
-    parser = ArgumentParser(
-        prog="lit-sphere report",
-        usage="lit-sphere report RUNS... [options]",
-        description=SUBCOMMANDS["report"].description,
-        epilog=_EXAMPLES,
-        formatter_class=_Help,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = make_subcommand_parser("report", "RUNS... [options]", _EXAMPLES)
     add = parser.add_argument
     add("runs", type=str, nargs="+", metavar="RUNS", help="Folders of runs, or folders in which runs lie.")
     add(
@@ -167,7 +152,7 @@ def write_report(
     Raises:
         CommandLineError: If there is neither a run nor a table of an experiment, or the folder cannot be made.
     """
-    runs, left_out = _read(paths)
+    runs, left_out = read_runs(paths, lambda folders: _progress(folders, "reading"))
     if runs:
         _make_folders(folder)  # before the work
     comparison = Comparison(runs)
@@ -204,17 +189,6 @@ def write_report(
     _write_text(folder / _NUMBERS / "runs.csv", page.table.csv())
     _write_charts(folder, charts, scales, formats)
     return Report(folder / _PAGE, sentences, not_drawn, left_out)
-
-
-def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
-    runs: list[Run] = []
-    left_out: list[str] = []
-    for folder in _progress(run_folders(paths, left_out), "reading"):
-        try:
-            runs.append(read_run(folder))
-        except (OSError, ValueError) as error:
-            left_out.append(f"{folder}: {in_short(error) if isinstance(error, OSError) else error}")
-    return runs, left_out
 
 
 def _progress(items: Sequence[_Item], what: str) -> Iterable[_Item]:

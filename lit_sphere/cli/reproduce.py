@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from lit_sphere.cli.errors import CommandLineError
-from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.subcommand_parser import make_subcommand_parser, split_arguments
 from lit_sphere.cli.suggestions import did_you_mean, option_strings, suggesting
 from lit_sphere.experiments import EXPERIMENTS, Experiment
 from lit_sphere.experiments.records import Record, read_record, shipped_records, write_record
@@ -24,8 +24,6 @@ from lit_sphere.experiments.records import Record, read_record, shipped_records,
 if TYPE_CHECKING:
     from lit_sphere.sweep import Plan
 
-_USAGE = "lit-sphere reproduce ID... [options] [options of fit]"
-_FLAGS = ("--list", "--paper", "-h", "--help")
 _WIDTH = 110
 _TOY = "toy"  # folder of what lit-sphere toy left
 _EXAMPLES = """examples:
@@ -40,28 +38,13 @@ stopped, and makes no run twice. Status 0: all that was found holds, or there wa
 1: something does not hold, or a run failed."""
 
 
-class _Help(DefaultHelpFormatter):
-    """Keeps the lines of the examples."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
-
-
 def make_parser() -> ArgumentParser:
     """Make the parser of what is the command's own; all else goes to the runs.
 
     Returns:
         The parser.
     """
-    parser = ArgumentParser(
-        prog="lit-sphere reproduce",
-        usage=_USAGE,
-        description=SUBCOMMANDS["reproduce"].description,
-        epilog=_EXAMPLES,
-        formatter_class=_Help,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = make_subcommand_parser("reproduce", "ID... [options] [options of fit]", _EXAMPLES)
     add = parser.add_argument
     add("ids", type=str, nargs="*", metavar="ID", help="Experiments, such as E1; --list lists them.")
     add("--list", action="store_true", help="List the experiments, and do nothing else.")
@@ -83,9 +66,9 @@ def run_reproduce(args: list[str]) -> None:
         SystemExit: With status 1 if something does not hold or a run failed, 130 or 143 if a signal stopped it.
     """  # noqa: DOC502
     parser = make_parser()
-    own, of_runs = _split(args, option_strings(parser))
+    ids, own, of_runs = split_arguments(args, parser)
     with suggesting(lambda: option_strings(parser)):
-        config = parser.parse_args(own)
+        config = parser.parse_args([*ids, *own])
     experiments = [_find(name) for name in config.ids]
     if config.list:
         print(table(Path(config.folder), experiments or list(EXPERIMENTS.values())))
@@ -140,23 +123,6 @@ def table(folder: Path, experiments: Sequence[Experiment]) -> str:
 
 def _where(record: Record, mine: Record | None, folder: Path) -> str:
     return f"in {folder / record.id}" if mine is not None else f"shipped ({record.hardware})"
-
-
-def _split(args: list[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Give ids and what is the command's own, and what goes to the runs."""
-    mine, others, rest = list[str](), list[str](), list(args)
-    is_mine = True
-    while rest:
-        if is_mine and not rest[0].startswith("-"):  # else it is the value of an option of the runs
-            mine.append(rest.pop(0))
-            continue
-        option = rest[0].partition("=")[0]
-        is_mine = option in own or option == "-h"
-        takes_value = is_mine and option not in _FLAGS and "=" not in rest[0]
-        count = 2 if takes_value else 1
-        (mine if is_mine else others).extend(rest[:count])
-        rest = rest[count:]
-    return mine, others
 
 
 def _find(name: str) -> Experiment:

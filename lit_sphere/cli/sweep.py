@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from lit_sphere.cli import main
 from lit_sphere.cli.config_names import default_config, find_sweep, read_config, shipped_sweeps
 from lit_sphere.cli.errors import CommandLineError, written_to
-from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.subcommand_parser import make_subcommand_parser, split_arguments
 from lit_sphere.cli.suggestions import option_strings, suggesting
 from lit_sphere.files import write_whole
 from lit_sphere.sweep import Fit, LocalProcesses, Plan, Sweep, SweepError, SweepResult, read_plan
@@ -29,8 +29,6 @@ from lit_sphere.sweep.states import STATES_FILE, read_states
 from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line
 from lit_sphere.sweep.wandb_sweep import wandb_sweep
 
-_USAGE = "lit-sphere sweep [NAME] --over OPTION=VALUES [options] [options of fit]"
-_FLAGS = ("--dry-run", "-h", "--help")
 _PRELOAD = (
     "lit_sphere.cli.sphere_cli",
     "lit_sphere.cli.values_given",
@@ -48,15 +46,7 @@ def make_parser() -> ArgumentParser:
     Returns:
         The parser.
     """
-    parser = ArgumentParser(
-        prog="lit-sphere sweep",
-        usage=_USAGE,
-        description=SUBCOMMANDS["sweep"].description,
-        epilog=_examples(),
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = make_subcommand_parser("sweep", "[NAME] --over OPTION=VALUES [options] [options of fit]", _examples())
     add = parser.add_argument
     add(
         "--over",
@@ -95,13 +85,6 @@ def make_parser() -> ArgumentParser:
     add("--export", type=Literal["wandb"] | None, default=None, help="Write the grid as a sweep of W&B; run nothing.")
     parser.add_class_arguments(SlurmOptions, "slurm")
     return parser
-
-
-class _Formatter(DefaultHelpFormatter):
-    """Keeps the lines of the examples."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if text.startswith("NAME") else super()._fill_text(text, width, indent)
 
 
 def _examples() -> str:
@@ -143,7 +126,10 @@ def run_sweep_command(args: list[str]) -> None:
         SystemExit: With status 1 if a point failed, 130 or 143 if a signal stopped the sweep.
     """  # noqa: DOC502
     parser = make_parser()
-    name, own, of_runs = _split(args, option_strings(parser))
+    names, own, of_runs = split_arguments(args, parser)
+    if len(names) > 1:
+        raise CommandLineError(f"sweep takes one name, got {' and '.join(names)}; sweep one after the other")
+    name = names[0] if names else None
     with suggesting(lambda: option_strings(parser)):
         config = parser.parse_args(own)
     try:
@@ -191,7 +177,7 @@ def run_sweep(
     parsed = parse_points(plan, with_files=slurm is None and not (folder / PLAN_FILE).exists())
     resources = _resources(plan, jobs, _gpus(parsed))
     afterwards = commands_afterwards(plan, folder)
-    fit = Fit(main, _PRELOAD, _digests(plan), [_epochs(each) for each in parsed])
+    fit = Fit(main, _digests(plan), [_epochs(each) for each in parsed])
     launcher: LocalProcesses | SlurmJobs
     if slurm is not None:
         slurm.parameters(folder.name)
@@ -282,20 +268,6 @@ def _gpus(parsed: Sequence[Namespace]) -> tuple[str, ...]:
     ids = [each for each in ids if each.strip()][: torch.cuda.device_count()]
     several = max(1, *(each.trainer.devices for each in parsed if isinstance(each.trainer.devices, int)), 1)
     return tuple(",".join(ids[i : i + several]) for i in range(0, len(ids) - several + 1, several))
-
-
-def _split(args: list[str], own: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
-    """Give the name of a sweep, what is the sweep's own, and what goes to the runs."""
-    name = args[0] if args and not args[0].startswith("-") else None
-    rest, mine, others = args[name is not None :], list[str](), list[str]()
-    while rest:
-        option = rest[0].partition("=")[0]
-        is_mine = option in own or option == "-h"
-        takes_value = is_mine and option not in _FLAGS and "=" not in rest[0]
-        count = 2 if takes_value else 1
-        (mine if is_mine else others).extend(rest[:count])
-        rest = rest[count:]
-    return name, mine, others
 
 
 def _plan(name: str | None, config: Namespace, of_runs: list[str]) -> Plan:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_sphere.analysis.regimes import SHORTEST_RUN, Regime, name_regime
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.results_folder import leave_picture, results_folder
-from lit_sphere.cli.subcommands import SUBCOMMANDS
+from lit_sphere.cli.subcommand_parser import make_subcommand_parser
 from lit_sphere.cli.suggestions import option_strings, suggesting
 from lit_sphere.report.toy import ToyMap, draw_plane, draw_toy
 from lit_sphere.theory.toy import (
@@ -40,13 +40,7 @@ def make_parser() -> ArgumentParser:
     Returns:
         The parser.
     """
-    parser = ArgumentParser(
-        prog="lit-sphere toy",
-        usage="lit-sphere toy [options]",
-        description=SUBCOMMANDS["toy"].description,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = make_subcommand_parser("toy", "[options]")
     add = parser.add_argument
     add("--alphas", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="α of the terms, each positive.")
     add("--elrs", type=float, nargs="+", default=[0.1, 0.2, 0.5], help="Effective learning rates of the curves.")

@@ -4,7 +4,7 @@ import csv
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress, count, islice
@@ -281,18 +281,21 @@ class Runs(NamedTuple):
     left_out: list[str]
 
 
-def read_runs(paths: Iterable[str | Path]) -> Runs:
+def read_runs(
+    paths: Iterable[str | Path], progress: Callable[[Sequence[Path]], Iterable[Path]] = lambda folders: folders
+) -> Runs:
     """Read runs.
 
     Args:
         paths: Folders of runs, or folders in which runs lie, at any depth; a run's metrics.csv, config.yaml or
             run-ID.wandb stands for its folder.
+        progress: Goes over the folders, and may show how far it has come.
 
     Returns:
         The runs, and what was left out. A path that does not exist is among these, too.
     """
     found = Runs([], [])
-    for folder in run_folders(paths, found.left_out):
+    for folder in progress(run_folders(paths, found.left_out)):
         try:
             found.runs.append(read_run(folder))
         except (OSError, ValueError) as error:

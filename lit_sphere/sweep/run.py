@@ -29,13 +29,11 @@ class Fit(NamedTuple):
 
     Attributes:
         command: Runs a command line of ``lit-sphere`` in this process; ends by ``SystemExit`` where it fails.
-        preload: Modules that it needs.
         configs: A digest of the content of each config by name.
         epochs: Of each point the epochs that it is to train, None without a limit; in the order of the points.
     """
 
     command: Callable[[list[str]], None]
-    preload: Sequence[str]
     configs: Mapping[str, str]
     epochs: Sequence[int | None]
 
@@ -309,7 +307,6 @@ class _Table:
         self._path, self._states = path, states
         self._written = time.monotonic()
         self.is_due = False
-        self.error: OSError | None = None
 
     def write(self, at_once: bool = False) -> None:
         """Write it if something has ended, or some time has passed."""
@@ -319,9 +316,8 @@ class _Table:
         self.is_due, self._written = False, now
         try:
             write_states(self._path, self._states)
-            self.error = None
-        except OSError as error:
-            self.error, self.is_due = error, True
+        except OSError:
+            self.is_due = True
 
 
 class _Signals:
