@@ -130,7 +130,7 @@ class Wandb(WandbLogger):
     log_hyperparams = after_save_checkpoint = save = finalize = log_metrics
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        self.images.add(f"{key}.png")
+        self.images.add(f"{key.removeprefix('pictures/')}.png")
 
 
 def trainer_for(callbacks: list[Any], folder: Path, **options: Any) -> Any:
