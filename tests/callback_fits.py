@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch import Tensor
 # On machines with more cores Lightning would have every DataLoader use them.
 _NOISE = r".*many workers|.*self\.log.* but have no logger|.*LeafSpec|.*ModelCheckpoint|.*jsonargparse"
 quietly = pytest.mark.filterwarnings(f"ignore:{_NOISE}")
+
+HAS_WANDB = find_spec("wandb") is not None  # of the extra cli
 
 Log = dict[tuple[int, str], float]
 
@@ -100,7 +103,8 @@ def fit(case: str, callbacks: list[Callback], folder: Path, memory: Memory | Non
     """Fit a fresh module; the first callback is the one in question."""
     ckpt_path = options.pop("ckpt_path", None)
     memory, wandb = Memory() if memory is None else memory, Wandb()
-    options.setdefault("logger", [CSVLogger(folder, name="", version=""), memory, wandb])
+    loggers = [CSVLogger(folder, name="", version=""), memory, *([wandb] if HAS_WANDB else [])]
+    options.setdefault("logger", loggers)
     random.seed(0)
     np.random.seed(0)
     module = cases()[case].make()  # seeds torch

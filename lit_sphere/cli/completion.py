@@ -39,7 +39,7 @@ def print_completion(shell: str) -> None:
     if shell not in SHELLS:
         raise CommandLineError(f"--print_shtab {shell}: must be {', '.join(SHELLS[:-1])} or {SHELLS[-1]}")
     try:
-        _OptionsOnly(["fit"])
+        _OptionsOnly([])
     except _Found as found:
         fit = found.options["fit"]  # all of them go to the runs of sweeps and reproductions
         grids = {"sweep": sweep.make_parser(), "reproduce": reproduce.make_parser()}

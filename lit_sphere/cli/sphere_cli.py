@@ -89,9 +89,10 @@ class SphereCLI(LightningCLI):
     def __init__(self, args: list[str], processes: Processes | None = None) -> None:
         self._processes = processes or Processes()
         quiet: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
+        self._commands = args[:1] if args and args[0] in DESCRIPTIONS else list(DESCRIPTIONS)  # each parser takes time
         commands = {
-            name: {**quiet, "usage": f"lit-sphere {name} [--config NAME] [options]", "description": what}
-            for name, what in DESCRIPTIONS.items()
+            name: {**quiet, "usage": f"lit-sphere {name} [--config NAME] [options]", "description": DESCRIPTIONS[name]}
+            for name in self._commands
         }
         super().__init__(
             save_config_callback=None,
@@ -101,15 +102,14 @@ class SphereCLI(LightningCLI):
             args=args,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Name the subcommands, and the arguments of the trainer's methods that are no options.
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Name the subcommands that have a parser, and the arguments of the trainer's methods that are no options.
 
         Returns:
             Arguments to skip by subcommand.
         """
         inherited = LightningCLI.subcommands()
-        return {name: inherited[name] for name in DESCRIPTIONS}
+        return {name: inherited[name] for name in self._commands}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser, with our ``--config``.
@@ -169,7 +169,7 @@ class SphereCLI(LightningCLI):
         Returns:
             Option strings, such as ``--trainer.max_epochs``, by subcommand.
         """
-        return {name: option_strings(self._parser(name)) for name in DESCRIPTIONS}
+        return {name: option_strings(self._parser(name)) for name in self.subcommands()}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; without Lightning's warning that arguments were given from Python."""

@@ -5,6 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lit_sphere.files import write_whole
@@ -30,7 +31,10 @@ def write_picture(path: Path, draw: Callable[[], Figure]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = BytesIO()
         with mpl.rc_context({"text.usetex": False}):
-            draw().savefig(picture, dpi=130, format="png")
+            figure = draw()
+            figure.set_dpi(130)
+            # savefig would lay the figure out, and draw it, twice
+            FigureCanvasAgg(figure).print_png(picture)  # type: ignore[no-untyped-call]
         write_whole(path, lambda file: file.write(picture.getbuffer()))
     except Exception as error:
         raise NoPicture(f"no picture {path}: {in_short(error)}") from error
