@@ -245,6 +245,7 @@ def test_a_server_that_refuses(lit_sphere: LitSphere, monkeypatch: pytest.Monkey
         (("--entity", " "), "--entity is empty"),
         (("--entity", "a/b"), "--entity a/b holds /, which W&B refuses"),
         (("--entity", "a" * 129), "129 characters"),
+        (("--entity", "a b"), "--entity 'a b' is no user or team: W&B's are of letters, digits and - _ ."),
         (("--entity", "me", "--project", "a?b"), "--project a?b holds ?, which W&B refuses"),
         (("--entity", "me", "--name", "n" * 129), "--name must have 1 to 128 characters"),
         (("--entity", "me", "--projet", "p"), "there is no option --projet; did you mean --project?"),

@@ -12,6 +12,7 @@ from conftest import LitSphere
 from synthetic_runs import write_grid, write_run
 
 from lit_sphere.report.comparison import Comparison, answer
+from lit_sphere.report.comparison_charts import regime_map
 from lit_sphere.report.runs import Run, read_columns, read_run, read_runs
 
 
@@ -124,7 +125,7 @@ def test_a_row_that_was_cut_is_left_out(tmp_path: Path) -> None:
         ),
         ("metrics.csv", b"\xff\xfe\x00epoch", "is no text"),
         ("metrics.csv", b'epoch,step\n0,"' + b"x" * 200_000, "metrics.csv, line 2"),
-        ("config.yaml", b"a: [1, 2", "config.yaml is no YAML"),
+        ("config.yaml", b"a: [1, 2", ": is no YAML"),
         ("config.yaml", b"- 1\n- 2\n", "config.yaml holds no options"),
         ("config.yaml", b"#" * (2**20 + 1), "larger than any config"),
         ("metrics.csv", None, "no metrics.csv: it has not begun"),
@@ -306,3 +307,5 @@ def test_errors_of_two_losses_are_not_compared(tmp_path: Path) -> None:
         "Lowest test error at the end with cross-entropy",
         "Lowest test error at the end with mean squared error",
     ]
+    (chart,) = regime_map(Comparison(read_runs([tmp_path]).runs))
+    assert [panel.title for panel in chart.panels] == ["loss cross_entropy", "loss mse"]

@@ -49,14 +49,14 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Plan, P
     """Stand in for the sweep: the level of the loss at 4e-2, and what else becomes of it."""
 
     def stand_in(
-        level: float, signum: int | None = None, state: Any = "done", page: bool = False
+        level: float | None, signum: int | None = None, state: Any = "done", page: bool = False
     ) -> list[tuple[Plan, Path, int | None]]:
         calls: list[tuple[Plan, Path, int | None]] = []
 
         def run_sweep(plan: Plan, folder: Path, jobs: int | None = None) -> SweepResult:
             calls.append((plan, folder, jobs))
             (point,) = plan.points
-            if not (folder / "seed=0").exists():
+            if level is not None and not (folder / "seed=0").exists():
                 losses = [2.0] * 30 + [level] * 30 + [2.0] * 30
                 write_run(folder / "seed=0", 3e-2, losses, {30: 4e-2, 60: 3e-2})
             return SweepResult(folder, [PointState(point, folder / "seed=0", state, seconds=30.0)], signum)
@@ -116,6 +116,15 @@ def test_a_run_that_failed_costs_the_status_and_not_the_page(
     assert result.status == 1
     assert "not all runs are done: equilibrium_levels; the same command tries again" in result.err
     assert "E10    holds" in result.out
+
+
+def test_where_all_runs_failed_the_sweep_is_named(empty_folder: Path, lit_sphere: LitSphere, made_up: Any) -> None:
+    made_up(None, state="failed")
+    result = lit_sphere("reproduce", "E10")
+    assert result.status == 1
+    table = Path("reproductions", "runs", "equilibrium_levels", "states.csv")
+    assert f"lit-sphere: E10: no run of its sweep came to an end; see {table}" in result.err.splitlines()
+    assert "E10" not in result.out
 
 
 def test_a_signal_ends_it(empty_folder: Path, lit_sphere: LitSphere, made_up: Any) -> None:

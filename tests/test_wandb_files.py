@@ -1,6 +1,7 @@
 """The file of a W&B run is read back whole; one that was cut or damaged, as far as it can be."""
 
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
+from lit_sphere.report.runs import read_runs
 from lit_sphere.report.wandb_files import read_records, read_wandb
 
 _BLOCK = 32768
@@ -113,6 +115,15 @@ def test_of_a_file_that_was_cut_what_is_there_is_read(tmp_path: Path) -> None:
         assert ("is cut at byte" in run.fault) == (size != ends[len(losses)])
         seen.add(len(losses))
     assert {0, 50, 99} <= seen
+
+
+def test_a_report_says_that_a_file_was_cut(tmp_path: Path) -> None:
+    path = written(tmp_path / "run-1", [run_record(seed=0), *epochs(100)])
+    path.write_bytes(path.read_bytes()[:-5])
+    runs, left_out = read_runs([tmp_path])
+    assert len(runs[0].series["train/loss"].values) == 99
+    (line,) = left_out
+    assert re.fullmatch(rf"{path.parent}: its file of W&B is cut at byte \d+ of \d+; the rest of it is left out", line)
 
 
 def test_after_a_damage_it_goes_on_at_the_next_block(tmp_path: Path) -> None:

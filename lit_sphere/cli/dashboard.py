@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -92,7 +93,13 @@ def _checked_entity(config: Namespace) -> str:
     entity: str = config.entity if config.entity is not None else os.environ.get("WANDB_ENTITY", "")
     if config.entity is None and not entity:
         raise CommandLineError("dashboard needs --entity, your user or team at W&B (or WANDB_ENTITY)")
-    check_name("--entity" if config.entity is not None else "WANDB_ENTITY", entity)
+    what = "--entity" if config.entity is not None else "WANDB_ENTITY"
+    check_name(what, entity)
+    if not re.fullmatch(r"[\w.-]+", entity, re.ASCII):
+        raise CommandLineError(
+            f"{what} {entity!r} is no user or team: W&B's are of letters, digits and - _ .; it stands in the "
+            "address of your projects, wandb.ai/ENTITY"
+        )
     check_name("--project", config.project)
     if not config.name.strip() or len(config.name) > _LONGEST_TITLE:
         raise CommandLineError(f"--name must have 1 to {_LONGEST_TITLE} characters, got {len(config.name)}")

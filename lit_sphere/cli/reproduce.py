@@ -243,10 +243,16 @@ def _report(experiment: Experiment, made: _Made, config: Namespace, command: str
     """Make the runs, judge, write page and record, and say so."""
     from lit_sphere.cli.report import write_report
     from lit_sphere.report.runs import read_runs
+    from lit_sphere.sweep.states import STATES_FILE
 
     sources = [made.make(name) for name in _sources(experiment, config.paper)]
     paths, seconds = [path for path, _ in sources], sum(spent for _, spent in sources)
-    finding = experiment.check(read_runs(paths).runs, paths)
+    runs = read_runs(paths).runs
+    if not runs and not experiment.toy:
+        places = " and ".join(str(path / STATES_FILE) for path in paths)
+        print(f"lit-sphere: {experiment.id}: no run of its sweep came to an end; see {places}", file=sys.stderr)
+        return "cannot tell"
+    finding = experiment.check(runs, paths)
     folder = Path(config.folder) / (f"{experiment.id}-paper" if config.paper else experiment.id)
     title, formats = f"{experiment.id}: {experiment.title}", ("pdf", "svg", "png")
     report = write_report(paths, folder, title, formats, [experiment.id])

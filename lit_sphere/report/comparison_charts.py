@@ -66,10 +66,12 @@ def _map_panel(comparison: Comparison, family: Family, loss: str) -> list[Panel]
             if run.verdict is not None and run.final(_LOSS) is not None:
                 finals.setdefault(run.verdict.regime, []).append((at, run))
     curves = [_runs_of_regime(comparison, regime, finals[regime]) for regime in REGIME_NUMBERS if regime in finals]
+    has_one_loss = len({run.loss_name for _, point in family.points for run in point.runs}) == 1
     log = all(at > 0 for at, _ in points)
     return [
         Panel(
-            _joined(family.name, _loss_title(comparison, loss)) or "final train loss",
+            # What tells the families apart tells the losses apart, too, where each has one.
+            family.name if has_one_loss and family.name else _loss_title(comparison, loss) or "final train loss",
             comparison.axis_name,
             "train loss, last epoch",
             x_log=log,

@@ -78,12 +78,14 @@ class Run:
         config: Its config.yaml; empty where there is none.
         series: What it logged, by key; values may be NaN.
         label: Its name, if not that of its folder.
+        fault: Why only a part of it could be read, in words; empty if all was.
     """
 
     folder: Path
     config: Mapping[str, Any] = field(repr=False)
     series: Mapping[str, Series] = field(repr=False)
     label: str = ""
+    fault: str = ""
 
     def option(self, name: str) -> Any:
         """Look an option up by its name on the command line.
@@ -274,7 +276,7 @@ class Runs(NamedTuple):
 
     Attributes:
         runs: The runs, in the order of the paths and of their names.
-        left_out: A line for each folder or file that could not be read: which, and why.
+        left_out: A line for each folder or file that could not be read, or not to its end: which, and why.
     """
 
     runs: list[Run]
@@ -297,9 +299,13 @@ def read_runs(
     found = Runs([], [])
     for folder in progress(run_folders(paths, found.left_out)):
         try:
-            found.runs.append(read_run(folder))
+            run = read_run(folder)
         except (OSError, ValueError) as error:
             found.left_out.append(f"{folder}: {_reason(error)}")
+            continue
+        found.runs.append(run)
+        if run.fault:
+            found.left_out.append(f"{folder}: its file of W&B {run.fault}; the rest of it is left out")
     return found
 
 
@@ -345,7 +351,7 @@ def read_run(folder: Path) -> Run:
     """
     if not _is_of_a_fit(folder):
         of_wandb = read_wandb(folder)
-        return Run(folder, of_wandb.config, of_wandb.series, of_wandb.name)
+        return Run(folder, of_wandb.config, of_wandb.series, of_wandb.name, of_wandb.fault)
     if not (folder / METRICS).exists():
         raise ValueError(f"no {METRICS}: it has not begun, or ended before it logged anything")
     return Run(folder, read_options(folder / CONFIG), read_columns(folder / METRICS))
@@ -370,7 +376,9 @@ def read_options(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no YAML: {' '.join(str(error).split())[:120]}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"{path.name}{where}: is no YAML") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path.name} holds no options")
     return loaded

@@ -120,7 +120,7 @@ def read_records(path: Path) -> tuple[list[Any], str]:
         try:
             records.append(Record.FromString(payload))
         except DecodeError:
-            fault = "some of its records cannot be read"
+            fault = "has records that cannot be read"
     return records, fault
 
 
