@@ -168,3 +168,15 @@ def test_results_are_not_overwritten(empty_folder: Path, lit_sphere: LitSphere) 
     result = lit_sphere(*options)
     assert result.status == 2
     assert "choose another --run" in result.err
+
+
+def test_two_in_one_second_have_a_folder_each(
+    empty_folder: Path, lit_sphere: LitSphere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_sphere.cli.results_folder.time.strftime", lambda *_: "20260101-000000")
+    for _ in range(2):
+        assert lit_sphere("toy", "--grid", "2", "--seeds", "1", "--steps", "20").status == 0
+    assert {path.parent.name for path in Path("runs").rglob("toy.csv")} == {
+        "toy-20260101-000000",
+        "toy-20260101-000000-2",
+    }

@@ -24,10 +24,10 @@ def results_folder(requested: str | None, command: str, file: str) -> Path:
         The folder.
 
     Raises:
-        CommandLineError: If it holds another result or cannot be made, or another process holds it.
+        CommandLineError: If the requested one holds another result, it cannot be made, or another process holds it.
     """
     folder = Path(requested or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if (folder / file).exists():
+    if requested and (folder / file).exists():  # else a number follows the name: two commands in one second
         raise CommandLineError(f"{folder / file} exists already: choose another --run")
     return hold_folder(folder, requested is None)
 
