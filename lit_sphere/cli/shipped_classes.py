@@ -14,7 +14,7 @@ import lit_sphere.data
 import lit_sphere.modules
 import lit_sphere.networks
 
-LINKED = ("num_classes", "in_channels")
+LINKED = ("num_classes", "in_channels", "image_size")
 """Options of the model that the data set."""
 
 _ELSEWHERE = {
