@@ -168,7 +168,7 @@ def test_bfloat16_and_compiled(make: Any) -> None:
     torch.testing.assert_close(rough.float(), plain, rtol=0.1, atol=0.3)
     flat, other = (torch.cat([g.flatten() for g in each]) for each in (gradients, others))
     assert torch.cosine_similarity(flat, other, 0) > 0.9
-    net.compile(backend="aot_eager", fullgraph=True)  # with a C++ compiler it takes a minute, and is the same graph
+    net.compile(backend="eager", fullgraph=True)  # a C++ compiler takes a minute for what is the same graph
     compiled, others = run()
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(others, gradients, rtol=1e-3, atol=1e-4)
