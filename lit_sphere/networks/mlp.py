@@ -37,7 +37,7 @@ class MLP(nn.Module):
         head_norm: float = 10.0,
         eps: float = 1e-5,
         image_size: int = 32,
-        depth: int = 3,
+        depth: int = 2,
     ) -> None:
         super().__init__()
         check_sizes(eps, depth=depth, image_size=image_size)

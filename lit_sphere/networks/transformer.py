@@ -70,15 +70,18 @@ class Transformer(nn.Module):
         image_size: int = 32,
         patch_size: int = 4,
         depth: int = 2,
-        heads: int = 4,
+        heads: int = 2,
         norm: TokenNorm = "layer",
     ) -> None:
         super().__init__()
         check_sizes(eps, width=width, image_size=image_size, patch_size=patch_size, depth=depth, heads=heads)
         if image_size % patch_size:
-            raise ValueError(f"patch_size must divide the images' {image_size} pixels, got {patch_size}")
+            fit = ", ".join(str(n) for n in range(1, image_size + 1) if image_size % n == 0)
+            raise ValueError(f"patch_size must divide the images' {image_size} pixels, got {patch_size}; {fit} do")
         if width % heads or width < 3 * heads:
-            raise ValueError(f"heads must divide width {width} into three or more each, got {heads}")
+            fit = ", ".join(str(n) for n in range(1, width // 3 + 1) if width % n == 0)
+            remedy = f"{fit} do" if fit else "take a width of 3 at least"
+            raise ValueError(f"heads must divide width {width} into three or more each, got {heads}; {remedy}")
         if norm not in get_args(TokenNorm):
             raise ValueError(f"norm must be one of {', '.join(get_args(TokenNorm))}, got {norm!r}")
         self.image_shape = (in_channels, image_size, image_size)
