@@ -44,12 +44,13 @@ def make_run(
     options: Mapping[str, Any] | None = None,
     callbacks: Sequence[Mapping[str, Any]] = (),
     more: Mapping[str, Series] | None = None,
+    model: str = "SIConvNet",
 ) -> Run:
     """A run with these curves, a value an epoch."""
     arguments = {"width": 8, "elr": elr, "loss": "cross_entropy", **(options or {})}
     config = {
         "seed_everything": seed,
-        "model": {"class_path": "lit_sphere.modules.SIConvNet", "init_args": arguments},
+        "model": {"class_path": f"lit_sphere.modules.{model}", "init_args": arguments},
         "data": {"class_path": "lit_sphere.data.Digits", "init_args": {"train_size": 1500, "seed": seed}},
         "trainer": {"max_epochs": epochs, "callbacks": list(callbacks)},
     }
@@ -203,6 +204,20 @@ def test_small_networks() -> None:
     assert check("E21", grid()).verdict == "cannot tell"
     assert check("E1", runs).verdict == "cannot tell"
     drawn("E21", runs)
+
+
+def test_other_networks() -> None:
+    mlp, transformer = grid(model="SIMLP"), grid(model="SITransformer")
+    assert check("E22", [*mlp, *transformer, *grid()]).verdict == "holds"
+    found = check("E22", mlp)
+    assert found.verdict == "cannot tell"
+    assert "Missing: runs of SITransformer" in found.text
+    assert "Missing: runs of SIMLP and SITransformer" in check("E22", grid()).text
+    assert check("E22", [*mlp, *transformer[:-1]]).verdict == "holds"  # where one cannot tell, the other decides
+    assert check("E22", [*mlp, *transformer, diverging(2e-3, model="SIMLP")]).verdict == "does not"
+    assert check("E1", [*mlp, *transformer]).verdict == "cannot tell"
+    assert check("E1", [*grid(), *mlp, diverging(2e-3, model="SIMLP")]).verdict == "holds"
+    assert len(drawn("E22", [*mlp, *transformer])) == 2
 
 
 def test_seeds() -> None:

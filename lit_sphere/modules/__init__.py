@@ -1,7 +1,19 @@
 """LightningModules that train a network on the sphere, or in the whole space for comparison."""
 
 from lit_sphere.modules.options import Loss, OptimizerCallable, SchedulerCallable, Spheres
-from lit_sphere.modules.si_modules import DERIVED, SIConvNet, SIResNet18, SIResNet20
+from lit_sphere.modules.si_modules import (
+    DERIVED,
+    SIMLP,
+    PracticalConvNet,
+    PracticalMLP,
+    PracticalResNet18,
+    PracticalResNet20,
+    PracticalTransformer,
+    SIConvNet,
+    SIResNet18,
+    SIResNet20,
+    SITransformer,
+)
 from lit_sphere.modules.sphere_module import SphereModule
 
 globals().update(DERIVED)
@@ -9,9 +21,16 @@ __all__ = [
     *DERIVED,
     "Loss",
     "OptimizerCallable",
+    "PracticalConvNet",
+    "PracticalMLP",
+    "PracticalResNet18",
+    "PracticalResNet20",
+    "PracticalTransformer",
     "SIConvNet",
+    "SIMLP",
     "SIResNet18",
     "SIResNet20",
+    "SITransformer",
     "SchedulerCallable",
     "SphereModule",
     "Spheres",
