@@ -53,7 +53,8 @@ def slow_walk(theta: Tensor, tan: float, key: tuple[int, int, int]) -> Tensor:
     z = torch.empty(len(theta), dtype=torch.float64).normal_(generator=torch.Generator().manual_seed(seed))
     z -= (z @ theta) / (theta @ theta) * theta
     hat = theta + tan * theta.norm() * z / z.norm()
-    return hat * theta.norm() / hat.norm()
+    moved: Tensor = hat * theta.norm() / hat.norm()
+    return moved
 
 
 def test_ascent_takes_the_steps_of_descent_of_the_negative() -> None:
@@ -87,7 +88,8 @@ def test_ascent_ascends_beside_the_sphere_too_but_weights_decay() -> None:
 
 def test_a_hundred_steps_of_the_walk_equal_the_slow_reference() -> None:
     params, others = parameters(0), parameters(1, 3.0)
-    optimizer = RandomWalk([{"params": params}, {"params": others, "elr": 0.3, "seed": 9}], elr=0.01, seed=4)
+    groups: list[dict[str, Any]] = [{"params": params}, {"params": others, "elr": 0.3, "seed": 9}]
+    optimizer = RandomWalk(groups, elr=0.01, seed=4)
     for step in range(100):
         expected = []
         for number, (mine, elr, seed) in enumerate(((params, 0.01, 4), (others, 0.3, 9))):
@@ -159,10 +161,10 @@ def test_the_walk_is_its_seeds_and_leaves_the_generators_of_others_alone() -> No
         return flat(params)
 
     torch.manual_seed(5)
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1]
+    state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"]
     one = walk(1)
     assert torch.equal(torch.get_rng_state(), state)
-    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state)
     torch.manual_seed(6)
     assert torch.equal(one, walk(1))
     assert not torch.equal(one, walk(2))
@@ -269,12 +271,13 @@ def test_angles_are_measured_right(make: Any, granularity: Any) -> None:
     values = effective.measure() if effective.source == "gradients" else None
     optimizer.step()
     values = effective.measure() if values is None else values
-    found = dict(zip(QUANTITIES, values, strict=True))
+    found: dict[str, Tensor] = dict(zip(QUANTITIES, values, strict=True))
     after = [flat(params), flat(params[:2]), flat(params[2:])]
     if make is GradientAscent and granularity == "filter":  # gradients are tangent to the joint sphere alone
         before, after, found = before[:1], after[:1], {name: row[:1] for name, row in found.items()}
     if not (make is GradientAscent and granularity == "joint"):
         wanted = [math.atan(tangent(a, b)) for a, b in zip(before, after, strict=True)]
+        torch.testing.assert_close(found["distance"], 2 * (found["angle"] / 2).sin().square(), rtol=1e-12, atol=0)
         torch.testing.assert_close(found["angle"], torch.tensor(wanted, dtype=torch.float64), rtol=1e-6, atol=1e-12)
     if granularity == "joint":
         assert float(found["elr"][0]) == pytest.approx(0.01)

@@ -27,8 +27,9 @@ class CIFAR10(ResidentDataModule):
         train_size: Number of training images, a random subset; null for all that are not held out.
         val_size: Number of training images held out for validation, never trained on. 0 validates on the test
             set, as the papers do.
-        label_noise: Fraction, 0 to 1, of the training labels that are redrawn uniformly over all classes; the
-            true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong.
+        label_noise: Fraction, 0 to below 1, of the training labels that are redrawn uniformly over all classes;
+            the true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong. Then
+            loss and error of training are logged for clean and for corrupted labels, too.
         augment: Shift each training image at random by up to 4 pixels each way and mirror half of them, anew
             in each epoch.
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.

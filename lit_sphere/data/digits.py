@@ -24,8 +24,9 @@ class Digits(ResidentDataModule):
         train_size: Number of training images, a random subset.
         val_size: Number of images held out for validation, neither trained nor tested on. 0 validates on the
             test set.
-        label_noise: Fraction, 0 to 1, of the training labels that are redrawn uniformly over all classes; the
-            true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong.
+        label_noise: Fraction, 0 to below 1, of the training labels that are redrawn uniformly over all classes;
+            the true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong. Then
+            loss and error of training are logged for clean and for corrupted labels, too.
         augment: Shift each training image at random by up to 1 pixel each way, anew in each epoch.
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.
         eval_batch_size: About the number of images per batch in validation and test, over all devices.

@@ -30,8 +30,9 @@ class ResidentDataModule(LightningDataModule, ABC):
         train_size: Number of training images, a random subset; null for all that are not held out.
         val_size: Number of training images held out for validation, never trained on. 0 validates on the test
             set, as the papers do.
-        label_noise: Fraction, 0 to 1, of the training labels that are redrawn uniformly over all classes; the
-            true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong.
+        label_noise: Fraction, 0 to below 1, of the training labels that are redrawn uniformly over all classes;
+            the true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong. Then
+            loss and error of training are logged for clean and for corrupted labels, too.
         augment: Shift each training image at random by up to ``augmentation_pad`` pixels each way and mirror
             half of them if ``augmentation_flip``, anew in each epoch.
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.
@@ -69,8 +70,8 @@ class ResidentDataModule(LightningDataModule, ABC):
         for name, value in {"val_size": val_size, "seed": seed}.items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        if not 0 <= label_noise <= 1:
-            raise ValueError(f"label_noise is a fraction between 0 and 1, got {label_noise}")
+        if not 0 <= label_noise < 1:
+            raise ValueError(f"label_noise is a fraction from 0 to below 1, got {label_noise}")
         self.batch_size = batch_size
         self.train_size = self.available - val_size if train_size is None else train_size
         self.val_size = val_size
@@ -93,6 +94,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         self._training_loader: ResidentLoader | None = None
         self._sets: dict[str, Images] = {}
         self._corrupted = torch.empty(0, dtype=torch.bool)
+        self._has_noise = False
 
     @abstractmethod
     def read(self) -> tuple[Images, Images | None]:
@@ -150,6 +152,31 @@ class ResidentDataModule(LightningDataModule, ABC):
         """Which labels of ``train_set`` noise made wrong: bool, shape (train_size,)."""
         return self._corrupted.to(self.train_set.labels.device)
 
+    def corrupted_in(self, batch: int) -> Tensor | None:
+        """Tell which labels of a training batch noise made wrong; nothing is brought to the host.
+
+        Args:
+            batch: Its number in the present epoch.
+
+        Returns:
+            bool, shape of the labels of this rank; None where not both clean and corrupted labels are trained on.
+        """
+        if not self._has_noise or self._training_loader is None:
+            return None
+        return self._corrupted.index_select(0, self._training_loader.indices_now(batch))
+
+    def corrupted_in_pass(self) -> Tensor | None:
+        """Tell which labels noise made wrong, in the order in which :meth:`train_pass_dataloader` gives them.
+
+        Returns:
+            bool, shape (images of this rank,); None where not both clean and corrupted labels are trained on.
+        """
+        if not self._has_noise:
+            return None
+        loader = self.train_pass_dataloader()
+        order = torch.cat([loader.rank_indices(batch) for batch in range(len(loader))])
+        return self._corrupted[order.to(self._corrupted.device)]
+
     def check_files(self) -> None:
         """Complain of files that are not there, if the data has any."""
 
@@ -178,6 +205,7 @@ class ResidentDataModule(LightningDataModule, ABC):
                 )
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
         self._sets = {name: images.to(device) for name, images in self._sets.items()}
+        self._corrupted = self._corrupted.to(device)
 
     def train_dataloader(self) -> ResidentLoader:
         """Make the training loader: shuffled anew in each epoch, augmented if asked for.
@@ -259,6 +287,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         clean = pool if self.train_size == len(pool.labels) else pool.take(train)
         labels = redraw_labels(clean.labels, self.label_noise, self.num_classes, self.seed)
         self._corrupted = labels != clean.labels
+        self._has_noise = bool(self._corrupted.any()) and not bool(self._corrupted.all())
         self._sets = {
             "train": Images(clean.pixels, labels),
             "test": pool.take(rest) if test is None else test,

@@ -12,6 +12,9 @@ from lit_sphere.experiments.levels import last_level, parts
 from lit_sphere.report.runs import Run
 
 _ALL_IMAGES = {"Digits": 1500, "CIFAR10": 50000, "CIFAR100": 50000}
+BASELINES = ("RandomWalk", "GradientAscent")
+"""Optimizers on the sphere that are no descent: runs to hold others against."""
+
 _CHANGES_DYNAMICS = ("FineTuneSwitch", "FixedNorm")
 
 
@@ -51,14 +54,16 @@ def grids_of(runs: Sequence[Run]) -> list[Grid]:
     """Sort runs into grids.
 
     Args:
-        runs: In any order. Those in the whole space, with a switch or that begin at the weights of others are left out.
+        runs: In any order. Those in the whole space, with a switch, that begin at the weights of others or that are no
+            descent are left out.
 
     Returns:
         The grids; a run that stands alone is one, too.
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
-        if run.elr is not None and len(parts(run)) == 1 and not run.option("ckpt_weights") and not _dynamics(run):
+        is_descent = run.option("model.optimizer") not in BASELINES and not _dynamics(run)
+        if run.elr is not None and len(parts(run)) == 1 and not run.option("ckpt_weights") and is_descent:
             found.setdefault(setting_of(run), []).append(run)
     grids = []
     for key in sorted(found):

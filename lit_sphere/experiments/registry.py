@@ -1,5 +1,6 @@
 """The experiments of the papers, by id."""
 
+from lit_sphere.experiments.baselines import check_baselines, draw_baselines
 from lit_sphere.experiments.borders import check_borders, draw_borders
 from lit_sphere.experiments.experiment import Experiment
 from lit_sphere.experiments.optimizers import (
@@ -141,6 +142,17 @@ _ALL = [
         draw_leaving,
         ("equilibrium_to_convergence",),
         ("paper/equilibrium_to_convergence",),
+    ),
+    Experiment(
+        "E13",
+        "Divergence beside a random walk",
+        "TR app.",
+        "Where SGD diverges, its consecutive iterates are as uncorrelated as those of a random walk and of gradient "
+        "ascent; the train loss of the walk lies below its own, that of the ascent above.",
+        check_baselines,
+        draw_baselines,
+        ("random_walk",),
+        ("paper/random_walk",),
     ),
     Experiment(
         "E14",

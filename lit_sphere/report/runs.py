@@ -224,7 +224,7 @@ class Run:
     @cached_property
     def on_sphere(self) -> bool:
         """Whether it began on the sphere."""
-        return self.elr is not None or self.option("model.optimizer") == "SphereSGD"
+        return self.elr is not None or self.option("model.optimizer") in ("SphereSGD", "GradientAscent", "RandomWalk")
 
     @cached_property
     def rows(self) -> list[Row]:
