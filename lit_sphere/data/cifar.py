@@ -37,6 +37,7 @@ class CIFAR10(ResidentDataModule):
             the mean of CIFAR-10 and (0.2023, 0.1994, 0.2010), as the papers' code does for both sets.
         eval_batch_size: About the number of images per batch in validation and test, over all devices.
         seed: Seed >= 0 of subset, label noise, order and augmentation.
+        order_seed: Seed >= 0 of order and augmentation, to change these alone; null for ``seed``.
         download: Fetch the files into root if they are not there.
 
     Raises:
@@ -67,8 +68,11 @@ class CIFAR10(ResidentDataModule):
         eval_batch_size: int = 1000,
         seed: int = 0,
         download: bool = False,
+        order_seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed)
+        super().__init__(
+            batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed, order_seed
+        )
         if not isinstance(root, str):
             raise ValueError(f"root (--data.root) must be a folder, got {root}")
         if normalisation not in ("dataset", "papers"):

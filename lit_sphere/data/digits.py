@@ -31,6 +31,7 @@ class Digits(ResidentDataModule):
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.
         eval_batch_size: About the number of images per batch in validation and test, over all devices.
         seed: Seed >= 0 of subset, label noise, order and augmentation.
+        order_seed: Seed >= 0 of order and augmentation, to change these alone; null for ``seed``.
 
     Raises:
         ValueError: If a value is out of its range, or no image is left to test on.
@@ -53,8 +54,11 @@ class Digits(ResidentDataModule):
         full_batch: bool = False,
         eval_batch_size: int = 1000,
         seed: int = 0,
+        order_seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed)
+        super().__init__(
+            batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed, order_seed
+        )
         if train_size + val_size == self.available:
             raise ValueError(
                 f"train_size {train_size} and val_size {val_size} leave none of the {self.available} digits "

@@ -38,6 +38,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.
         eval_batch_size: About the number of images per batch in validation and test, over all devices.
         seed: Seed >= 0 of subset, label noise, order and augmentation.
+        order_seed: Seed >= 0 of order and augmentation, to change these alone; null for ``seed``.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -61,14 +62,15 @@ class ResidentDataModule(LightningDataModule, ABC):
         full_batch: bool = False,
         eval_batch_size: int = 1000,
         seed: int = 0,
+        order_seed: int | None = None,
     ) -> None:
         super().__init__()
         least = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "train_size": train_size}
         for name, value in least.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, value in {"val_size": val_size, "seed": seed}.items():
-            if value < 0:
+        for name, value in {"val_size": val_size, "seed": seed, "order_seed": order_seed}.items():
+            if value is not None and value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
         if not 0 <= label_noise < 1:
             raise ValueError(f"label_noise is a fraction from 0 to below 1, got {label_noise}")
@@ -80,6 +82,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         self.full_batch = full_batch
         self.eval_batch_size = eval_batch_size
         self.seed = seed
+        self.order_seed = seed if order_seed is None else order_seed
         if self.train_size < 1 or self.train_size + val_size > self.available:
             wanted = val_size if train_size is None else f"{train_size} + {val_size}"
             raise ValueError(
@@ -218,14 +221,14 @@ class ResidentDataModule(LightningDataModule, ABC):
         self._training_loader = self._loader(
             self.train_set,
             self._training_bounds(),
-            FileOrder(self.train_size) if fixed else EpochOrder(self.train_size, self.seed),
+            FileOrder(self.train_size) if fixed else EpochOrder(self.train_size, self.order_seed),
             self._augmentation(),
             self._resumed_batches,
         )
         return self._training_loader
 
     def _augmentation(self) -> Augmentation | None:
-        return Augmentation(self.augmentation_pad, self.augmentation_flip, self.seed) if self._augment else None
+        return Augmentation(self.augmentation_pad, self.augmentation_flip, self.order_seed) if self._augment else None
 
     def train_pass_dataloader(self) -> ResidentLoader:
         """Make a loader for a pass over the train set at fixed weights: in order and without augmentation.

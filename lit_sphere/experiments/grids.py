@@ -99,10 +99,10 @@ def setting_of(run: Run) -> str:
     """
     config: dict[str, Any] = json.loads(json.dumps(dict(run.config), default=str))
     kept: dict[str, Any] = {"dynamics": _dynamics(run), "weights": config.get("ckpt_weights")}
-    for part, left_out in (("model", "elr"), ("data", "seed")):
+    for part, left_out in (("model", ("elr", "head_seed")), ("data", ("seed", "order_seed", "root"))):
         section = config.get(part) or {}
         options = section.get("init_args") or {}
-        kept[part] = [section.get("class_path"), {k: v for k, v in options.items() if k not in (left_out, "root")}]
+        kept[part] = [section.get("class_path"), {k: v for k, v in options.items() if k not in left_out}]
     return json.dumps(kept, sort_keys=True)
 
 

@@ -22,7 +22,7 @@ class _SIModule(SphereModule):
         head_norm: Frobenius norm of the frozen head.
         eps: Added to the variance by the batch norms.
         **training: Options of :class:`SphereModule`: ``elr``, ``granularity``, ``optimizer``, ``scheduler``,
-            ``loss``, ``compile``.
+            ``loss``, ``compile``, ``head_seed``.
     """
 
     network_class: ClassVar[type[nn.Module]]
@@ -78,7 +78,7 @@ class SIResNet20(SphereModule):
             of each filter; nothing holds the outputs back then, so that only lower ELRs train (on digits 1e-5).
         affine: Only false: trained weights and biases of batch norms are not scale-invariant.
         **training: Options of :class:`SphereModule`: ``elr``, ``granularity``, ``optimizer``, ``scheduler``,
-            ``loss``, ``compile``.
+            ``loss``, ``compile``, ``head_seed``.
 
     Raises:
         ValueError: If ``affine`` is true.

@@ -32,6 +32,7 @@ from lit_sphere.modules.options import (
     unsaved,
 )
 from lit_sphere.modules.spheres import find_spheres
+from lit_sphere.networks.frozen_head import redraw_head
 from lit_sphere.optim import Granularity, SphereSGD
 from lit_sphere.optim.granularity import granularity_of
 
@@ -73,11 +74,13 @@ class SphereModule(LightningModule):
             ``lr``. What was done is said, and saved with checkpoints.
         head_norm: Frobenius norm of the last linear map that ``convert`` freezes.
         spheres: Old name of ``granularity``, and ``group`` of ``tensor``.
+        head_seed: Seed >= 0 of the last linear map, which is then drawn anew from it alone, so that the initialisation
+            (``seed_everything``) and the head can be changed one by one. null: it is drawn with the others.
 
     Raises:
         ValueError: If both ``elr`` and an ``optimizer`` of the whole space are given, or ``elr`` and ``scheduler``, if
             ``elr`` or ``lr`` is not positive and finite, ``loss``, ``granularity`` or ``convert`` unknown, or
-            granularity given under both names.
+            granularity given under both names, or ``head_seed`` negative or of a network without a linear map.
 
     Attributes:
         conversion: What ``convert`` has done; None before ``setup``, and where a checkpoint has told it.
@@ -98,6 +101,7 @@ class SphereModule(LightningModule):
         convert: Convert = False,
         head_norm: float = 10.0,
         spheres: Spheres | None = None,
+        head_seed: int | None = None,
     ) -> None:
         super().__init__()
         granularity = granularity_of(type(self).__name__, granularity, "joint", spheres=spheres)
@@ -106,6 +110,8 @@ class SphereModule(LightningModule):
             self.save_hyperparameters(logger=False, ignore=["spheres", *unsaved("network", "optimizer", "scheduler")])
             self.hparams["granularity"] = granularity
         self.automatic_optimization = False
+        if head_seed is not None:
+            redraw_head(network, head_seed)
         # Faster convolutions on CPUs and tensor cores; images come in this layout too.
         self.network = network.to(memory_format=torch.channels_last)
         self.elr, self.lr, self.granularity = elr, lr, granularity
