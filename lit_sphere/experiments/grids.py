@@ -123,6 +123,9 @@ def name_of(run: Run) -> str:
     words.append(f"on {run.data}")
     if images is not None and images != _ALL_IMAGES.get(run.data):
         words.append(f"({images} images)")
+    noise = run.option("data.label_noise")
+    if noise:
+        words.append(f"with label noise {noise}")
     return " ".join(words) + (", MSE" if run.loss_name == "mse" else "")
 
 

@@ -3,6 +3,7 @@
 from lit_sphere.experiments.baselines import check_baselines, draw_baselines
 from lit_sphere.experiments.borders import check_borders, draw_borders
 from lit_sphere.experiments.experiment import Experiment
+from lit_sphere.experiments.label_noise import check_double_descent, draw_double_descent
 from lit_sphere.experiments.optimizers import (
     check_adagrad_g,
     check_lengths,
@@ -164,6 +165,17 @@ _ALL = [
         draw_borders,
         ("borders",),
         ("paper/borders",),
+    ),
+    Experiment(
+        "E16",
+        "Double descent with label noise",
+        "TR app.",
+        "With label noise the test error falls, rises to a peak where the sharpness has its own, and falls again; the "
+        "more noise, the higher.",
+        check_double_descent,
+        draw_double_descent,
+        ("label_noise",),
+        ("paper/label_noise",),
     ),
     Experiment(
         "E21",
