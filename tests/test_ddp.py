@@ -71,7 +71,7 @@ def run(module: SphereModule, folder: Path, devices: int, **options: Any) -> dic
         callbacks=[EffectiveLearningRateMonitor(), StopOnNonFinite(), CompareRanks(folder)],
         **options,
     )
-    trainer.fit(module, Digits(train_size=256, batch_size=64))
+    trainer.fit(module, Digits(train_size=256, batch_size=64, label_noise=0.4))
     logged: dict[str, float] = torch.load(folder / f"{devices}.pt", weights_only=True)
     return logged
 
@@ -94,7 +94,7 @@ def test_two_ranks_take_the_steps_of_one(precision: Any, tmp_path: Path) -> None
         )
         for devices in (1, 2)
     )
-    assert one.keys() == two.keys()
+    assert one.keys() == two.keys() >= {"train/loss_clean", "train/error_corrupted"}
     # The effective gradient is that of the averaged gradient, not the average of the ranks' own.
     for key, value in one.items():
         assert two[key] == pytest.approx(value, rel=1e-5 if precision == "64-true" else 1e-3, abs=1e-7), key
