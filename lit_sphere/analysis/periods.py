@@ -197,8 +197,8 @@ class PeriodReader:
         self._finished: list[Period] = []
         self._jumps: list[int] = []  # where the loss had risen
         self._start = self._low = 0
-        # Where the norm is greatest, where it is least since _low, and where it was greatest before that.
-        self._peak = self._norm_low = self._peak_before = 0
+        self._norm_low = 0  # where the norm is least since _low
+        self._peaks: list[int] = []  # of each value: where the norm was greatest in its period so far
         self._risen: int | None = None  # where the loss crossed its level, while it is above
         self._top: float | None = None  # the loss of a destabilisation, until it has come down again
         self._blown_up = False
@@ -249,8 +249,7 @@ class PeriodReader:
 
     def _look(self, i: int) -> None:
         loss, norms = self._losses[i], self._norms
-        if norms is not None and norms[i] > norms[self._peak]:
-            self._peak = i
+        self._peaks.append(self._highest(self._start, i))
         if self._top is not None:
             self._top = max(self._top, loss)
             self._lowest(i)
@@ -260,27 +259,43 @@ class PeriodReader:
         if loss <= self._losses[self._low]:
             self._lowest(i)
         elif norms is not None and norms[i] < norms[self._norm_low]:
-            self._norm_low, self._peak_before = i, self._peak
+            self._norm_low = i
         if loss < self._factor * max(self._losses[self._low], 1e-300):
             self._risen = None
             return
         self._risen = i if self._risen is None else self._risen
-        if norms is None or min(norms[i], norms[self._peak_before]) >= NORM_RISE * norms[self._norm_low]:
+        if norms is None or min(norms[i], norms[self._peaks[self._norm_low]]) >= NORM_RISE * norms[self._norm_low]:
             self._finish(i, self._risen)
 
+    def _highest(self, start: int, i: int) -> int:
+        """Where the norm was greatest from the start on; the start where norms are not known."""
+        norms, before = self._norms, self._peaks[i - 1] if i > start else start
+        return i if norms is not None and norms[i] > norms[before] else before
+
     def _lowest(self, i: int) -> None:
-        self._low, self._norm_low, self._peak_before = i, i, self._peak
+        self._low = self._norm_low = i
+        if self._norms is not None:  # a median lags behind
+            self._norm_low = min(self._lately(i), key=self._norms.__getitem__)
+
+    def _lately(self, i: int) -> range:
+        return range(i, max(self._start, i + 1 - self._window) - 1, -1)
 
     def _finish(self, i: int, risen: int) -> None:
         low, norms = self._losses[self._low], self._norms
         end = risen if norms is None else self._norm_low
         level = self._factor**_LEAVES * low
         rise = next(k for k in range(risen, -1, -1) if self._raw[k] <= level) + 1  # a median lags behind
-        self._finished.append(Period(self._start, self._peak_before, min(rise, end), end, low, self._low))
+        peak = self._peaks[end] if norms is not None else self._start
+        self._finished.append(Period(self._start, peak, min(rise, end), end, low, self._low_at))
         self._jumps.append(risen)
         self._start, self._risen, self._top = end, None, self._losses[i]
-        self._peak = end if norms is None else max(range(end, i + 1), key=norms.__getitem__)
+        for k in range(end, i + 1):
+            self._peaks[k] = self._highest(end, k)
         self._lowest(i)
+
+    @property
+    def _low_at(self) -> int:
+        return min(self._lately(self._low), key=self._raw.__getitem__)
 
     @property
     def count(self) -> int:
@@ -292,7 +307,7 @@ class PeriodReader:
         """The period of the last value; None before the first."""
         if not self._losses:
             return None
-        return Period(self._start, self._peak, None, None, self._losses[self._low], self._low)
+        return Period(self._start, self._peaks[-1], None, None, self._losses[self._low], self._low_at)
 
     @property
     def phase(self) -> Phase | None:
@@ -302,7 +317,7 @@ class PeriodReader:
         if self._risen is not None:
             return "C"
         last = len(self._losses) - 1
-        rises = self._low == last if self._norms is None else self._peak == last
+        rises = self._low == last if self._norms is None else self._peaks[last] == last
         return "A" if rises or self._top is not None else "B"
 
 

@@ -6,10 +6,9 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from lit_sphere.analysis.periods import Period, Periods, Phase
-from lit_sphere.report.style import BLUE, GREY, house_style, whole_numbers
+from lit_sphere.report.style import BLUE, GREY, house_style, plain_ticks
 
 PHASE_COLORS: dict[Phase, str] = {"A": "#cfe2f3", "B": "#d9ead3", "C": "#f4cccc"}
 _PHASES: dict[Phase, str] = {
@@ -110,9 +109,8 @@ def _column(panels: Sequence[Axes], curves: PeriodCurves, periods: Periods, part
         axes.plot(x, [curve[i] for i in shown], color=BLUE, linewidth=1.1, marker=marker, markersize=3)
         axes.set(yscale="log", xlim=(x[0], x[-1]) if len(x) > 1 else None)
         axes.set_title(name, loc="left", fontsize=9)
-        axes.yaxis.set_major_locator(LogLocator(numticks=5))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_locator(whole_numbers())
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
         _shade(axes, curves.at, periods, part, marked and axes is panels[0])
     if curves.elr_low and curves.elr_high:
         low, high = ([bound[i] for i in shown] for bound in (curves.elr_low, curves.elr_high))
