@@ -1,6 +1,5 @@
 """PeriodMonitor: on the toy in the plane, whose curves are known, and on real digits."""
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,21 +189,19 @@ def test_it_announces_each_destabilisation_and_gives_a_verdict(caplog: pytest.Lo
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("lr", "decay", "epochs", "least", "most"),
+    ("lr", "decay", "epochs", "verdict"),
     [
-        (0.3, 3e-2, 60, 2, 12),
-        (0.3, 3e-3, 25, 0, 0),  # not yet
-        (3.0, 1e-2, 30, 0, 0),  # chaotic: it never converges
+        (0.3, 3e-3, 12, "not yet"),  # of those seen in 250 epochs none has one
+        (3.0, 1e-2, 25, "no periods"),  # it never converges
     ],
 )
-def test_on_digits(lr: float, decay: float, epochs: int, least: int, most: int, seed: int) -> None:
+def test_runs_on_digits_without_periods(lr: float, decay: float, epochs: int, verdict: str, seed: int) -> None:
+    """Those that have them: ``reproduce P12`` (tests/test_experiments.py), with three seeds."""
     seed_everything(seed, verbose=False)
-    watch = PeriodMonitor(per="step")
+    watch = PeriodMonitor()
     trainer = Trainer(max_epochs=epochs, callbacks=[watch], logger=False, **QUIET)
     trainer.fit(SIConvNet(width=8, in_channels=1, optimizer=partial(SGD, lr=lr, weight_decay=decay)), Digits())
     assert watch.periods is not None
-    assert least <= watch.periods.count <= most
-    if most:
-        found = watch.periods.finished
-        assert all(period.minimum < 0.1 for period in found)
-        assert all(math.isfinite(period.minimum) for period in found)
+    assert watch.periods.count == 0
+    if verdict == "not yet":
+        assert watch.periods.verdict == verdict

@@ -18,7 +18,7 @@ PeriodVerdict = Literal["no periods", "not yet", "too few to tell", "periods"]
 LOSS_RISE = 70.0
 """Factor over its minimum by which the loss rises in a destabilisation, at least.
 
-On digits it rises 150-fold and more (250 epochs, three seeds), and less than 50-fold in chaotic equilibrium, where runs
+On digits it rises 150-fold and more (250 epochs, three seeds), and up to 52-fold in chaotic equilibrium, where runs
 of a high learning rate and decay are thrown about without having converged."""
 
 PLANE_RISE = 3.0
