@@ -164,9 +164,9 @@ class SphereCLI(LightningCLI):
             "--non_finite",
             type=NonFiniteIs,
             default="error",
-            help="What it is that loss or gradients become NaN or infinite: an error, which ends the command with status "
-            "1, or the finding that the run diverges, as at a learning rate too high for the whole space, which ends it "
-            "with status 0, its summary, tables and pictures whole.",
+            help="What it is that loss or gradients become NaN or infinite: an error, which ends the command with "
+            "status 1, or the finding that the run diverges, as at a learning rate too high for the whole space, which "
+            "ends it with status 0, its summary, tables and pictures whole.",
         )
         parser.add_lightning_class_args(EffectiveLearningRateMonitor, "monitor")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
