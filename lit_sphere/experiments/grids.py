@@ -15,6 +15,7 @@ _ALL_IMAGES = {"Digits": 1500, "CIFAR10": 50000, "CIFAR100": 50000}
 BASELINES = ("RandomWalk", "GradientAscent")
 """Optimizers on the sphere that are no descent: runs to hold others against."""
 
+_USUAL = {"normalisation": "batch"}  # options that older runs lack; null is as good as not there
 _CHANGES_DYNAMICS = ("FineTuneSwitch", "FixedNorm")
 
 
@@ -102,7 +103,8 @@ def setting_of(run: Run) -> str:
     for part, left_out in (("model", ("elr", "head_seed")), ("data", ("seed", "order_seed", "root"))):
         section = config.get(part) or {}
         options = section.get("init_args") or {}
-        kept[part] = [section.get("class_path"), {k: v for k, v in options.items() if k not in left_out}]
+        telling = {k: v for k, v in options.items() if k not in left_out and v != _USUAL.get(k)}
+        kept[part] = [section.get("class_path"), telling]
     return json.dumps(kept, sort_keys=True)
 
 
@@ -120,6 +122,9 @@ def name_of(run: Run) -> str:
     words = [str(run.network)]
     if width is not None:
         words.append(f"of width {width}")
+    norm = run.option("model.normalisation")
+    if norm is not None and norm != _USUAL["normalisation"]:
+        words.append(f"with {norm} norm")
     words.append(f"on {run.data}")
     if images is not None and images != _ALL_IMAGES.get(run.data):
         words.append(f"({images} images)")
