@@ -2,6 +2,8 @@
 
 import copy
 import math
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lit_sphere.data import Digits
 from lit_sphere.effective import QUANTITIES, EffectiveQuantities
 from lit_sphere.groups import Group
+from lit_sphere.modules import SIConvNet
 from lit_sphere.optim import GradientAscent, RandomWalk, SphereSGD
 
 SHAPES = [(4, 3, 3, 3), (5, 4), (6, 2)]
@@ -282,6 +287,48 @@ def test_angles_are_measured_right(make: Any, granularity: Any) -> None:
     if granularity == "joint":
         assert float(found["elr"][0]) == pytest.approx(0.01)
         assert float(found["angle"][0]) == pytest.approx(math.atan(tangent(before[0], after[0])))
+
+
+def fitted(folder: Path, epochs: int = 1, resume: bool = False, **options: Any) -> Trainer:
+    torch.manual_seed(0)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
+    )
+    trainer = Trainer(max_epochs=epochs, limit_val_batches=0, default_root_dir=folder, accelerator="cpu", **quiet)
+    module = SIConvNet(width=4, in_channels=1, **options)
+    trainer.fit(module, Digits(train_size=128, batch_size=64), ckpt_path=folder / "a.ckpt" if resume else None)
+    return trainer
+
+
+@pytest.mark.parametrize("make", [GradientAscent, partial(RandomWalk, seed=7)])
+def test_a_module_trains_its_spheres_by_them(make: Any, tmp_path: Path) -> None:
+    trainer = fitted(tmp_path, elr=0.1, granularity="tensor", optimizer=make)
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, getattr(make, "func", make))
+    assert len(optimizer.param_groups) == 4
+    assert all(group["elr"] == 0.1 for group in optimizer.param_groups)
+    for group in optimizer.param_groups:
+        assert math.sqrt(sum(float(p.detach().square().sum()) for p in group["params"])) == pytest.approx(
+            group["radius"], rel=1e-6
+        )
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    resumed = fitted(tmp_path, 2, True, elr=0.3, granularity="tensor", optimizer=make)
+    assert all(group["elr"] == 0.3 for group in resumed.optimizers[0].param_groups), "a typed ELR wins"
+    with pytest.raises(ValueError, match=rf"{type(optimizer).__name__} in the checkpoint, SphereSGD here"):
+        fitted(tmp_path, 2, True, elr=0.1, granularity="tensor")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(torch.optim.SGD, lr=0.1), "SGD does not train on the sphere: .* RandomWalk or GradientAscent"),
+        (partial(RandomWalk, elr=0.2), "both elr and an elr of RandomWalk are given"),
+        (partial(RandomWalk, step_size=-1.0), "optimizer .*: RandomWalk: step_size must be positive"),
+    ],
+)
+def test_optimizers_beside_an_elr_that_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SIConvNet(width=4, in_channels=1, elr=0.1, optimizer=make)
 
 
 @pytest.mark.slow
