@@ -1,9 +1,11 @@
 """How alike the points of a run are: cosine similarity of snapshots, and what their ensembles gain."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
 
 from lit_sphere.analysis import cosine_matrix, ensemble_errors, take_weights
 from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
@@ -105,17 +107,29 @@ class CheckpointSimilarity(StoppablePasses):
             options["between"] = self.between
         return self._generate_state_key(**options)
 
+    def check_run(self, trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
+        """Refuse a run in which nobody looks for the periods that are asked for.
+
+        Args:
+            trainer: The trainer.
+            optimizers: Of the run.
+
+        Raises:
+            ValueError: If there is no ``PeriodMonitor``.
+        """
+        if self.between == "periods" and period_watch_of(trainer) is None:
+            raise ValueError(
+                "CheckpointSimilarity: between periods needs PeriodMonitor among the callbacks, which finds them"
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is scale-invariant, and say if there will be nothing to compare."""
         check_single(self, CheckpointSimilarity, trainer, "similarity/…, ensemble/… and similarity.csv")
         super().on_fit_start(trainer, pl_module)
         epochs = trainer.max_epochs
-        if self.between == "periods":
-            watch = period_watch_of(trainer)
-            if watch is None:
-                raise ValueError(
-                    "CheckpointSimilarity: between periods needs PeriodMonitor among the callbacks, which finds them"
-                )
+        self.check_run(trainer, trainer.optimizers)
+        watch = period_watch_of(trainer)
+        if self.between == "periods" and watch is not None:
             watch.keep()
         if self._stays_out or self.between == "periods":
             return

@@ -67,6 +67,7 @@ from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.modules.lightning_options import check_trainer
 from lit_sphere.observe.epoch_curves import CurveCallback
+from lit_sphere.observe.publishing import ChecksRun
 from lit_sphere.switching.resume import stays_switched
 
 # Defaults of some of Lightning's callbacks, which config.yaml holds by their values.
@@ -301,10 +302,21 @@ class SphereCLI(LightningCLI):
         data = self.datamodule
         if isinstance(data, ResidentDataModule) and not getattr(data, "download", False):
             data.setup("fit")  # once: what is read is kept
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, CurveCallback):
-                callback.check_threshold(self.model, data)
         self.model.check_trainable(data, trainer.max_epochs)
+        self._ask_callbacks(trainer)
+
+    def _ask_callbacks(self, trainer: Trainer) -> None:
+        """Let callbacks refuse what they cannot watch, as they would when the run has begun."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, CurveCallback):
+                callback.check_threshold(self.model, self.datamodule)
+        checking = [each for each in callbacks if isinstance(each, ChecksRun)]
+        if checking:
+            made = self.model.configure_optimizers()
+            optimizers = made[0] if isinstance(made, tuple) else [made]
+            for each in checking:
+                each.check_run(trainer, optimizers)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; errors that Lightning wraps in many words are told in few."""

@@ -1,6 +1,7 @@
 """The periods of a run with weight decay, found while it trains."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -8,6 +9,7 @@ import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lit_sphere.analysis.epoch_rows import LOSS_KEYS, Row
 from lit_sphere.analysis.periods import PeriodReader, Periods
@@ -211,15 +213,23 @@ class PeriodWatch(CurveCallback):
         """Keep the weights at minima in this run, whatever the options say; for others who need them."""
         self._keeps = True
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a run that cannot have periods, and find the groups before training.
+    def check_run(self, trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
+        """Refuse a run that cannot have periods.
+
+        Args:
+            trainer: Its callbacks may switch weight decay on.
+            optimizers: Of the run.
 
         Raises:
             ValueError: If no optimizer has a weight decay, and none is switched on.
         """
-        reason = _no_decay(trainer)
+        reason = _no_decay(trainer, optimizers)
         if reason is not None:
             raise ValueError(f"{type(self).__name__}: {reason}")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a run that cannot have periods, and find the groups before training."""
+        self.check_run(trainer, trainer.optimizers)
         self._norm_is_fixed = bool(controls_of(trainer, "norm"))
         super().on_fit_start(trainer, pl_module)
         if self._anew:
@@ -327,11 +337,11 @@ class PeriodWatch(CurveCallback):
         self._catch_up()
 
 
-def _no_decay(trainer: Trainer) -> str | None:
+def _no_decay(trainer: Trainer, optimizers: Sequence[Optimizer]) -> str | None:
     """Say why a run has no periods, before it begins."""
     if controls_of(trainer, "weight_decay") or controls_of(trainer, "sphere"):
         return None
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     if any(group.get("weight_decay", 1.0) for group in groups if group.get("elr") is None):
         return None
     why = "weights on a sphere have none" if any(group.get("elr") is not None for group in groups) else "this has none"
