@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lit_sphere.analysis.edge_of_stability import descent_rate
 from lit_sphere.data import Digits
 from lit_sphere.effective import QUANTITIES, EffectiveQuantities
 from lit_sphere.groups import Group
@@ -287,6 +288,13 @@ def test_angles_are_measured_right(make: Any, granularity: Any) -> None:
     if granularity == "joint":
         assert float(found["elr"][0]) == pytest.approx(0.01)
         assert float(found["angle"][0]) == pytest.approx(math.atan(tangent(before[0], after[0])))
+
+
+def test_only_descent_has_an_edge_of_stability() -> None:
+    params = parameters(0)
+    assert descent_rate(SphereSGD(params, elr=0.1), set(params)) is not None
+    assert descent_rate(GradientAscent(params, elr=0.1), set(params)) is None
+    assert descent_rate(RandomWalk(params, elr=0.1), set(params)) is None
 
 
 def fitted(folder: Path, epochs: int = 1, resume: bool = False, **options: Any) -> Trainer:
