@@ -24,8 +24,8 @@ LOSS, NORM, ELR, SHARPNESS = "train/loss", "norm/total", "elr/total", "effective
 _APART = 1.5  # ratio of two learning rates whose numbers of periods are compared
 _STUCK = 0.05  # train loss that a run which is stuck never comes below
 _UNREACHABLE = 20.0  # times the loss that a higher norm of the head reaches
-# Factors within which runs of one product ηλ agree, and by which their warm-up differs: over three seeds of digits up to
-# 2.1, 3.7 and 1.4, and from 1.7.
+# Factors within which runs of one product ηλ agree, and by which their warm-up differs: over three seeds of digits up
+# to 2.1, 3.7 and 1.4, and from 1.7.
 _SAME_LENGTH, _SAME_MINIMA, _SAME_ELR, _WARM_UP = 3.0, 10.0, 2.0, 1.3
 
 
