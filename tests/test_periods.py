@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_sphere.analysis.periods import PHASE_NUMBERS, Period, Periods, segment_periods
+from lit_sphere.analysis.periods import PHASE_NUMBERS, PLANE_RISE, Period, Periods, segment_periods
 from lit_sphere.theory.toy_plane import plane_curves
 
 Curves = tuple[list[float], list[float]]
@@ -59,7 +59,7 @@ def test_made_up_periods_are_found_where_they_are() -> None:
     assert found.unfinished.end is None
     assert found.unfinished.length is None
     assert found.phase == "C"  # the last curve ends on the rise
-    assert "destabilised at epochs 28, 48, 88 and 113" in found.sentence
+    assert "destabilised at epochs 29, 49, 89 and 114" in found.sentence
     assert found.sentence.startswith("4 periods: ")
 
 
@@ -87,10 +87,10 @@ def test_single_batches_with_a_high_loss_are_no_destabilisation(seed: int) -> No
 def test_the_toy_has_the_periods_of_the_reference(weight_decay: float, steps: float) -> None:
     losses, norms, elrs = (curve[0].tolist() for curve in plane_curves([weight_decay], steps=400))
     for given_norms, given_elrs in ((norms, None), (None, elrs), (None, None)):
-        found = segment_periods(losses, given_norms, given_elrs, loss_rise=3)
+        found = segment_periods(losses, given_norms, given_elrs, loss_rise=PLANE_RISE)
         assert found.verdict == "periods"
         assert found.mean_length == pytest.approx(steps, abs=0.6)
-    found = segment_periods(losses, norms, loss_rise=3, unit="step")
+    found = segment_periods(losses, norms, loss_rise=PLANE_RISE, unit="step")
     lengths = []
     for period in found.finished:
         assert period.loss_rise is not None
@@ -184,7 +184,7 @@ def test_one_only_is_too_few() -> None:
     assert found.verdict == "too few to tell"
     assert found.count == 1
     assert found.mean_length is None
-    assert found.sentence == "too few to tell: destabilised once, at epoch 38"
+    assert found.sentence == "too few to tell: destabilised once, at epoch 39"
 
 
 def test_a_start_that_is_thrown_out_at_once_has_not_converged() -> None:
@@ -226,3 +226,9 @@ def test_the_types_are_public() -> None:
     found = segment_periods(*made_up([20, 20]))
     assert isinstance(found, Periods)
     assert all(isinstance(each, Period) for each in found.finished)
+
+
+@pytest.mark.parametrize("period", [5, 9, 20])
+def test_the_period_of_a_sine(period: int) -> None:
+    curve = [math.exp(4 * math.sin(2 * math.pi * t / period + 0.3)) for t in range(300)]
+    assert segment_periods(curve).mean_length == pytest.approx(period, rel=0.02)  # crossings fall on whole steps

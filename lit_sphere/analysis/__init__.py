@@ -21,7 +21,7 @@ from lit_sphere.analysis.interpolation import (
     interpolate,
     path_positions,
 )
-from lit_sphere.analysis.periods import Period, Periods, segment_periods
+from lit_sphere.analysis.periods import Period, PeriodReader, Periods, segment_periods
 from lit_sphere.analysis.regimes import RegimeVerdict, name_regime
 from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis, analyse_schedule
 from lit_sphere.analysis.sharpness import (
@@ -50,6 +50,7 @@ __all__ = [
     "LossAndError",
     "Objective",
     "Period",
+    "PeriodReader",
     "Periods",
     "RegimeVerdict",
     "ScheduleAnalysis",

@@ -66,6 +66,7 @@ from lit_sphere.cli.wandb_run import WandbMode, check_given_wandb
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.modules.lightning_options import check_trainer
+from lit_sphere.observe.publishing import ChecksRun
 from lit_sphere.switching.resume import stays_switched
 
 # Defaults of some of Lightning's callbacks, which config.yaml holds by their values.
@@ -301,6 +302,12 @@ class SphereCLI(LightningCLI):
         if isinstance(data, ResidentDataModule) and not getattr(data, "download", False):
             data.setup("fit")  # once: what is read is kept
         self.model.check_trainable(data, trainer.max_epochs)
+        checking = [each for each in trainer.callbacks if isinstance(each, ChecksRun)]  # type: ignore[attr-defined]
+        if checking:
+            made = self.model.configure_optimizers()
+            optimizers = made[0] if isinstance(made, tuple) else [made]
+            for each in checking:
+                each.check_run(trainer, optimizers)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; errors that Lightning wraps in many words are told in few."""
