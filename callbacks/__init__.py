@@ -12,6 +12,7 @@ from lit_sphere.callbacks.graceful_stop import GracefulStop, Interrupted
 from lit_sphere.callbacks.linear_interpolation_barrier import LinearInterpolationBarrier
 from lit_sphere.callbacks.non_finite import StopOnNonFinite
 from lit_sphere.callbacks.optimizer_comparison import OptimizerComparison
+from lit_sphere.callbacks.period_monitor import PeriodMonitor
 from lit_sphere.callbacks.regime_monitor import RegimeMonitor
 from lit_sphere.callbacks.run_checkpoint import RunCheckpoint
 from lit_sphere.callbacks.run_progress import RunProgressBar
@@ -31,6 +32,7 @@ __all__ = [
     "LinearInterpolationBarrier",
     "NonFinite",
     "OptimizerComparison",
+    "PeriodMonitor",
     "RegimeMonitor",
     "RunCheckpoint",
     "RunProgressBar",

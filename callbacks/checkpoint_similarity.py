@@ -1,13 +1,16 @@
 """How alike the points of a run are: cosine similarity of snapshots, and what their ensembles gain."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
 
 from lit_sphere.analysis import cosine_matrix, ensemble_errors, take_weights
 from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.observe.passes import add_up_ranks, runs_everywhere, untouched
+from lit_sphere.observe.periods import period_watch_of
 from lit_sphere.observe.publishing import check_single, save_picture
 from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
 from lit_sphere.report import PairOfSnapshots, draw_similarity, write_similarity
@@ -16,8 +19,9 @@ from lit_sphere.report import PairOfSnapshots, draw_similarity, write_similarity
 class CheckpointSimilarity(StoppablePasses):
     """Monitor: compares snapshots of a run: cosine similarity, and the error of ensembles of two.
 
-    Snapshots are taken every few epochs. The cosine is that of the scale-invariant weights, found from the
-    module's behaviour, as one vector. Each snapshot and the one before it form an ensemble, the mean of their
+    Snapshots are taken every few epochs, or are the minima of the periods that
+    :class:`~lit_sphere.callbacks.PeriodMonitor` finds. The cosine is that of the scale-invariant weights, found from
+    the module's behaviour, as one vector. Each snapshot and the one before it form an ensemble, the mean of their
     softmax outputs on the validation set, in eval mode with the batch norm statistics that were stored with
     them; its error is compared with the members' own. In training with weight decay minima of different periods
     grow apart, and their ensembles gain (PB §5).
@@ -40,6 +44,9 @@ class CheckpointSimilarity(StoppablePasses):
 
     Args:
         every_n_epochs: Epochs between two snapshots.
+        between: ``epochs``: snapshots every so many of them. ``periods``: the weights at the end of the epoch of least
+            train loss of each finished period, compared when its destabilisation has come; ``every_n_epochs`` does not
+            count then. List ``PeriodMonitor`` before this callback.
         keep: Snapshots kept, at least 2: the first and the latest others. All of them are in the matrix; one that is
             no longer kept is not compared with later ones.
         example_input: Input of the network, in place of the module's ``example_input_array`` and of a batch: a tensor,
@@ -54,7 +61,7 @@ class CheckpointSimilarity(StoppablePasses):
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if there is another
-            ``CheckpointSimilarity``.
+            ``CheckpointSimilarity``, or no ``PeriodMonitor`` where its periods count.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -78,27 +85,53 @@ class CheckpointSimilarity(StoppablePasses):
         example_input: Any = None,
         network: Network = None,
         groups: GroupNames | None = None,
+        between: Literal["epochs", "periods"] = "epochs",
     ) -> None:
         self.group_options = GroupOptions(example_input, network, groups)
         super().__init__()
         for name, value, least in (("every_n_epochs", every_n_epochs, 1), ("keep", keep, 2)):
             if value < least:
                 raise ValueError(f"CheckpointSimilarity: {name} must be at least {least}, got {value}")
-        self.every_n_epochs, self.keep = every_n_epochs, keep
+        if between not in ("epochs", "periods"):
+            raise ValueError(f"CheckpointSimilarity: between must be epochs or periods, got {between!r}")
+        self.every_n_epochs, self.keep, self.between = every_n_epochs, keep, between
         self.pairs: list[PairOfSnapshots] = []
         self._kept: list[Snapshot] = []
+        self._minima = 0  # that were compared
 
     @property
     def state_key(self) -> str:
         """Names the options; a second one is refused, however it is set up."""
-        return self._generate_state_key(every=self.every_n_epochs, keep=self.keep)
+        options: dict[str, Any] = {"every": self.every_n_epochs, "keep": self.keep}
+        if self.between != "epochs":  # else as in checkpoints without this option
+            options["between"] = self.between
+        return self._generate_state_key(**options)
+
+    def check_run(self, trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
+        """Refuse a run in which nobody looks for the periods that are asked for.
+
+        Args:
+            trainer: The trainer.
+            optimizers: Of the run.
+
+        Raises:
+            ValueError: If there is no ``PeriodMonitor``.
+        """
+        if self.between == "periods" and period_watch_of(trainer) is None:
+            raise ValueError(
+                "CheckpointSimilarity: between periods needs PeriodMonitor among the callbacks, which finds them"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is scale-invariant, and say if there will be nothing to compare."""
         check_single(self, CheckpointSimilarity, trainer, "similarity/…, ensemble/… and similarity.csv")
         super().on_fit_start(trainer, pl_module)
         epochs = trainer.max_epochs
-        if self._stays_out:
+        self.check_run(trainer, trainer.optimizers)
+        watch = period_watch_of(trainer)
+        if self.between == "periods" and watch is not None:
+            watch.keep()
+        if self._stays_out or self.between == "periods":
             return
         if epochs and 0 < epochs < 2 * self.every_n_epochs:
             rank_zero_warn(
@@ -120,9 +153,15 @@ class CheckpointSimilarity(StoppablePasses):
         ensemble_errors(pl_module, [take_weights(pl_module)], [batch])
 
     def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        if epochs % self.every_n_epochs:
-            return
-        now = snapshot(trainer, pl_module, epochs)
+        if self.between == "periods":
+            watch = period_watch_of(trainer)
+            while watch is not None and self._minima < len(watch.minima):
+                self._add(trainer, pl_module, watch.minima[self._minima], epochs)
+                self._minima += 1
+        elif epochs % self.every_n_epochs == 0:
+            self._add(trainer, pl_module, snapshot(trainer, pl_module, epochs), epochs)
+
+    def _add(self, trainer: Trainer, pl_module: LightningModule, now: Snapshot, epochs: int) -> None:
         if self._kept:
             self._compare(trainer, pl_module, now, epochs)
         self._kept.append(now)
@@ -133,7 +172,8 @@ class CheckpointSimilarity(StoppablePasses):
         weights = now["weights"]
         cosines = [cosine_matrix([each["weights"], weights], self._names)[0, 1].item() for each in self._kept]
         pairs = [
-            PairOfSnapshots((each["epochs"], epochs), cosine) for each, cosine in zip(self._kept, cosines, strict=True)
+            PairOfSnapshots((each["epochs"], now["epochs"]), cosine)
+            for each, cosine in zip(self._kept, cosines, strict=True)
         ]
         metrics = {"similarity/previous": cosines[-1], "similarity/first": cosines[0]}
         validation = self._batches(trainer, pl_module).get("val")
@@ -152,7 +192,7 @@ class CheckpointSimilarity(StoppablePasses):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the picture."""
         if self.pairs and self._folder is not None and trainer.is_global_zero:
-            title = "snapshots of the run"
+            title = "minima of periods" if self.between == "periods" else "snapshots of the run"
             save_picture(trainer, self._folder, "similarity", lambda: draw_similarity(self.pairs, title))
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,9 +201,11 @@ class CheckpointSimilarity(StoppablePasses):
             "epochs": self._epochs,
             "kept": [dict(each) for each in self._kept],
             "pairs": [list(pair) for pair in self.pairs],
+            "minima": self._minima,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self._epochs, self._kept = state_dict["epochs"], state_dict["kept"]
+        self._minima = state_dict.get("minima", 0)
         self.pairs = [PairOfSnapshots(*pair) for pair in state_dict["pairs"]]

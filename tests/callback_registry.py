@@ -21,6 +21,7 @@ from lit_sphere.callbacks import (
     GracefulStop,
     LinearInterpolationBarrier,
     OptimizerComparison,
+    PeriodMonitor,
     RegimeMonitor,
     RunCheckpoint,
     RunProgressBar,
@@ -33,6 +34,8 @@ from lit_sphere.switching import Switch
 
 EPOCHS = 3
 ANYWHERE = ("resnet", "layer_norm", "manual", "accumulated", "lion", "ours")
+DECAYING = ANYWHERE[:-1]
+"""Ours is on the sphere, where there is no weight decay."""
 
 PUBLIC = {
     name: each
@@ -165,6 +168,22 @@ REGISTRY: dict[str, Entry] = {
         logs=("schedule/lr", "schedule/elr", "schedule/sharpness"),
         stays_out=True,
         pictures=("cosine_regimes.png",),
+        waits_for_nothing=True,
+    ),
+    "periods": Entry(
+        lambda _: PeriodMonitor(),
+        lambda _: PeriodMonitor(every_n_steps=2),
+        cases=DECAYING,
+        logs=("period/(norm_squared|elr|effective_grad_norm|distance)", "period/(count|phase)"),
+        pictures=("periods.png",),
+        waits_for_nothing=True,
+    ),
+    "periods-step": Entry(
+        lambda _: PeriodMonitor(per="step", delta=1e-4, keep_minima=True),
+        lambda _: PeriodMonitor(per="step", delta=1e-3),
+        cases=("resnet", "layer_norm", "accumulated"),
+        logs=("period/(norm_squared|elr|effective_grad_norm|distance|loss)", "period/jumps"),
+        pictures=("periods.png",),
         waits_for_nothing=True,
     ),
     "comparison": Entry(

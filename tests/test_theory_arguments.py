@@ -109,7 +109,6 @@ OF_VECTORS = [
     formula(toy.toy_curves, alphas=(ALPHAS, P), elrs=(ALPHAS, P), epochs=(2, ""), steps_per_epoch=(1, "")),
     formula(toy.settled_losses, alphas=(ALPHAS, P), elrs=(ALPHAS, P), steps=(2, ""), seeds=([0, 1], "")),
     formula(toy_plane.plane_curves, weight_decays=(ALPHAS / 8, N), lr=(1.0, P), steps=(3, "")),
-    formula(toy_plane.mean_period, losses=(VECTORS[0], N)),
 ]
 ALL = [*ELEMENTWISE, *OF_VECTORS]
 
@@ -265,7 +264,7 @@ def pretended(value: Any, device: str, number: bool) -> Any:
 ON_ANY_DEVICE = [
     pytest.param(case, name, id=f"{name_of(case)}-{name}")
     for case in ALL
-    if case.function not in (toy.toy_curves, toy.settled_losses, toy_plane.plane_curves, toy_plane.mean_period)
+    if case.function not in (toy.toy_curves, toy.settled_losses, toy_plane.plane_curves)
     for name, kind in case.ranges.items()
     if kind
 ]
@@ -335,8 +334,6 @@ def test_of_nothing_comes_nothing(case: Formula) -> None:
         (lambda: toy_plane.plane_curves([0.1], start=(0.0, 0.0)), "not the origin"),
         (lambda: toy_plane.plane_curves([0.1], start=(math.nan, 1.0)), "start must be finite"),
         (lambda: toy_plane.plane_curves([0.1], start=(math.inf, 1.0)), "start must be finite"),
-        (lambda: toy_plane.mean_period([]), "at least one step"),
-        (lambda: toy_plane.mean_period(torch.ones(2, 2)), "one curve"),
     ],
 )
 def test_of_nothing_there_is_no_total(call: Callable[[], object], message: str) -> None:

@@ -36,7 +36,7 @@ def main(reproductions: Path) -> None:
         if record is None:
             continue
         records.append(asdict(record))
-        paths = [reproductions / "runs" / name for name in experiment.sweeps or ("toy",)]
+        paths = [reproductions / "runs" / name for name in experiment.sweeps or (experiment.toy_folder,)]
         charts = experiment.charts(read_runs(paths).runs, paths)
         if isinstance(charts, NotDrawn):
             continue

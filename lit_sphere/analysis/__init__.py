@@ -21,6 +21,7 @@ from lit_sphere.analysis.interpolation import (
     interpolate,
     path_positions,
 )
+from lit_sphere.analysis.periods import Period, PeriodReader, Periods, segment_periods
 from lit_sphere.analysis.regimes import RegimeVerdict, name_regime
 from lit_sphere.analysis.schedule_regimes import ScheduleAnalysis, analyse_schedule
 from lit_sphere.analysis.sharpness import (
@@ -48,6 +49,9 @@ __all__ = [
     "Interpolation",
     "LossAndError",
     "Objective",
+    "Period",
+    "PeriodReader",
+    "Periods",
     "RegimeVerdict",
     "ScheduleAnalysis",
     "TraceEstimate",
@@ -74,6 +78,7 @@ __all__ = [
     "path_positions",
     "put_weights",
     "read_checkpoint",
+    "segment_periods",
     "separation",
     "sphere_hessian",
     "take_weights",

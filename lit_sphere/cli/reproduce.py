@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lit_sphere.sweep import Plan
 
 _WIDTH = 110
-_TOY = "toy"  # folder of what lit-sphere toy left
 _EXAMPLES = """examples:
   lit-sphere reproduce --list              all experiments: what each must show, its cost, whether the last check held
   lit-sphere reproduce E1                  on digits, minutes on two cores; the page is reproductions/E1/report.html
@@ -151,7 +150,7 @@ def _check_effect(experiments: Sequence[Experiment], config: Namespace, of_runs:
 def _sources(experiment: Experiment, paper: bool) -> tuple[str, ...]:
     """Names of the folders below ``runs`` that an experiment is judged by."""
     if experiment.toy:
-        return (_TOY,)
+        return (experiment.toy_folder,)
     return experiment.paper_sweeps if paper else experiment.sweeps
 
 
@@ -175,8 +174,9 @@ class _Made:
         self._seconds: dict[str, float] = {}
         self.failed: list[str] = []
         names = dict.fromkeys(name for each in experiments for name in _sources(each, config.paper))
+        self._toys = {each.toy_folder: each.toy_options for each in experiments if each.toy}
         self._plans: dict[str, Plan] = {}
-        sweeps = [name for name in names if name != _TOY]
+        sweeps = [name for name in names if name not in self._toys]
         if sweeps:
             with _sweep_errors():
                 self._plans = {name: _plan(name, config.seeds, of_runs) for name in sweeps}
@@ -186,7 +186,8 @@ class _Made:
         """Make what is not there yet, and give its folder and the seconds that were spent on it."""
         folder = self._base / name
         if name not in self._seconds:
-            self._seconds[name] = _make_toy(folder) if name == _TOY else self._run(name, folder)
+            toy = self._toys.get(name)
+            self._seconds[name] = self._run(name, folder) if toy is None else _make_toy(folder, toy)
         return folder, self._seconds[name]
 
     def _run(self, name: str, folder: Path) -> float:
@@ -230,12 +231,12 @@ def _check_plans(plans: Sequence["Plan"]) -> None:
             parse_points(plan)
 
 
-def _make_toy(folder: Path) -> float:
+def _make_toy(folder: Path, options: tuple[str, ...]) -> float:
     from lit_sphere.cli.toy import run_toy
 
     started = time.perf_counter()
-    if not (folder / "toy_elrs.csv").exists():
-        run_toy(["--run", str(folder)])
+    if not (folder / ("toy.csv" if options else "toy_elrs.csv")).exists():
+        run_toy([*options, "--run", str(folder)])
     return time.perf_counter() - started
 
 

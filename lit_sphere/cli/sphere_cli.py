@@ -5,7 +5,7 @@ import os
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
@@ -20,6 +20,7 @@ from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
     GracefulStop,
     Interrupted,
+    NonFinite,
     RunCheckpoint,
     RunProgressBar,
     RunSummary,
@@ -66,6 +67,7 @@ from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.modules.lightning_options import check_trainer
 from lit_sphere.observe.epoch_curves import CurveCallback
+from lit_sphere.observe.publishing import ChecksRun
 from lit_sphere.switching.resume import stays_switched
 
 # Defaults of some of Lightning's callbacks, which config.yaml holds by their values.
@@ -79,6 +81,7 @@ _TRAINER_DEFAULTS = {
     # The data modules give each rank its share themselves, so that a resumed run repeats it.
     "use_distributed_sampler": False,
 }
+NonFiniteIs = Literal["error", "finding"]
 DESCRIPTIONS = {name: SUBCOMMANDS[name].description for name in ("fit", "validate", "test")}
 
 
@@ -159,6 +162,14 @@ class SphereCLI(LightningCLI):
             "data of that run where nothing else is given.",
         )
         parser.add_argument("--project", type=str, default="lit-sphere", help="W&B project.")
+        parser.add_argument(
+            "--non_finite",
+            type=NonFiniteIs,
+            default="error",
+            help="What it is that loss or gradients become NaN or infinite: an error, which ends the command with "
+            "status 1, or the finding that the run diverges, as at a learning rate too high for the whole space, which "
+            "ends it with status 0, its summary, tables and pictures whole.",
+        )
         parser.add_lightning_class_args(EffectiveLearningRateMonitor, "monitor")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         for name in LINKED:
@@ -260,7 +271,8 @@ class SphereCLI(LightningCLI):
                 kwargs["logger"] = False  # until the trainer is found sound
             record = self._record(text) if trainer.logger is not False else []
             # RecordRun ends the W&B run: after RunSummary has sent it the picture.
-            callbacks += [StopOnNonFinite(), RunSummary(self.folder), *record]
+            stop = StopOnNonFinite(is_finding=config.non_finite == "finding")
+            callbacks += [stop, RunSummary(self.folder), *record]
             callbacks += [GracefulStop(self.folder / "checkpoints"), *self._begin_at()]
             if self.checkpoint is not None:
                 callbacks += stays_switched(self.checkpoint, given)
@@ -294,12 +306,20 @@ class SphereCLI(LightningCLI):
             if isinstance(callback, CurveCallback):
                 callback.check_threshold(self.model, data)
         self.model.check_trainable(data, trainer.max_epochs)
+        checking = [each for each in trainer.callbacks if isinstance(each, ChecksRun)]  # type: ignore[attr-defined]
+        if checking:
+            made = self.model.configure_optimizers()
+            optimizers = made[0] if isinstance(made, tuple) else [made]
+            for each in checking:
+                each.check_run(trainer, optimizers)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; errors that Lightning wraps in many words are told in few."""
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
+            if isinstance(error, NonFinite) and error.is_finding:
+                return
             path = self.config[subcommand].get("ckpt_path")
             told = unrestorable(error, path, subcommand == "fit") if path else None
             if told is None:

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lit_sphere.analysis.periods import PLANE_RISE, segment_periods
 from lit_sphere.analysis.regimes import SHORTEST_RUN, Regime, name_regime
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.results_folder import leave_picture, results_folder
@@ -23,7 +24,7 @@ from lit_sphere.theory.toy import (
     threshold_elr,
     toy_curves,
 )
-from lit_sphere.theory.toy_plane import PlaneCurves, mean_period, plane_curves
+from lit_sphere.theory.toy_plane import PlaneCurves, plane_curves
 
 _MOST_RUNS = 10**7  # of the map: a gigabyte
 _MOST_STEPS = 10**6  # that are kept, each in tensors of its own: gigabytes
@@ -189,7 +190,8 @@ def _plane(config: Namespace) -> tuple[list[str], Callable[[], Figure], dict[str
     # Of more steps than are drawn: a mean of few periods is rough.
     long = plane_curves(config.weight_decay, config.lr, steps=max(1000, config.plane_steps), progress="curves")
     curves = PlaneCurves(*(curve[:, : config.plane_steps] for curve in long))
-    periods = [mean_period(losses) for losses in long.losses]
+    given = zip(long.losses.tolist(), long.norms.tolist(), strict=True)
+    periods = [segment_periods(*curve, loss_rise=PLANE_RISE).mean_length for curve in given]
     table = ["SGD with weight decay on x²/(x² + y²), from (0.01, 1)", f"  {'λ':<8}period [steps]"]
     table += [
         f"  {d:<7g} {'none' if p is None else f'{p:.1f}'}" for d, p in zip(config.weight_decay, periods, strict=True)

@@ -122,7 +122,7 @@ class StepMean:
         found = None
         if self._sum is not None and self._count is not None and self._extremes is not None:
             found = StepSummary(_mean(self._sum, self._count), *self._extremes)
-        self.load_state({})
+        StepMean.load_state(self, {})
         return found
 
     def state(self) -> dict[str, Any]:
@@ -200,3 +200,48 @@ class StepMeans(StepMean):
             self.evaluate()
             self._options = options
         self.keep(self.quantities.observe())
+
+
+class StepTrace(StepMeans):
+    """Means as :class:`StepMeans`, and the totals of each step, kept on the device until they are asked for.
+
+    Args:
+        quantities: What is measured.
+    """
+
+    def __init__(self, quantities: EffectiveQuantities) -> None:
+        self._trace: list[Tensor] = []
+        super().__init__(quantities)
+
+    def evaluate(self) -> None:
+        """Work out the values so far, and keep the totals."""
+        before = len(self._values)
+        super().evaluate()
+        self._trace += [part[..., 0] for part in self._values[before:]]
+
+    def trace(self) -> Tensor | None:
+        """Give the totals of the steps since the last call, and begin anew.
+
+        Returns:
+            Shape (steps, quantities), of ``NOT_STEPPED`` where no group was stepped; None if nothing was observed.
+        """
+        self.evaluate()
+        trace, self._trace = self._trace, []
+        return torch.cat([part.to(trace[-1].device) for part in trace]) if trace else None
+
+    def state(self) -> dict[str, Any]:
+        """Give what :meth:`load_state` takes.
+
+        Returns:
+            Tensors and plain values.
+        """
+        return super().state() | {"trace": list(self._trace)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; from none with an empty one.
+
+        Args:
+            state: As given by :meth:`state`.
+        """
+        super().load_state(state)
+        self._trace = list(state.get("trace", []))

@@ -76,6 +76,7 @@ class Experiment:
         sweeps: Names of the shipped sweeps that make the runs at laptop size, on digits.
         paper_sweeps: The same in the papers' setting; none where the experiment is the same.
         toy: It is about the theory's toy: the command ``lit-sphere toy`` makes what is judged.
+        toy_options: Of that command; none for the toy on the sphere.
     """
 
     id: str
@@ -87,6 +88,12 @@ class Experiment:
     sweeps: tuple[str, ...] = ()
     paper_sweeps: tuple[str, ...] = ()
     toy: bool = False
+    toy_options: tuple[str, ...] = ()
+
+    @property
+    def toy_folder(self) -> str:
+        """Name of the folder of what the toy left."""
+        return "toy_plane" if self.toy_options else "toy"
 
 
 def conclude(claims: Iterable[Claim]) -> Finding:

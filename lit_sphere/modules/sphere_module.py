@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_sphere.conversion import Conversion, apply_plan, make_scale_invariant
+from lit_sphere.data.order import training_bounds
 from lit_sphere.metrics import LossAndErrorByLabel, MeanLossAndError
 from lit_sphere.modules.optimizers import check_optimizer, check_same_optimizer
 from lit_sphere.modules.options import (
@@ -309,24 +310,38 @@ class SphereModule(LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
-        logits, labels = self(batch[0]), batch[1]
-        loss = self.criterion(logits, labels)
-        self.manual_backward(loss)
-        optimizer.step()
         if self._metrics_epoch != self.current_epoch:
             self._metrics_epoch = self.current_epoch
             self.train_metrics.reset()
             self.label_metrics.reset()
-        means = {"loss": loss.detach(), "error": _error(logits.detach(), labels)}
-        self.train_metrics.update(**means, samples=len(labels))
-        self._update_by_label(logits.detach(), labels, batch_idx)
+        means = self._backward(batch, batch_idx)
+        optimizer.step()
+        self.train_metrics.update(**means, samples=len(batch[1]))
         return means
 
-    def _update_by_label(self, logits: Tensor, labels: Tensor, batch_idx: int) -> None:
-        corrupted_in = getattr(getattr(self.trainer, "datamodule", None), "corrupted_in", None)
+    def _backward(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Compute the gradient of the batch's mean loss, one chunk after the other; give loss and error."""
+        images, labels = batch
+        data = getattr(self.trainer, "datamodule", None)
+        corrupted_in = getattr(data, "corrupted_in", None)
         corrupted = None if corrupted_in is None else corrupted_in(batch_idx)
-        if corrupted is None:
-            return
+        bounds = training_bounds(len(labels), getattr(data, "chunk_size", None) or len(labels))
+        parts = []
+        for start, stop in bounds:
+            logits = self(images[start:stop])
+            loss, share = self.criterion(logits, labels[start:stop]), (stop - start) / len(labels)
+            self.manual_backward(loss if len(bounds) == 1 else loss * share)
+            if corrupted is not None:
+                self._update_by_label(logits.detach(), labels[start:stop], corrupted[start:stop])
+            parts.append((share, loss.detach(), _error(logits.detach(), labels[start:stop])))
+        if len(parts) == 1:
+            return dict(zip(("loss", "error"), parts[0][1:], strict=True))
+        return {
+            "loss": torch.stack([share * loss for share, loss, _ in parts]).sum(),
+            "error": torch.stack([share * error for share, _, error in parts]).sum(),
+        }
+
+    def _update_by_label(self, logits: Tensor, labels: Tensor, corrupted: Tensor) -> None:
         if self.loss == "cross_entropy":
             losses = F.cross_entropy(logits, labels, reduction="none")
         else:

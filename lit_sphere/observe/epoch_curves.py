@@ -16,7 +16,7 @@ from lit_sphere.analysis.epoch_rows import (
     check_converged_loss,
     default_converged_loss,
 )
-from lit_sphere.effective import NOT_STEPPED, QUANTITIES
+from lit_sphere.effective import NOT_STEPPED, QUANTITIES, StepMeans
 from lit_sphere.observe.module_groups import FindsGroups
 from lit_sphere.observe.optimizer_steps import StepWatch
 from lit_sphere.observe.publishing import run_folder_of
@@ -38,6 +38,7 @@ class EpochCurves:
         loss_keys: Logged keys of the train loss, the first found is taken.
         error_keys: Logged keys of the train error.
         accuracy_keys: Logged keys of its complement.
+        kind: What keeps the measured steps.
 
     Attributes:
         rows: The rows so far.
@@ -50,10 +51,11 @@ class EpochCurves:
         loss_keys: tuple[str, ...] = LOSS_KEYS,
         error_keys: tuple[str, ...] = ERROR_KEYS,
         accuracy_keys: tuple[str, ...] = ACCURACY_KEYS,
+        kind: type[StepMeans] = StepMeans,
     ) -> None:
         self._loss_keys, self._error_keys, self._accuracy_keys = loss_keys, error_keys, accuracy_keys
         self.rows: list[Row] = []
-        self._watch = StepWatch(owner, self._on_measured, every_n_steps, announces=False)
+        self._watch = StepWatch(owner, self._on_measured, every_n_steps, announces=False, kind=kind)
         self._open: dict[str, Any] = {}  # the epoch that is being measured
         self._loss = TrainLoss()  # of that epoch
 
@@ -82,12 +84,14 @@ class EpochCurves:
         if self._open.get("epoch") != trainer.current_epoch:
             if self._open:
                 self._close(trainer)  # an epoch whose last batch was in the checkpoint is not ended again
-            step = trainer.global_step
-            self._open = {"epoch": trainer.current_epoch, "step": step, "lr": 0.0, "lrs": 0}
-            self._loss.reset()
-            self._watch.steps = 0  # the first step of each epoch is measured, so that none is left out
-            assert self._watch.means is not None
-            self._watch.means.load_state({})
+            self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
+        self._open = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": 0.0, "lrs": 0}
+        self._loss.reset()
+        self._watch.steps = 0  # the first step of each epoch is measured, so that none is left out
+        assert self._watch.means is not None
+        self._watch.means.load_state({})
 
     def before_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Read the learning rate, before a scheduler moves it, and observe or prepare to."""

@@ -84,6 +84,7 @@ class StepWatch:
         granularity: ``tensor``, ``filter``, or ``joint`` for all groups as one.
         announces: Print once where ``elr`` and ``ess`` come from; for callbacks that log them.
         watch: Which groups; all but ``scale_invariant`` have ``gradient_radial`` measured as well.
+        kind: What keeps the measured steps.
 
     Attributes:
         means: Means over the measured steps; None before the groups are found.
@@ -103,8 +104,9 @@ class StepWatch:
         granularity: Granularity = "tensor",
         announces: bool = True,
         watch: Watch = "scale_invariant",
+        kind: type[StepMeans] = StepMeans,
     ) -> None:
-        self._owner, self._on_measured, self._every = owner, on_measured, every_n_steps
+        self._owner, self._on_measured, self._every, self._kind = owner, on_measured, every_n_steps, kind
         self._granularity, self._announces, self._watch = granularity, announces, watch
         self.means: StepMeans | None = None
         self.names: list[str] = []
@@ -260,7 +262,7 @@ class StepWatch:
         self._shared = _SharedSteps.of(self.optimizer)
         strict = self._watch == "scale_invariant"
         self._quantities = self._shared.join(self, watched, self._altered, not strict)
-        self.means = StepMeans(self._quantities)
+        self.means = self._kind(self._quantities)
         self.means.load_state(before)
         self._restored = {}
         if self._announces:

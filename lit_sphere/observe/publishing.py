@@ -4,12 +4,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
+from torch.optim import Optimizer
 
 from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.report import NoPicture, in_short, write_picture
@@ -124,6 +125,14 @@ def send_log_log_scatter(trainer: Trainer, key: str, columns: Mapping[str, Seque
         logger.log_metrics({key: wandb.plot.scatter(table, log_x, log_y, title)})  # type: ignore[dict-item]
 
     _send_to_wandb(trainer, key, send)
+
+
+@runtime_checkable
+class ChecksRun(Protocol):
+    """A callback that knows by the optimizers and the other callbacks whether it can do anything in a run."""
+
+    def check_run(self, trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
+        """Raise ``ValueError`` if it cannot; called again by the callback itself, where nobody called it before."""
 
 
 def check_single(owner: Callback, kind: type[Callback], trainer: Trainer, writes: str) -> None:

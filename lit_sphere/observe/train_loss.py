@@ -23,12 +23,8 @@ class TrainLoss(MeanLossAndError):
                 is not known.
             batch: The batch.
         """
-        loss, error = loss_of(outputs), _scalar(outputs.get("error")) if isinstance(outputs, Mapping) else None
-        if loss is not None:
-            # Lightning divides the loss that it hands out where gradients are accumulated.
-            parts = trainer.accumulate_grad_batches
-            loss = loss if parts == 1 else loss.double() * parts
-        self.add_batch(loss, error, samples_in(batch))
+        error = _scalar(outputs.get("error")) if isinstance(outputs, Mapping) else None
+        self.add_batch(undivided_loss(trainer, outputs), error, samples_in(batch))
 
     def add_batch(self, loss: Tensor | None, error: Tensor | None, samples: int) -> None:
         """Add a batch as :meth:`update` does, and go where its numbers are."""
@@ -81,6 +77,20 @@ def _state(sums: Mapping[str, Tensor], number: int | Tensor) -> dict[str, Tensor
     nothing, samples = torch.zeros(()), torch.as_tensor(number)
     named = {f"{name}_sum": sums.get(name, nothing) for name in ("loss", "error")}
     return named | {f"{name}_samples": samples if name in sums else nothing for name in ("loss", "error")}
+
+
+def undivided_loss(trainer: Trainer, outputs: Any) -> Tensor | None:
+    """Find the loss in what callbacks are handed: Lightning divides it where gradients are accumulated.
+
+    Args:
+        trainer: The trainer.
+        outputs: What its callbacks are handed.
+
+    Returns:
+        The batch's own; None if there is none.
+    """
+    loss, parts = loss_of(outputs), trainer.accumulate_grad_batches
+    return loss if loss is None or parts == 1 else loss.double() * parts
 
 
 def loss_of(outputs: Any) -> Tensor | None:

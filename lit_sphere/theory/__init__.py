@@ -8,7 +8,7 @@
   t_max); ``equilibrium_norms``, ``equilibrium_elrs``, ``equilibrium_ess``; ``rescaled`` (Proposition 4)
 * bounds of sequences (PB app.): ``undetermined_interval`` (Lemmas 1, 2, Proposition 5); ``falling_grad_norms``,
   ``factors_of``, ``distance_bounds``
-* the toy in the plane (PB, KT): ``toy_plane.plane_curves``, ``toy_plane.mean_period``
+* the toy in the plane (PB, KT): ``toy_plane.plane_curves``
 * schemes (SP): ``spherical_step``, ``radius_ratio`` (Theorem 2); ``sgd_elr``, ``momentum_elr``, ``adam_elr`` (Table 1,
   and AdamW); ``rates_without_l2`` (46); ``elr_from_products``, ``root_mean_square``; AdaGradG is in
   :mod:`lit_sphere.optim`

@@ -1,0 +1,207 @@
+"""PeriodMonitor: on the toy in the plane, whose curves are known, and on real digits."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.utils.data import DataLoader
+
+from lit_sphere.analysis import read_checkpoint, segment_periods
+from lit_sphere.callbacks import CheckpointSimilarity, EffectiveLearningRateMonitor, FixedNorm, PeriodMonitor
+from lit_sphere.data import Digits
+from lit_sphere.modules import SIConvNet
+from lit_sphere.report import read_metrics
+from lit_sphere.theory.toy_plane import PlaneCurves, plane_curves
+from lit_sphere.theory.weight_decay import step_distance
+
+QUIET: dict[str, Any] = {
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+    "log_every_n_steps": 1,
+}
+
+
+class Plane(LightningModule):
+    """x²/(x² + y²) from (0.01, 1); batches are only counted."""
+
+    def __init__(self, decay: float = 0.1, lr: float = 1.0) -> None:
+        super().__init__()
+        self.point = nn.Parameter(torch.tensor([0.01, 1.0], dtype=torch.float64))
+        self.decay, self.lr = decay, lr
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.point[0].square() / self.point.square().sum()
+
+    def configure_optimizers(self) -> Optimizer:
+        return SGD([self.point], lr=self.lr, weight_decay=self.decay)
+
+
+def train(
+    *callbacks: Any, epochs: int, steps: int = 1, module: LightningModule | None = None, folder: Path | None = None
+) -> Trainer:
+    logger = CSVLogger(folder, name="", version="") if folder is not None else False
+    trainer = Trainer(max_epochs=epochs, callbacks=list(callbacks), logger=logger, **QUIET)
+    trainer.fit(module or Plane(), DataLoader(torch.zeros(steps, 1), batch_size=1))  # type: ignore[arg-type]
+    return trainer
+
+
+def toy(steps: int, decay: float = 0.1) -> PlaneCurves:
+    return PlaneCurves(*(curve[0] for curve in plane_curves([decay], steps=steps)))
+
+
+def monitor(**options: Any) -> PeriodMonitor:
+    return PeriodMonitor(groups=["point"], **options)
+
+
+def test_the_periods_of_the_toy_are_those_of_its_curves() -> None:
+    watch, curves = monitor(), toy(60)
+    train(watch, epochs=60)
+    expected = segment_periods(curves.losses.tolist(), curves.norms.tolist())
+    assert watch.periods is not None
+    assert watch.periods.count == expected.count >= 4
+    ends = [period.end for period in watch.periods.finished]
+    assert ends == [period.end for period in expected.finished]
+    assert watch.periods.phase == expected.phase
+
+
+def test_single_steps_are_logged_with_all_digits(tmp_path: Path) -> None:
+    curves = toy(40)
+    train(monitor(per="step"), epochs=2, steps=20, folder=tmp_path)
+    series = read_metrics(tmp_path / "metrics.csv")
+    norms = curves.norms
+    grads = 2 * (curves.losses * (1 - curves.losses)).sqrt()
+    for name, expected in (
+        ("loss", curves.losses),
+        ("norm_squared", norms.square()),
+        ("effective_grad_norm", grads),
+        ("elr", curves.elrs / 0.9),  # SP Table 1
+        ("distance", step_distance(norms, grads, 1.0, 0.1)),
+    ):
+        logged = series[f"period/{name}"]
+        assert list(logged.steps) == list(range(40))
+        torch.testing.assert_close(torch.tensor(logged.values, dtype=torch.float64), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_jumps_lie_between_those_that_are_certain_and_those_that_are_possible(tmp_path: Path) -> None:
+    train(monitor(delta=0.01), epochs=8, steps=5, folder=tmp_path)
+    series = read_metrics(tmp_path / "metrics.csv")
+    counts = [series[f"period/{name}"].values for name in ("certain_jumps", "jumps", "possible_jumps")]
+    assert all(certain <= seen <= possible for certain, seen, possible in zip(*counts, strict=True))
+    assert 0 < sum(counts[1]) < 40
+    curves = toy(40)
+    grads = 2 * (curves.losses * (1 - curves.losses)).sqrt()
+    assert sum(counts[1]) == int((step_distance(curves.norms, grads, 1.0, 0.1) > 0.01).sum())
+
+
+def test_its_numbers_are_those_of_the_elr_monitor(tmp_path: Path) -> None:
+    train(monitor(), EffectiveLearningRateMonitor(groups=["point"]), epochs=4, steps=6, folder=tmp_path)
+    series = read_metrics(tmp_path / "metrics.csv")
+    for name, other in (("elr", "elr/total"), ("effective_grad_norm", "effective_grad_norm/total")):
+        assert series[f"period/{name}"].values == series[other].values
+    bounds = [name for name in ("elr_low", "elr_high", "norm_low", "norm_high") if f"equilibrium/{name}" in series]
+    for name in bounds:
+        assert series[f"period/{name}"].values == series[f"equilibrium/{name}"].values
+
+
+def test_minima_are_kept_and_compared(tmp_path: Path) -> None:
+    watch, similarity = monitor(keep_minima=True), CheckpointSimilarity(between="periods", groups=["point"])
+    train(watch, similarity, epochs=60, folder=tmp_path)
+    assert watch.periods is not None
+    assert len(watch.minima) == watch.periods.count
+    losses = toy(61).losses.tolist()
+    for number, (kept, period) in enumerate(zip(watch.minima, watch.periods.finished, strict=True), 1):
+        # at the end of the epoch, which is the beginning of the next
+        assert kept["epochs"] == period.minimum_at + 1
+        point = kept["weights"]["point"]
+        assert (point[0].square() / point.square().sum()).item() == pytest.approx(losses[kept["epochs"]], rel=1e-6)
+        content = read_checkpoint(tmp_path / "minima" / f"period-{number:02d}.ckpt")
+        torch.testing.assert_close(content["state_dict"]["point"], point, rtol=0, atol=0)
+    assert len(similarity.pairs) == watch.periods.count * (watch.periods.count - 1) // 2
+    assert similarity.pairs[0].epochs == (watch.minima[0]["epochs"], watch.minima[1]["epochs"])
+    assert (tmp_path / "similarity.png").is_file()
+
+
+def test_periods_that_nobody_finds_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs PeriodMonitor"):
+        train(CheckpointSimilarity(between="periods", groups=["point"]), epochs=2)
+
+
+@pytest.mark.parametrize("decay", [0.0])
+def test_a_run_without_decay_is_refused_before_it_begins(decay: float) -> None:
+    module = Plane(decay)
+    with pytest.raises(ValueError, match="weight_decay > 0") as refused:
+        train(monitor(), epochs=2, module=module)
+    assert "\n" not in str(refused.value)
+    assert module.point[0] == 0.01
+
+
+def test_the_sphere_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer(max_epochs=1, callbacks=[PeriodMonitor()], logger=False, **QUIET)
+    with pytest.raises(ValueError, match="weights on a sphere have none"):
+        trainer.fit(SIConvNet(width=4, in_channels=1, elr=1e-2), Digits(train_size=64, batch_size=32))
+
+
+def test_a_fixed_norm_has_no_periods_and_no_predictions(tmp_path: Path) -> None:
+    watch = monitor()
+    train(watch, FixedNorm(norm=2.0, groups=["point"]), epochs=40, folder=tmp_path)
+    assert watch.periods is not None
+    assert watch.periods.verdict == "no periods"
+    series = read_metrics(tmp_path / "metrics.csv")
+    assert "period/t_max" not in series
+    assert "period/distance" in series
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per": "batch"}, "per must be epoch or step"),
+        ({"delta": 1.0}, "delta must be in"),
+        ({"every_n_steps": 0}, "every_n_steps must be at least 1"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PeriodMonitor(**options)
+
+
+def test_two_of_them_are_refused() -> None:
+    with pytest.raises(ValueError, match="two of them"):
+        train(monitor(), monitor(per="step"), epochs=1)
+
+
+def test_it_announces_each_destabilisation_and_gives_a_verdict(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        train(monitor(), epochs=30)
+    said = [record.message for record in caplog.records if "period" in record.message]
+    assert said[0].startswith("period 1 has ended: destabilised once, at epoch ")
+    assert said[-1].startswith("periods at the end: ")
+    assert "periods: destabilised at epochs" in said[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("lr", "decay", "epochs", "verdict"),
+    [
+        (0.3, 3e-3, 12, "not yet"),  # of those seen in 250 epochs none has one
+        (3.0, 1e-2, 25, "no periods"),  # it never converges
+    ],
+)
+def test_runs_on_digits_without_periods(lr: float, decay: float, epochs: int, verdict: str, seed: int) -> None:
+    """Those that have them: ``reproduce P12`` (tests/test_experiments.py), with three seeds."""
+    seed_everything(seed, verbose=False)
+    watch = PeriodMonitor()
+    trainer = Trainer(max_epochs=epochs, callbacks=[watch], logger=False, **QUIET)
+    trainer.fit(SIConvNet(width=8, in_channels=1, optimizer=partial(SGD, lr=lr, weight_decay=decay)), Digits())
+    assert watch.periods is not None
+    assert watch.periods.count == 0
+    if verdict == "not yet":
+        assert watch.periods.verdict == verdict
