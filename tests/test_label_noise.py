@@ -29,11 +29,13 @@ class Samples(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.seen = []
+        self._logits.clear()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loader: Any = trainer.train_dataloader
         indices = loader.rank_indices(batch_idx, loader.sampler.indices())
-        self.seen += zip(indices.tolist(), self._logits[-1], batch[1].tolist(), strict=True)
+        self.seen += zip(indices.tolist(), torch.cat(self._logits), batch[1].tolist(), strict=True)
+        self._logits.clear()
 
 
 def fit(data: Digits, folder: Path, *callbacks: Callback, epochs: int = 2, **options: Any) -> Trainer:
@@ -67,11 +69,20 @@ def slow_means(samples: list[tuple[Tensor, int, bool]], loss: str) -> dict[str, 
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
-def test_means_of_clean_and_corrupted_labels_equal_the_slow_ones(loss: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        ("cross_entropy", {"batch_size": 64}),
+        ("mse", {"batch_size": 64}),
+        ("cross_entropy", {"full_batch": True, "chunk_size": 60}),
+    ],
+)
+def test_means_of_clean_and_corrupted_labels_equal_the_slow_ones(
+    loss: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
     samples, true = Samples(), Digits(train_size=200)
     true.setup()
-    trainer = fit(Digits(train_size=200, batch_size=64, label_noise=0.5), tmp_path, samples, elr=1e-3, loss=loss)
+    trainer = fit(Digits(train_size=200, label_noise=0.5, **options), tmp_path, samples, elr=1e-3, loss=loss)
     clean_labels = true.train_set.labels.tolist()
     assert len(samples.seen) == 200
     wanted = slow_means([(logits, label, label != clean_labels[i]) for i, logits, label in samples.seen], loss)

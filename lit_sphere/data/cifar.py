@@ -71,8 +71,8 @@ class CIFAR10(ResidentDataModule):
         eval_batch_size: int = 1000,
         seed: int = 0,
         download: bool = False,
-        order_seed: int | None = None,
         chunk_size: int | None = None,
+        order_seed: int | None = None,
     ) -> None:
         super().__init__(
             batch_size,
@@ -83,8 +83,8 @@ class CIFAR10(ResidentDataModule):
             full_batch,
             eval_batch_size,
             seed,
-            order_seed,
             chunk_size,
+            order_seed,
         )
         if not isinstance(root, str):
             raise ValueError(f"root (--data.root) must be a folder, got {root}")

@@ -57,8 +57,8 @@ class Digits(ResidentDataModule):
         full_batch: bool = False,
         eval_batch_size: int = 1000,
         seed: int = 0,
-        order_seed: int | None = None,
         chunk_size: int | None = None,
+        order_seed: int | None = None,
     ) -> None:
         super().__init__(
             batch_size,
@@ -69,8 +69,8 @@ class Digits(ResidentDataModule):
             full_batch,
             eval_batch_size,
             seed,
-            order_seed,
             chunk_size,
+            order_seed,
         )
         if train_size + val_size == self.available:
             raise ValueError(

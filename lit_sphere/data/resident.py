@@ -65,8 +65,8 @@ class ResidentDataModule(LightningDataModule, ABC):
         full_batch: bool = False,
         eval_batch_size: int = 1000,
         seed: int = 0,
-        order_seed: int | None = None,
         chunk_size: int | None = None,
+        order_seed: int | None = None,
     ) -> None:
         super().__init__()
         least = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "train_size": train_size}

@@ -16,7 +16,7 @@ from lit_sphere.report.runs import Run
 LOSS, SHARPNESS = "train/loss", "effective_grad_norm/total"
 
 _KINDS = ("SphereSGD", *BASELINES)
-_NAMES = {"SphereSGD": "SGD", "RandomWalk": "random walk", "GradientAscent": "gradient ascent"}
+_NAMES = {"SphereSGD": "SGD", "RandomWalk": "the random walk", "GradientAscent": "gradient ascent"}
 _UNCORRELATED = 0.2  # cosine of consecutive iterates
 _APART = 1.02  # ratio of losses; on digits the least of three seeds was 1.07
 _SHORTEST = 20
@@ -118,7 +118,7 @@ def draw_baselines(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Ch
 def _panel(found: Beside, key: str, title: str, of: Any = float, y_log: bool = False) -> Panel:
     curves = []
     for number, kind in enumerate(_KINDS):
-        style: dict[str, Any] = {"colour": GROUP_COLOURS[number], "label": _NAMES[kind]}
+        style: dict[str, Any] = {"colour": GROUP_COLOURS[number], "label": _NAMES[kind].removeprefix("the ")}
         known = [curve for run in found[kind] if (curve := curve_over_epochs(run, key, of=of, **style)).x]
         if known:
             curves.append(over_seeds(known, log=y_log))

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from lit_sphere.analysis.periods import PLANE_RISE, Period, Periods, Phase, segment_periods
+from lit_sphere.analysis.periods import LOSS_RISE, PLANE_RISE, Period, Periods, Phase, segment_periods
 from lit_sphere.experiments.drawing import GROUP_COLOURS, charts_of_settings
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
 from lit_sphere.experiments.grids import name_of
@@ -52,11 +52,12 @@ def setting_of(run: Run) -> str:
     return f"{name_of(run)}, LR {run.lr:g}, WD {decay_of(run):g}"
 
 
-def periods_of(run: Run) -> Periods | None:
+def periods_of(run: Run, loss_rise: float = LOSS_RISE) -> Periods | None:
     """Find the periods of a run by its epochs.
 
     Args:
         run: The run.
+        loss_rise: As of :func:`~lit_sphere.analysis.periods.segment_periods`.
 
     Returns:
         The periods; None of a run on the sphere, without weight decay, or without curves of loss and norm.
@@ -65,7 +66,8 @@ def periods_of(run: Run) -> Periods | None:
     both = [epoch for epoch in losses if epoch in norms]
     if not both or not decay_of(run):
         return None
-    return segment_periods([losses[epoch] for epoch in both], [norms[epoch] for epoch in both])
+    curves = [losses[epoch] for epoch in both], [norms[epoch] for epoch in both]
+    return segment_periods(*curves, loss_rise=loss_rise)
 
 
 def _with_seed(run: Run) -> str:

@@ -24,7 +24,6 @@ from lit_sphere.modules.options import (
     OptimizerCallable,
     SchedulerCallable,
     Spheres,
-    check_forward,
     check_same_scheduler,
     check_sphere_kept,
     check_training_options,
@@ -118,7 +117,7 @@ class SphereModule(LightningModule):
         self.network = network.to(memory_format=torch.channels_last)
         self.elr, self.lr, self.granularity = elr, lr, granularity
         self.loss, self.num_classes = loss, num_classes
-        self._uses_shape_of_data, self._has_shape_of_data = input_shape is None, False
+        self._uses_shape_of_data = input_shape is None
         self.example_input_array = torch.zeros(2, *(input_shape or (3, 32, 32)))
         self._optimizer, self._scheduler = optimizer, scheduler
         self._scheduled = self._scheduled_before = 0  # epochs that the schedule was stepped for; in the checkpoint
@@ -174,8 +173,7 @@ class SphereModule(LightningModule):
             epochs: For which a schedule is tried; None or below 0 tries 100.
 
         Raises:
-            ValueError: As ``setup``, for an optimizer or a scheduler that fails at its first step, and for a network
-                that does not take the images.
+            ValueError: As ``setup``, and for an optimizer or a scheduler that fails at its first step.
         """
         self.take_shape(data)
         self._make_scale_invariant()
@@ -197,9 +195,6 @@ class SphereModule(LightningModule):
             unused = {"granularity": self.granularity != "joint", "lr": self.lr is not None}
             for name in (name for name, is_given in unused.items() if is_given):
                 rank_zero_warn(f"{name} (--model.{name}) is of training on the sphere: without elr it changes nothing")
-            if self._has_shape_of_data:
-                assert isinstance(self.example_input_array, Tensor)
-                check_forward(self.network, self.example_input_array)
             epochs = 100 if epochs is None or epochs < 0 else epochs
             check_optimizer(self._optimizer, self._scheduler, epochs, class_name(self.hparams.get("scheduler")) or "")
         self._checked = True
@@ -211,7 +206,6 @@ class SphereModule(LightningModule):
             data: Data module; one that does not know the shape changes nothing.
         """
         if self._uses_shape_of_data and hasattr(data, "in_channels") and hasattr(data, "image_size"):
-            self._has_shape_of_data = True
             self.example_input_array = torch.zeros(2, data.in_channels, data.image_size, data.image_size)
 
     def _make_scale_invariant(self) -> None:
@@ -315,30 +309,31 @@ class SphereModule(LightningModule):
         """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        optimizer.zero_grad()
         if self._metrics_epoch != self.current_epoch:
             self._metrics_epoch = self.current_epoch
             self.train_metrics.reset()
             self.label_metrics.reset()
-        corrupted_in = getattr(getattr(self.trainer, "datamodule", None), "corrupted_in", None)
-        optimizer.zero_grad()
-        means = self._backward(batch, None if corrupted_in is None else corrupted_in(batch_idx))
+        means = self._backward(batch, batch_idx)
         optimizer.step()
         self.train_metrics.update(**means, samples=len(batch[1]))
         return means
 
-    def _backward(self, batch: tuple[Tensor, Tensor], corrupted: Tensor | None) -> dict[str, Tensor]:
+    def _backward(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Compute the gradient of the batch's mean loss, one chunk after the other; give loss and error."""
         images, labels = batch
         data = getattr(self.trainer, "datamodule", None)
+        corrupted_in = getattr(data, "corrupted_in", None)
+        corrupted = None if corrupted_in is None else corrupted_in(batch_idx)
         bounds = training_bounds(len(labels), getattr(data, "chunk_size", None) or len(labels))
         parts = []
         for start, stop in bounds:
             logits = self(images[start:stop])
             loss, share = self.criterion(logits, labels[start:stop]), (stop - start) / len(labels)
             self.manual_backward(loss if len(bounds) == 1 else loss * share)
-            parts.append((share, loss.detach(), _error(logits.detach(), labels[start:stop])))
             if corrupted is not None:
                 self._update_by_label(logits.detach(), labels[start:stop], corrupted[start:stop])
+            parts.append((share, loss.detach(), _error(logits.detach(), labels[start:stop])))
         if len(parts) == 1:
             return dict(zip(("loss", "error"), parts[0][1:], strict=True))
         return {
