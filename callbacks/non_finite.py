@@ -1,5 +1,6 @@
 """Stops a run whose loss or gradients are no longer finite, before the damage is saved."""
 
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from lit_sphere.groups.sharded import reshard
 from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.dynamics import callbacks_of
+from lit_sphere.observe.publishing import log_numbers
 from lit_sphere.observe.stopping import NonFinite
 from lit_sphere.optim import squared_norms
 from lit_sphere.optim.shards import local_parts
@@ -20,6 +22,10 @@ from lit_sphere.optim.shards import local_parts
 class StopOnNonFinite(Callback):
     """Monitor: raises :class:`NonFinite` with epoch, step and tensors when loss or gradients are not finite.
 
+    That a run diverges may be what one wants to know of it, as of a learning rate too high in the whole space. With
+    ``is_finding`` the epoch's ``train/loss`` is logged as NaN first, so that the table of the run tells it, and the
+    exception says that it is no error: ``lit-sphere fit`` then ends the run with its summary and exit status 0.
+
     On a CPU every step is checked before the optimizer uses its gradients. On an accelerator the first bad
     step is remembered on the device and looked at every ``every_n_steps`` steps, at the end of the epoch and
     before any checkpoint is saved, so that nothing waits for the device and no checkpoint holds the damage.
@@ -27,14 +33,15 @@ class StopOnNonFinite(Callback):
 
     Args:
         every_n_steps: Steps between two looks on an accelerator.
+        is_finding: A run that diverges has shown what it was to show.
 
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[StopOnNonFinite()], logger=False)
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
-        self.every_n_steps = every_n_steps
+    def __init__(self, every_n_steps: int = 50, is_finding: bool = False) -> None:
+        self.every_n_steps, self.is_finding = every_n_steps, is_finding
         self._first_bad: dict[tuple[int, ...], Tensor] = {}
         self._tensors: dict[tuple[int, ...], list[str]] = {}
         self._step = 0
@@ -114,7 +121,12 @@ class StopOnNonFinite(Callback):
         paths = [c.last_model_path or c.best_model_path for c in kept]
         # ModelCheckpoint takes the name down before it saves.
         saved = next((path for path in paths if path and Path(path).exists()), "none yet")
+        epoch = trainer.current_epoch
+        if self.is_finding:
+            log_numbers(trainer, {"train/loss": math.nan, "epoch": epoch}, step)
+            raise NonFinite(f"epoch {epoch}, step {step}: {what} is NaN or infinite", epoch, is_finding=True)
         raise NonFinite(
-            f"epoch {trainer.current_epoch}, step {step}: {what} is NaN or infinite; "
-            f"lower the learning rate or resume from the last checkpoint ({saved})"
+            f"epoch {epoch}, step {step}: {what} is NaN or infinite; "
+            f"lower the learning rate or resume from the last checkpoint ({saved})",
+            epoch,
         )

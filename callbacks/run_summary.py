@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
+from lit_sphere.observe.stopping import NonFinite
 from lit_sphere.observe.watched_groups import marked_groups
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import draw_curves, in_short, read_metrics
@@ -73,8 +74,14 @@ class RunSummary(RegimeWatch):
         self._draw(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Draw what there is; the picture of a run that failed never hides why it failed."""
+        """Draw what there is; the picture of a run that failed never hides why it failed.
+
+        A run that was to end where it diverged has its table, too.
+        """
         super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, NonFinite) and exception.is_finding:
+            folder = next((each.log_dir for each in trainer.loggers if is_a(each, CSVLogger)), None)
+            self._print(trainer, pl_module, self.folder or folder, [], exception)
         if self._started:
             try:
                 for logger in trainer.loggers:
@@ -108,7 +115,12 @@ class RunSummary(RegimeWatch):
 
     @rank_zero_only
     def _print(
-        self, trainer: Trainer, pl_module: LightningModule, folder: str | Path | None, sphere: Sequence[_Line]
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        folder: str | Path | None,
+        sphere: Sequence[_Line],
+        diverged: NonFinite | None = None,
     ) -> None:
         seconds = time.perf_counter() - self._started
         steps = trainer.global_step - self._first_step
@@ -128,8 +140,11 @@ class RunSummary(RegimeWatch):
             *sphere,
         ]
         watch = regime_watch_of(trainer) or self
-        regime = watch.verdict
+        regime = watch.verdict if diverged is None else None
         table = [(name, form.format(value), note) for name, value, form, note in lines if value is not None]
+        if diverged is not None:
+            table = [(name, value, note.replace("last", "last whole")) for name, value, note in table]
+            table.append(("diverged", f"epoch {diverged.epoch}", str(diverged).partition(", ")[2]))
         if regime is not None:
             first, *more = regime.evidence.split("; ")
             table += [("regime", regime.regime, first), *(("", "", each) for each in more)]

@@ -485,3 +485,231 @@ def test_toy(tmp_path: Path) -> None:
     assert check("T7", [], toy).verdict == check("T8", [], toy).verdict == "does not"
     (toy / "toy.csv").write_text("weight_decay,step,loss\n0,0,1\n")
     assert check("T7", [], toy).verdict == "cannot tell"
+
+
+# --- the whole space -----------------------------------------------------------------------------------------
+
+
+def jumping(epochs_apart: int, lowest: float, first: int, peak: float) -> tuple[Curve, Curve]:
+    """Loss and norm of a run that falls into periods from some epoch on; the norm rises over a part of each."""
+
+    def place(epoch: int) -> float:
+        return ((epoch - first) % epochs_apart) / epochs_apart if epoch >= first else 0.0
+
+    def loss(epoch: int) -> float:
+        return max(lowest, 2 * math.exp(-14 * place(epoch))) if epoch >= first else 1.0
+
+    def norm(epoch: int) -> float:
+        at = place(epoch)
+        return 2 + 4 * (at / peak if at < peak else (1 - at) / (1 - peak))
+
+    return loss, norm
+
+
+def whole_space(
+    lr: float,
+    decay: float = 1e-2,
+    apart: int = 0,
+    lowest: float = 1e-3,
+    *,
+    level: float | None = None,
+    error: float = 0.0,
+    first: int = 0,
+    peak: float = 0.0,
+    elr: float = 0.01,
+    optimizer: str = "SGD",
+    momentum: float = 0.0,
+    model: Mapping[str, Any] | None = None,
+    network: str = "SIConvNet",
+    data: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Run:
+    """A run under weight decay: in periods, or at a level, or converging."""
+    loss, norm = falling(1e-3) if level is None else steady(level), steady(3)
+    if apart:
+        loss, norm = jumping(apart, lowest, first, peak)
+    ess = 1e-4 if level is None else 20.0 if error > 0.85 else 0.8
+    curves = {
+        **curves_of(loss, error, steady(ess / elr), ess),
+        "norm/total": norm,
+        "elr/total": lambda _: elr,
+    }
+    options = {"lr": lr, "weight_decay": decay, "momentum": momentum}
+    made = {"class_path": f"torch.optim.{optimizer}", "init_args": options}
+    run = make_run(None, curves, seed=seed, options={"optimizer": made, "head_norm": 10.0, **(model or {})})
+    run.config["model"]["class_path"] = f"lit_sphere.modules.{network}"
+    run.config["data"]["init_args"].update(data or {})
+    return run
+
+
+def rates() -> list[Run]:
+    return [
+        whole_space(0.03),
+        whole_space(0.5, apart=20),
+        whole_space(1.0, apart=8),
+        whole_space(10.0, level=1.0, error=0.4),
+        whole_space(100.0, level=5.0, error=0.9),
+    ]
+
+
+def test_numbers_of_periods() -> None:
+    found = check("P10", rates())
+    assert found.verdict == "holds", found.text
+    for words in ("0 at LR 0.03, 2 at LR 0.5, 7 at LR 1, 0 at LR 10", "never comes below 4.8"):
+        assert words in found.text
+    fewer = [*rates()[:2], whole_space(1.0, apart=30), *rates()[3:]]
+    assert check("P10", fewer).verdict == "does not"
+    assert check("P10", [whole_space(0.03, apart=9), *rates()[1:]]).verdict == "does not"
+    assert check("P10", [*rates()[:3], whole_space(10.0)]).verdict == "does not"  # it converges
+    assert check("P10", rates()[:2]).verdict == "cannot tell"
+    assert len(drawn("P10", rates())) == 1
+
+
+def test_three_regimes_in_the_whole_space() -> None:
+    found = check("E17", rates())
+    assert found.verdict == "holds", found.text
+    assert "0.5 periods; 1 periods; 10 chaotic equilibrium; 100 divergence" in found.text
+    assert check("E17", rates()[:4]).verdict == "cannot tell"
+    swapped = [*rates()[:3], whole_space(10.0, level=5.0, error=0.9), whole_space(100.0, level=1.0, error=0.4)]
+    assert check("E17", swapped).verdict == "does not"
+    other_seed = whole_space(100.0, level=1.0, error=0.4, seed=1)
+    assert check("E17", [*rates(), other_seed]).verdict == "cannot tell"
+    assert len(drawn("E17", rates())) == 1
+
+
+def test_no_periods_at_the_extremes() -> None:
+    decays = [whole_space(1.0, 1e-3), whole_space(1.0, 1e-1, level=1.0, error=0.4)]
+    found = check("P15", [*rates(), *decays])
+    assert found.verdict == "holds", found.text
+    assert "At WD 0.1, the highest" in found.text
+    assert "At LR 100, the highest" in found.text
+    assert check("P15", rates()).verdict == "cannot tell"
+    assert check("P15", [*rates(), decays[0], whole_space(1.0, 1e-1, apart=10)]).verdict == "does not"
+    assert len(drawn("P15", [*rates(), *decays])) == 2
+
+
+def test_one_product() -> None:
+    def runs(**options: Any) -> list[Run]:
+        return [whole_space(0.3, 1 / 30, apart=10), whole_space(3.0, 1 / 300, **{"apart": 12, "first": 15, **options})]
+
+    found = check("P14", runs())
+    assert found.verdict == "holds", found.text
+    for wrong in ({"apart": 22}, {"elr": 0.05}, {"lowest": 0.05}, {"first": 0}):
+        assert check("P14", runs(**wrong)).verdict == "does not", wrong
+    assert check("P14", runs(apart=40)).verdict == "cannot tell"
+    assert check("P14", [whole_space(0.3, apart=10), whole_space(3.0, apart=10)]).verdict == "cannot tell"
+    assert len(drawn("P14", runs())) == 1
+
+
+def test_norms_of_the_head() -> None:
+    low = whole_space(1.0, level=1.5, error=0.0, model={"head_norm": 0.3})
+    found = check("P16", [low, whole_space(1.0, apart=10)])
+    assert found.verdict == "holds", found.text
+    assert check("P16", [low, whole_space(1.0)]).verdict == "does not"
+    assert check("P16", [low]).verdict == "cannot tell"
+    assert check("P16", [whole_space(1.0, apart=10, model={"head_norm": 0.3}), whole_space(1.0, apart=10)]).verdict == (
+        "does not"
+    )
+    assert len(drawn("P16", [low, whole_space(1.0, apart=10)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("id_", "kinds"),
+    [
+        ("P18", [{"momentum": 0.9}, {"data": {"augment": True}}, {"network": "PracticalConvNet"}]),
+        ("P19", [{"model": {"normalisation": "layer"}}, {"model": {"normalisation": "instance"}}]),
+        ("P20", [{"optimizer": "Adam"}]),
+    ],
+)
+def test_periods_remain(id_: str, kinds: list[dict[str, Any]]) -> None:
+    runs = [whole_space(1.0, apart=10, **kind) for kind in kinds]
+    found = check(id_, [*runs, whole_space(1.0)])
+    assert found.verdict == "holds", found.text
+    assert check(id_, runs[1:]).verdict == "cannot tell"
+    assert check(id_, [whole_space(1.0, **kinds[0]), *runs[1:]]).verdict == "does not"
+    assert sum(len(panel.curves) for panel in drawn(id_, runs)[0].panels) == 3 * len(kinds)
+
+
+def test_gradient_descent() -> None:
+    descent = whole_space(1.0, apart=10, data={"full_batch": True})
+    stochastic = whole_space(1.0, apart=10, peak=0.7)
+    found = check("P21", [descent, stochastic])
+    assert found.verdict == "holds", found.text
+    assert (
+        check(
+            "P21", [whole_space(1.0, apart=10, peak=0.7, data={"full_batch": True}), whole_space(1.0, apart=10)]
+        ).verdict
+        == "does not"
+    )
+    assert check("P21", [descent]).verdict == "cannot tell"
+    assert check("P21", [stochastic]).verdict == "cannot tell"
+    assert check("P21", [whole_space(1.0, data={"full_batch": True}), stochastic]).verdict == "does not"
+    assert len(drawn("P21", [descent, stochastic])) == 2
+
+
+# --- conventional training -----------------------------------------------------------------------------------
+
+
+def conventional(
+    lr: float, loss: Curve, sharpness: Curve, *, error: float = 0.1, schedule: Curve | None = None, epochs: int = EPOCHS
+) -> Run:
+    made = {"class_path": "torch.optim.SGD", "init_args": {"lr": lr, "momentum": 0.9, "weight_decay": 1e-2}}
+    curves: dict[str, Curve] = {LOSS: loss, "effective_grad_norm/total": sharpness, "val/error": lambda _: error}
+    more: dict[str, Any] = {"optimizer": made}
+    if schedule is not None:
+        curves["schedule/lr"] = schedule
+        more["scheduler"] = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": EPOCHS}}
+    run = make_run(None, curves, options=more, epochs=epochs)
+    run.config["model"]["class_path"] = "lit_sphere.modules.PracticalConvNet"
+    return run
+
+
+LOSS = "train/loss"
+
+
+def passing(at: int) -> tuple[Curve, Curve]:
+    """Loss and sharpness that fall for good from an epoch on."""
+
+    def part(epoch: int) -> float:
+        return wave(epoch) * max(1e-3, math.exp(-max(0, epoch - at) / 2))
+
+    return part, lambda epoch: 30 * part(epoch)
+
+
+def constant() -> list[Run]:
+    diverged = conventional(1e3, lambda e: 3.0 if e == 0 else math.nan, steady(1e4), epochs=2)
+    low = [conventional(lr, *passing(3)) for lr in (1e-3, 1e-2)]
+    return [*low, conventional(1e-1, steady(0.5), steady(30)), conventional(3e-1, steady(0.7), steady(30)), diverged]
+
+
+def test_constant_rates() -> None:
+    found = check("E18", constant())
+    assert found.verdict == "holds", found.text
+    assert "the loss is NaN from epoch 1 on" in found.text
+    assert "LR 0.01 passes the peak; LR 0.1 stays at the peak" in found.text
+    assert check("E18", constant()[:4]).verdict == "cannot tell"
+    swapped = [conventional(1e-3, steady(0.5), steady(30)), *constant()[1:]]
+    assert check("E18", swapped).verdict == "does not"
+    assert len(drawn("E18", constant())) == 1
+
+
+def scheduled(errors: Sequence[float] = (0.08, 0.02, 0.05)) -> list[Run]:
+    starts = ((1e-2, *passing(3)), (3e-1, *passing(40)), (2.0, steady(0.7), steady(30)))
+
+    def schedule(lr: float) -> Curve:
+        return lambda epoch: lr * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2
+
+    return [
+        conventional(lr, loss, sharpness, error=error, schedule=schedule(lr))
+        for (lr, loss, sharpness), error in zip(starts, errors, strict=True)
+    ]
+
+
+def test_schedules() -> None:
+    found = check("E19", scheduled())
+    assert found.verdict == "holds", found.text
+    assert "from LR 0.01 started too low; from LR 0.3 useful window; from LR 2 no time left to converge" in found.text
+    assert check("E19", scheduled((0.02, 0.08, 0.05))).verdict == "does not"
+    assert check("E19", scheduled()[:2]).verdict == "cannot tell"
+    assert check("E18", scheduled()).verdict == "cannot tell"
+    assert len(drawn("E19", scheduled())) == 1

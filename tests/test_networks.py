@@ -8,6 +8,9 @@ from lit_sphere.groups import find_groups
 from lit_sphere.networks import ConvNet, ResNet18, ResNet20
 from lit_sphere.optim import squared_norms
 
+ImageNormalisation = Literal["batch", "layer", "instance"]
+NORMS: list[ImageNormalisation] = ["batch", "layer", "instance"]
+
 
 def trainable(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in network.parameters() if p.requires_grad]
@@ -160,3 +163,57 @@ def test_weight_normed_resnet20_keeps_the_variance_of_its_inputs() -> None:
 def test_an_unknown_normalisation_is_refused() -> None:
     with pytest.raises(ValueError, match="normalisation must be one of batch, weight"):
         ResNet20(normalisation="layer")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("normalisation", NORMS)
+def test_what_is_scale_invariant_depends_on_the_norm(normalisation: ImageNormalisation) -> None:
+    """Batch and instance norm: every filter; layer norm: whole tensors only. The groups of tensors are the same."""
+    torch.manual_seed(0)
+    net = ConvNet(width=2, in_channels=1, scale_invariant=True, normalisation=normalisation)
+    groups = find_groups(net, torch.zeros(2, 1, 8, 8))
+    assert [group.names for group in groups] == [(f"convs.{depth}.weight",) for depth in range(4)]
+    filters = find_groups(net, torch.zeros(2, 1, 8, 8), "filter")
+    assert len(filters) == (4 if normalisation == "layer" else 2 * (1 + 2 + 4 + 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalisation", NORMS)
+def test_residual_streams_are_scale_invariant_jointly_under_every_norm(normalisation: ImageNormalisation) -> None:
+    torch.manual_seed(0)
+    net = ResNet18(width=2, in_channels=1, scale_invariant=True, normalisation=normalisation)
+    groups = find_groups(net, torch.zeros(2, 1, 16, 16))
+    assert sorted(len(group.parameters) for group in groups) == 8 * [1] + 4 * [3]
+    filters = find_groups(net, torch.zeros(2, 1, 16, 16), "filter")
+    assert any(group.rows is not None for group in filters) == (normalisation != "layer")
+
+
+@pytest.mark.parametrize("network", [ConvNet, ResNet18])
+@pytest.mark.parametrize("normalisation", ["layer", "instance"])
+def test_layer_and_instance_norm_treat_each_image_by_itself(
+    network: type[ConvNet] | type[ResNet18], normalisation: ImageNormalisation
+) -> None:
+    """So they are scale-invariant in eval mode too."""
+    torch.manual_seed(0)
+    net = network(width=2, scale_invariant=True, eps=1e-30, normalisation=normalisation).double().eval()
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    before = net(x)
+    torch.testing.assert_close(net(x[:1]), before[:1], rtol=1e-10, atol=1e-10)
+    assert (before[0] - before[1]).abs().max() > 1e-3, "the output does not depend on the image"
+    with torch.no_grad():
+        torch._foreach_mul_(list[torch.Tensor](trainable(net)), 0.5)
+    torch.testing.assert_close(net(x), before, rtol=1e-9, atol=1e-9)
+
+
+def test_practical_layer_and_instance_norms_have_a_gain_and_a_bias_for_each_channel() -> None:
+    counts = {n: sum(p.numel() for p in ConvNet(width=2, normalisation=n).parameters()) for n in NORMS}
+    assert len(set(counts.values())) == 1
+    assert counts["batch"] - sum(p.numel() for p in trainable(ConvNet(2, scale_invariant=True))) == 2 * 30 + 17 * 10
+
+
+def test_instance_norm_of_one_pixel_is_refused() -> None:
+    net = ResNet18(width=2, in_channels=1, normalisation="instance")
+    with pytest.raises(ValueError, match=r"images of 8×8 have one pixel .*; take images from 9×9"):
+        net(torch.zeros(2, 1, 8, 8))
+    assert net(torch.zeros(2, 1, 9, 9)).shape == (2, 10)
+    with pytest.raises(ValueError, match="normalisation must be one of batch, layer, instance, got 'weight'"):
+        ConvNet(normalisation="weight")  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """The modules with flat options: all that they train is scale-invariant; options reach the network by name."""
 
+import inspect
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,11 +13,13 @@ from lit_sphere import modules, networks
 from lit_sphere.cli.shipped_classes import shipped_classes
 from lit_sphere.data import Digits
 from lit_sphere.groups import find_groups
-from lit_sphere.modules import SIConvNet, SIResNet20, SphereModule
+from lit_sphere.modules import PracticalResNet20, SIConvNet, SIResNet20, SphereModule
 from lit_sphere.modules.si_modules import _SIModule
 from lit_sphere.networks.resnet20 import Normalisation
 
-MODULES: dict[str, type[Any]] = {name: each for name, each in shipped_classes("--model").items() if name[:2] == "SI"}
+SHIPPED: dict[str, type[Any]] = dict(shipped_classes("--model"))
+MODULES = {name: each for name, each in SHIPPED.items() if name.startswith("SI")}
+PRACTICAL = {name: each for name, each in SHIPPED.items() if name.startswith("Practical")}
 VERSIONS: list[Normalisation] = ["batch", "weight"]
 
 
@@ -34,7 +37,8 @@ def fit(module: SphereModule, epochs: int) -> Trainer:
 def test_each_exported_network_has_its_module() -> None:
     own = set(networks.__all__) - {"Resized"}  # which wraps others
     assert {f"SI{name}" for name in own} == MODULES.keys()
-    assert MODULES.keys() <= set(modules.__all__)
+    assert {f"Practical{name}" for name in own} == PRACTICAL.keys()
+    assert SHIPPED.keys() <= set(modules.__all__)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -46,6 +50,44 @@ def test_all_that_is_trained_is_scale_invariant_and_the_head_is_frozen(name: str
     assert not any(p.requires_grad for p in module.network.head.parameters())
     assert module.network.head.weight.norm().item() == pytest.approx(5, rel=1e-6)
     assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", PRACTICAL)
+def test_practical_modules_train_everything_with_the_options_of_their_network(name: str) -> None:
+    module = PRACTICAL[name](width=4, in_channels=1, num_classes=7)
+    assert all(p.requires_grad for p in module.network.parameters())
+    options = inspect.signature(PRACTICAL[name]).parameters
+    own = inspect.signature(getattr(networks, name.removeprefix("Practical"))).parameters
+    assert options.keys() >= own.keys() - {"scale_invariant", "head_norm"}
+    assert options["width"].default == own["width"].default
+    assert "scale_invariant" not in options
+    assert module.hparams.keys() >= own.keys() - {"scale_invariant", "head_norm"}
+
+
+def test_resnet20_has_its_three_versions() -> None:
+    """Of SP: batch norm, batch norm without trained weights and biases, weight norm; all have a trained head."""
+    kinds: list[dict[str, Any]] = [{}, {"affine": False}, {"normalisation": "weight"}]
+    networks_ = [PracticalResNet20(width=2, in_channels=1, **options).network for options in kinds]
+    names = [{name.rpartition(".")[2] for name in trained(each.get_submodule("stem"))} for each in networks_]
+    assert names == [{"weight", "bias"}, {"weight"}, {"original0", "original1", "bias"}]
+    assert all({"head.weight", "head.bias"} <= trained(each) for each in networks_)
+
+
+class _Mine(SIConvNet):
+    """A user's class with an option of its own."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.name = name
+
+
+def test_a_checkpoint_makes_a_class_derived_from_a_module_again(tmp_path: Path) -> None:
+    module = _Mine("mine", width=2, in_channels=1, normalisation="layer", elr=1e-3)
+    trainer = Trainer(logger=False, accelerator="cpu")
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    loaded = _Mine.load_from_checkpoint(tmp_path / "a.ckpt", map_location="cpu")
+    assert (loaded.name, loaded.elr, loaded.hparams["normalisation"]) == ("mine", 1e-3, "layer")
 
 
 @pytest.mark.parametrize("normalisation", VERSIONS)

@@ -146,5 +146,5 @@ class RecordRun(Callback):
         end_wandb(trainer, self._logged)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End the W&B run as a failed one."""
+        """End the W&B run, as a failed one unless it was to end so."""
         end_wandb(trainer, self._logged, exception)

@@ -5,7 +5,7 @@ import os
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
@@ -20,6 +20,7 @@ from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
     GracefulStop,
     Interrupted,
+    NonFinite,
     RunCheckpoint,
     RunProgressBar,
     RunSummary,
@@ -79,6 +80,7 @@ _TRAINER_DEFAULTS = {
     # The data modules give each rank its share themselves, so that a resumed run repeats it.
     "use_distributed_sampler": False,
 }
+NonFiniteIs = Literal["error", "finding"]
 DESCRIPTIONS = {name: SUBCOMMANDS[name].description for name in ("fit", "validate", "test")}
 
 
@@ -159,6 +161,14 @@ class SphereCLI(LightningCLI):
             "data of that run where nothing else is given.",
         )
         parser.add_argument("--project", type=str, default="lit-sphere", help="W&B project.")
+        parser.add_argument(
+            "--non_finite",
+            type=NonFiniteIs,
+            default="error",
+            help="What it is that loss or gradients become NaN or infinite: an error, which ends the command with "
+            "status 1, or the finding that the run diverges, as at a learning rate too high for the whole space, which "
+            "ends it with status 0, its summary, tables and pictures whole.",
+        )
         parser.add_lightning_class_args(EffectiveLearningRateMonitor, "monitor")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         for name in LINKED:
@@ -260,7 +270,8 @@ class SphereCLI(LightningCLI):
                 kwargs["logger"] = False  # until the trainer is found sound
             record = self._record(text) if trainer.logger is not False else []
             # RecordRun ends the W&B run: after RunSummary has sent it the picture.
-            callbacks += [StopOnNonFinite(), RunSummary(self.folder), *record]
+            stop = StopOnNonFinite(is_finding=config.non_finite == "finding")
+            callbacks += [stop, RunSummary(self.folder), *record]
             callbacks += [GracefulStop(self.folder / "checkpoints"), *self._begin_at()]
             if self.checkpoint is not None:
                 callbacks += stays_switched(self.checkpoint, given)
@@ -303,6 +314,8 @@ class SphereCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
+            if isinstance(error, NonFinite) and error.is_finding:
+                return
             path = self.config[subcommand].get("ckpt_path")
             told = unrestorable(error, path, subcommand == "fit") if path else None
             if told is None:

@@ -32,6 +32,9 @@ class CIFAR10(ResidentDataModule):
         augment: Shift each training image at random by up to 4 pixels each way and mirror half of them, anew
             in each epoch.
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.
+        chunk_size: With full_batch, images per forward and backward pass, so that a large set fits memory: the loss is
+            the mean over chunks of the set in the order of its files, the same at every step, in which batch norm
+            normalises each chunk by its own statistics. null: one pass, normalised by those of the whole set.
         normalisation: "dataset" takes mean and standard deviation of this set's own training pixels, "papers"
             the mean of CIFAR-10 and (0.2023, 0.1994, 0.2010), as the papers' code does for both sets.
         eval_batch_size: About the number of images per batch in validation and test, over all devices.
@@ -66,8 +69,11 @@ class CIFAR10(ResidentDataModule):
         eval_batch_size: int = 1000,
         seed: int = 0,
         download: bool = False,
+        chunk_size: int | None = None,
     ) -> None:
-        super().__init__(batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed)
+        super().__init__(
+            batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed, chunk_size
+        )
         if not isinstance(root, str):
             raise ValueError(f"root (--data.root) must be a folder, got {root}")
         if normalisation not in ("dataset", "papers"):

@@ -28,6 +28,9 @@ class Digits(ResidentDataModule):
             true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong.
         augment: Shift each training image at random by up to 1 pixel each way, anew in each epoch.
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.
+        chunk_size: With full_batch, images per forward and backward pass, so that a large set fits memory: the loss is
+            the mean over chunks of the set in the order of its files, the same at every step, in which batch norm
+            normalises each chunk by its own statistics. null: one pass, normalised by those of the whole set.
         eval_batch_size: About the number of images per batch in validation and test, over all devices.
         seed: Seed >= 0 of subset, label noise, order and augmentation.
 
@@ -52,8 +55,11 @@ class Digits(ResidentDataModule):
         full_batch: bool = False,
         eval_batch_size: int = 1000,
         seed: int = 0,
+        chunk_size: int | None = None,
     ) -> None:
-        super().__init__(batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed)
+        super().__init__(
+            batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed, chunk_size
+        )
         if train_size + val_size == self.available:
             raise ValueError(
                 f"train_size {train_size} and val_size {val_size} leave none of the {self.available} digits "

@@ -88,6 +88,28 @@ class FileOrder(EpochOrder, SequentialSampler):
         return torch.arange(self.size)
 
 
+class ChunkOrder(FileOrder):
+    """Visits the images so that every rank gets whole chunks of neighbours in the files: those of one process.
+
+    Args:
+        size: Number of images, a multiple of ``chunk_size * world_size``.
+        chunk_size: Images of a chunk.
+        world_size: Number of ranks, each of which takes every ``world_size``-th image.
+    """
+
+    def __init__(self, size: int, chunk_size: int, world_size: int) -> None:
+        super().__init__(size)
+        self._shape = (-1, world_size, chunk_size)
+
+    def indices(self) -> Tensor:
+        """Give the order of the present epoch.
+
+        Returns:
+            All indices, int64, shape (size,).
+        """
+        return super().indices().view(self._shape).transpose(1, 2).reshape(-1)
+
+
 def training_bounds(size: int, batch_size: int, world_size: int = 1) -> list[tuple[int, int]]:
     """Cut an epoch into global batches that every rank shares equally.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_sphere.data.augment import Augmentation
 from lit_sphere.data.loader import Images, ResidentLoader
-from lit_sphere.data.order import EpochOrder, FileOrder, evaluation_bounds, training_bounds
+from lit_sphere.data.order import ChunkOrder, EpochOrder, FileOrder, evaluation_bounds, training_bounds
 from lit_sphere.data.split import redraw_labels, split_indices
 
 
@@ -35,6 +35,9 @@ class ResidentDataModule(LightningDataModule, ABC):
         augment: Shift each training image at random by up to ``augmentation_pad`` pixels each way and mirror
             half of them if ``augmentation_flip``, anew in each epoch.
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.
+        chunk_size: With full_batch, images per forward and backward pass, so that a large set fits memory: the loss is
+            the mean over chunks of the set in the order of its files, the same at every step, in which batch norm
+            normalises each chunk by its own statistics. null: one pass, normalised by those of the whole set.
         eval_batch_size: About the number of images per batch in validation and test, over all devices.
         seed: Seed >= 0 of subset, label noise, order and augmentation.
 
@@ -60,6 +63,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         full_batch: bool = False,
         eval_batch_size: int = 1000,
         seed: int = 0,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         least = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "train_size": train_size}
@@ -76,7 +80,8 @@ class ResidentDataModule(LightningDataModule, ABC):
         self.val_size = val_size
         self.label_noise = label_noise
         self._augment = augment
-        self.full_batch = full_batch
+        _check_full_batch(full_batch, augment, chunk_size)
+        self.full_batch, self.chunk_size = full_batch, chunk_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         if self.train_size < 1 or self.train_size + val_size > self.available:
@@ -168,6 +173,12 @@ class ResidentDataModule(LightningDataModule, ABC):
                 f"batch_size {self.batch_size} is the batch of all {world_size} devices together and must be "
                 f"a multiple of {world_size}: use {max(1, self.batch_size // world_size) * world_size}"
             )
+        if self.chunk_size is not None and world_size > 1 and self.train_size % (self.chunk_size * world_size):
+            raise ValueError(
+                f"{self.train_size} training images are no whole number of chunks of {self.chunk_size} on each of "
+                f"{world_size} devices: choose --data.train_size a multiple of {self.chunk_size * world_size}, or "
+                "another --data.chunk_size"
+            )
         if not self._sets:
             self._split()
         for name, images in self._sets.items():
@@ -190,7 +201,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         self._training_loader = self._loader(
             self.train_set,
             self._training_bounds(),
-            FileOrder(self.train_size) if fixed else EpochOrder(self.train_size, self.seed),
+            self._file_order() if fixed else EpochOrder(self.train_size, self.seed),
             self._augmentation(),
             self._resumed_batches,
         )
@@ -203,9 +214,14 @@ class ResidentDataModule(LightningDataModule, ABC):
         """Make a loader for a pass over the train set at fixed weights: in order and without augmentation.
 
         Returns:
-            The loader of this rank; batches are as large as in training, the last one too.
+            The loader of this rank; batches are as large as in training, the last one too. Of a full batch in chunks
+            each is a batch.
         """
-        return self._loader(self.train_set, self._training_bounds(), FileOrder(self.train_size))
+        bounds = self._training_bounds()
+        if self.chunk_size is not None:
+            world_size = self._rank_and_world()[1]
+            bounds = training_bounds(self.train_size, self.chunk_size * world_size, world_size)
+        return self._loader(self.train_set, bounds, self._file_order())
 
     def val_dataloader(self) -> ResidentLoader:
         """Make the validation loader: in order, each image once.
@@ -249,6 +265,12 @@ class ResidentDataModule(LightningDataModule, ABC):
         batch_size = self.train_size if self.full_batch else self.batch_size
         return training_bounds(self.train_size, batch_size, self._rank_and_world()[1])
 
+    def _file_order(self) -> FileOrder:
+        world_size = self._rank_and_world()[1]
+        if self.chunk_size is None or world_size == 1:
+            return FileOrder(self.train_size)
+        return ChunkOrder(self.train_size, self.chunk_size, world_size)
+
     def _evaluation_bounds(self, images: Images) -> list[tuple[int, int]]:
         return evaluation_bounds(len(images.labels), self.eval_batch_size, self._rank_and_world()[1])
 
@@ -283,3 +305,17 @@ class ResidentDataModule(LightningDataModule, ABC):
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current
         # They differ while a batch is under way: then a callback iterates, and it gets all batches.
         return done.completed if done.ready == done.completed else None
+
+
+def _check_full_batch(full_batch: bool, augment: bool, chunk_size: int | None) -> None:
+    if chunk_size is not None and not full_batch:
+        raise ValueError(
+            f"chunk_size {chunk_size} is of a full batch: give --data.full_batch true, too, or leave it out"
+        )
+    if chunk_size is not None and chunk_size < 2:
+        raise ValueError(f"chunk_size must be at least 2, got {chunk_size}: batch norm has no variance of one image")
+    if full_batch and augment:
+        raise ValueError(
+            "full_batch and augment are both true: gradient descent is on one and the same set at every step, and "
+            "augmentation draws other images for each step and chunk; leave one of them out"
+        )

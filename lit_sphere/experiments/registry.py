@@ -1,6 +1,12 @@
 """The experiments of the papers, by id."""
 
 from lit_sphere.experiments.borders import check_borders, draw_borders
+from lit_sphere.experiments.conventional import (
+    check_constant_rates,
+    check_schedules,
+    draw_constant_rates,
+    draw_schedules,
+)
 from lit_sphere.experiments.experiment import Experiment
 from lit_sphere.experiments.optimizers import (
     check_adagrad_g,
@@ -59,6 +65,26 @@ from lit_sphere.experiments.switches import (
     draw_levels,
 )
 from lit_sphere.experiments.toys import check_toy_elrs, check_toy_losses, draw_toy_elrs, draw_toy_losses
+from lit_sphere.experiments.whole_space import (
+    check_adam,
+    check_changes,
+    check_extremes,
+    check_gradient_descent,
+    check_head_norms,
+    check_norms,
+    check_numbers,
+    check_products,
+    check_space_regimes,
+    draw_adam,
+    draw_changes,
+    draw_extremes,
+    draw_gradient_descent,
+    draw_head_norms,
+    draw_norms,
+    draw_numbers,
+    draw_products,
+    draw_space_regimes,
+)
 
 _ALL = [
     Experiment(
@@ -166,6 +192,36 @@ _ALL = [
         ("paper/borders",),
     ),
     Experiment(
+        "E17",
+        "Three regimes in the whole space",
+        "TR §6",
+        "A rising learning rate goes through all three regimes, too; where the first ends, the loss jumps in periods.",
+        check_space_regimes,
+        draw_space_regimes,
+        ("whole_space",),
+        ("paper/space_regimes",),
+    ),
+    Experiment(
+        "E18",
+        "Conventional training at constant rates",
+        "TR §6",
+        "Below a threshold of the LR the sharpness passes its peak, above it stays there; too high an LR ends in NaN.",
+        check_constant_rates,
+        draw_constant_rates,
+        ("conventional",),
+        ("paper/conventional",),
+    ),
+    Experiment(
+        "E19",
+        "Cosine schedules",
+        "TR §6",
+        "A low start takes a path of regime 1, one in the useful window is best, too high a one has no time left.",
+        check_schedules,
+        draw_schedules,
+        ("cosine",),
+        ("paper/cosine",),
+    ),
+    Experiment(
         "E21",
         "Networks too small to converge",
         "TR app.",
@@ -206,6 +262,16 @@ _ALL = [
         ("paper/three_regimes",),
     ),
     Experiment(
+        "P10",
+        "Periods over the learning rate",
+        "PB §4",
+        "With weight decay training goes in periods, the more the higher the learning rate, until the loss is stuck.",
+        check_numbers,
+        draw_numbers,
+        ("whole_space",),
+        ("paper/whole_space",),
+    ),
+    Experiment(
         "P12",
         "One period in detail",
         "PB fig. 3",
@@ -227,6 +293,36 @@ _ALL = [
         ("paper/periods",),
     ),
     Experiment(
+        "P14",
+        "One product of rate and decay",
+        "PB §4",
+        "Runs of one product ηλ come to periods of one length, depth and ELR; the time up to the first one differs.",
+        check_products,
+        draw_products,
+        ("equal_products",),
+        ("paper/equal_products",),
+    ),
+    Experiment(
+        "P15",
+        "No periods at the extremes",
+        "PB §4",
+        "At the lowest and the highest learning rate, and weight decay, there are no periods.",
+        check_extremes,
+        draw_extremes,
+        ("whole_space", "weight_decays"),
+        ("paper/whole_space", "paper/weight_decays"),
+    ),
+    Experiment(
+        "P16",
+        "Norm of the frozen head",
+        "PB app.",
+        "With a head of low norm a low loss is unreachable, and there are no periods.",
+        check_head_norms,
+        draw_head_norms,
+        ("head_norms",),
+        ("paper/head_norms",),
+    ),
+    Experiment(
         "P17",
         "Minima of different periods",
         "PB §5",
@@ -235,6 +331,46 @@ _ALL = [
         draw_minima,
         ("periods",),
         ("paper/periods",),
+    ),
+    Experiment(
+        "P18",
+        "Momentum, augmentation, all parameters",
+        "PB app.",
+        "Periods remain with momentum, with augmentation, and where all parameters are trained.",
+        check_changes,
+        draw_changes,
+        ("trained_parts",),
+        ("paper/trained_parts",),
+    ),
+    Experiment(
+        "P19",
+        "Layer norm and instance norm",
+        "PB app.",
+        "Periods remain with layer norm and with instance norm.",
+        check_norms,
+        draw_norms,
+        ("norm_layers",),
+        ("paper/norm_layers",),
+    ),
+    Experiment(
+        "P20",
+        "Adam",
+        "PB app.",
+        "Periods remain under Adam with weight decay.",
+        check_adam,
+        draw_adam,
+        ("adam_decay",),
+        ("paper/adam_decay",),
+    ),
+    Experiment(
+        "P21",
+        "Full-batch gradient descent",
+        "PB app.",
+        "Gradient descent on the whole set has periods, too, with a longer phase B.",
+        check_gradient_descent,
+        draw_gradient_descent,
+        ("gradient_descent",),
+        ("paper/gradient_descent",),
     ),
     Experiment(
         "P22",

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_sphere.conversion import Conversion, apply_plan, make_scale_invariant
+from lit_sphere.data.order import training_bounds
 from lit_sphere.metrics import MeanLossAndError
 from lit_sphere.modules.optimizers import check_optimizer, check_same_optimizer
 from lit_sphere.modules.options import (
@@ -297,16 +298,31 @@ class SphereModule(LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
-        logits, labels = self(batch[0]), batch[1]
-        loss = self.criterion(logits, labels)
-        self.manual_backward(loss)
+        means = self._backward(batch)
         optimizer.step()
         if self._metrics_epoch != self.current_epoch:
             self._metrics_epoch = self.current_epoch
             self.train_metrics.reset()
-        means = {"loss": loss.detach(), "error": _error(logits.detach(), labels)}
-        self.train_metrics.update(**means, samples=len(labels))
+        self.train_metrics.update(**means, samples=len(batch[1]))
         return means
+
+    def _backward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Compute the gradient of the batch's mean loss, one chunk after the other; give loss and error."""
+        images, labels = batch
+        data = getattr(self.trainer, "datamodule", None)
+        bounds = training_bounds(len(labels), getattr(data, "chunk_size", None) or len(labels))
+        parts = []
+        for start, stop in bounds:
+            logits = self(images[start:stop])
+            loss, share = self.criterion(logits, labels[start:stop]), (stop - start) / len(labels)
+            self.manual_backward(loss if len(bounds) == 1 else loss * share)
+            parts.append((share, loss.detach(), _error(logits.detach(), labels[start:stop])))
+        if len(parts) == 1:
+            return dict(zip(("loss", "error"), parts[0][1:], strict=True))
+        return {
+            "loss": torch.stack([share * loss for share, loss, _ in parts]).sum(),
+            "error": torch.stack([share * error for share, _, error in parts]).sum(),
+        }
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to ``val/loss`` and ``val/error``."""

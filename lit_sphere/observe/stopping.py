@@ -10,7 +10,17 @@ from lit_sphere.observe.both_lightnings import is_a
 
 
 class NonFinite(RuntimeError):
-    """The loss or a gradient is NaN or infinite."""
+    """The loss or a gradient is NaN or infinite.
+
+    Args:
+        message: One line.
+        epoch: In which it was seen first.
+        is_finding: Whether this is how the run was to end, rather than an error.
+    """
+
+    def __init__(self, message: str, epoch: int = 0, is_finding: bool = False) -> None:
+        super().__init__(message)
+        self.epoch, self.is_finding = epoch, is_finding
 
 
 class Stopper(Callback):

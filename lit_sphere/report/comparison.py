@@ -15,6 +15,7 @@ from lit_sphere.report.runs import Run
 SEEDS = ("seed_everything", "data.seed")
 _NO_DIFFERENCE = {  # where a run lies, what it logs and on what it runs
     "run", "wandb", "project", "ckpt_path", "ckpt_weights", "weights_only", "monitor", "checkpoint", "config",
+    "non_finite",
 }  # fmt: skip
 _OF_TRAINER = {"precision", "callbacks", "gradient_clip_val", "accumulate_grad_batches"}
 _SHORT = {

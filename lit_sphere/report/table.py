@@ -142,12 +142,15 @@ def state_of(run: Run) -> str:
         run: The run.
 
     Returns:
-        ``finished``; ``20 of 40 epochs``; or ``…, NaN at the end``.
+        ``finished``; ``20 of 40 epochs``; ``…, loss not finite``; or ``diverged in epoch 20``, where that was no error.
     """
+    final = run.final("train/loss")
+    is_finite = final is None or math.isfinite(final)
+    if not is_finite and run.option("non_finite") == "finding":
+        return f"diverged in epoch {run.epochs - 1}"
     planned = run.option("trainer.max_epochs")
     if isinstance(planned, int) and 0 <= run.epochs < planned:
         state = f"{run.epochs} of {planned} epochs"
     else:
         state = "finished"
-    final = run.final("train/loss")
-    return f"{state}, loss not finite" if final is not None and not math.isfinite(final) else state
+    return state if is_finite else f"{state}, loss not finite"
