@@ -19,7 +19,6 @@ from lit_sphere.report.runs import Run
 LOSS, ERROR, TEST, SHARPNESS = "train/loss", "train/error", "val/error", "effective_grad_norm/total"
 
 _ORDER = ("passes the peak", "stays at the peak", "diverges")
-_BETTER = 1.0  # factor by which the test error of the useful window is below that of other starts
 
 
 def is_conventional(run: Run, scheduled: bool) -> bool:
@@ -152,11 +151,12 @@ def _best(by: Mapping[float, Sequence[Run]], found: Mapping[float, set[str]]) ->
     errors = {lr: _mean_error(runs) for lr, runs in by.items()}
     known = {lr: error for lr, error in errors.items() if error is not None}
     inside = [error for lr, error in known.items() if found[lr] == {"useful window"}]
-    outside = [error for lr, error in known.items() if "useful window" not in found[lr]]
+    # Its edges are not sharp: the lowest and the highest start are compared with it.
+    outside = [known[lr] for lr in (min(by), max(by)) if lr in known and "useful window" not in found[lr]]
     text = "Test errors: " + ", ".join(f"{error:.1%} from LR {lr:g}" for lr, error in known.items()) + "."
-    if not inside or not outside:
-        return Claim(None, f"Missing: test errors of starts in the useful window and outside. {text}")
-    return Claim(min(inside) < _BETTER * min(outside), text)
+    if not inside or len(outside) < 2:
+        return Claim(None, f"Missing: test errors of starts in the useful window, below and above. {text}")
+    return Claim(min(inside) < min(outside), text)
 
 
 def _mean_error(runs: Sequence[Run]) -> float | None:

@@ -7,17 +7,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from lit_sphere.analysis.periods import PLANE_RISE, Period, Periods, Phase, segment_periods
+from lit_sphere.analysis.periods import LOSS_RISE, PLANE_RISE, Period, Periods, Phase, segment_periods
 from lit_sphere.experiments.drawing import GROUP_COLOURS, charts_of_settings
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
 from lit_sphere.experiments.grids import name_of
 from lit_sphere.experiments.levels import by_epoch
 from lit_sphere.experiments.toys import TOY, tables_of
-from lit_sphere.experiments.whole_space import LOSS, NORM, periods_of, weight_decay
 from lit_sphere.report.chart import Chart, Curve, Mark, Panel
 from lit_sphere.report.metrics_csv import Series
 from lit_sphere.report.runs import Run
 
+LOSS, NORM = "train/loss", "norm/total"
 STEP_LOSS, STEP_NORM, STEP_ELR, STEP_GRAD, STEP_DISTANCE = (
     f"period/{name}" for name in ("loss", "norm_squared", "elr", "effective_grad_norm", "distance")
 )
@@ -34,9 +34,13 @@ _CLOSE = 0.6  # steps
 _PHASE_MARKS: dict[Phase, str] = {"A": "#0072b2", "B": "#009e73", "C": "#d55e00"}
 
 
-def in_decay(run: Run) -> bool:
-    """Whether a run is in the whole space, under weight decay; its norm may be fixed."""
-    return run.elr is None and run.lr is not None and weight_decay(run) > 0
+def decay_of(run: Run) -> float | None:
+    """Give the weight decay of a run in the whole space; None on the sphere, or where it is not known."""
+    decay = run.option("model.optimizer.weight_decay")
+    try:
+        return None if run.elr is not None or decay is None else float(decay)
+    except (TypeError, ValueError):
+        return None
 
 
 def _ordered(runs: Sequence[Run]) -> list[Run]:
@@ -45,7 +49,25 @@ def _ordered(runs: Sequence[Run]) -> list[Run]:
 
 def setting_of(run: Run) -> str:
     """Name a run in the whole space by network, data, learning rate and decay."""
-    return f"{name_of(run)}, LR {run.lr:g}, WD {weight_decay(run):g}"
+    return f"{name_of(run)}, LR {run.lr:g}, WD {decay_of(run):g}"
+
+
+def periods_of(run: Run, loss_rise: float = LOSS_RISE) -> Periods | None:
+    """Find the periods of a run by its epochs.
+
+    Args:
+        run: The run.
+        loss_rise: As of :func:`~lit_sphere.analysis.periods.segment_periods`.
+
+    Returns:
+        The periods; None of a run on the sphere, without weight decay, or without curves of loss and norm.
+    """
+    losses, norms = by_epoch(run, LOSS), by_epoch(run, NORM)
+    both = [epoch for epoch in losses if epoch in norms]
+    if not both or not decay_of(run):
+        return None
+    curves = [losses[epoch] for epoch in both], [norms[epoch] for epoch in both]
+    return segment_periods(*curves, loss_rise=loss_rise)
 
 
 def _with_seed(run: Run) -> str:
@@ -92,7 +114,7 @@ def steps_of(run: Run) -> Steps | None:
 def detailed(runs: Sequence[Run]) -> Iterator[tuple[Run, Steps]]:
     """Choose the runs with weight decay whose single steps were logged."""
     for run in _ordered(runs):
-        steps = steps_of(run) if in_decay(run) else None
+        steps = steps_of(run) if decay_of(run) else None
         if steps is not None:
             yield run, steps
 
@@ -156,11 +178,11 @@ def check_bounds(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
     """Judge P13 by the runs of plain SGD of which single steps are known."""
     findings = []
     for run, steps in detailed(runs):
-        lr = run.lr
-        if run.option("model.optimizer.momentum") or lr is None:
+        decay, lr = decay_of(run), run.lr
+        if run.option("model.optimizer.momentum") or decay is None or lr is None:
             continue
         power = 2.0 if run.option("data.full_batch") else 1.0
-        findings.append((_with_seed(run), conclude(bounds(steps, lr, weight_decay(run), power))))
+        findings.append((_with_seed(run), conclude(bounds(steps, lr, decay, power))))
     return conclude_over_settings(findings, _NO_STEPS)
 
 
@@ -288,7 +310,7 @@ def check_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
         (f"{setting_of(run)}, seed {run.seed}", conclude(minima(pairs_of(run)))) for run in runs if pairs_of(run)
     ]
     return conclude_over_settings(
-        findings, "Missing: a run with PeriodMonitor and CheckpointSimilarity (between: periods), of three periods."
+        findings, "Missing: a run with PeriodMonitor and CheckpointSimilarity (between: periods), of two periods."
     )
 
 
@@ -302,8 +324,8 @@ def minima(pairs: Sequence[Pair]) -> list[Claim]:
         The claims: minima are far apart, the farther the more periods lie between; ensembles are better than members.
     """
     at = sorted({epoch for pair in pairs for epoch in pair.epochs})
-    if len(at) < _FEWEST + 1:
-        return [Claim(None, "Missing: minima of three periods.")]
+    if len(at) < _FEWEST:
+        return [Claim(None, "Missing: minima of two periods.")]
     place = {epoch: i for i, epoch in enumerate(at)}
     next_to: list[float] = []
     apart: list[float] = []
@@ -329,13 +351,13 @@ def minima(pairs: Sequence[Pair]) -> list[Claim]:
 def check_fixed_norms(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
     """Judge P22 by the runs whose norm is fixed, and those of the same learning rate and decay whose norm is free."""
     claims = []
-    free: dict[str, Periods] = {}
+    free = {
+        setting_of(run): found
+        for run in _ordered(runs)
+        if _fixed(run) is None and (found := periods_of(run)) is not None
+    }
     for run in _ordered(runs):
-        mine = periods_of(run) if in_decay(run) else None
-        if _fixed(run) is None and mine is not None:
-            free[setting_of(run)] = mine
-    for run in _ordered(runs):
-        options, found = _fixed(run), periods_of(run) if in_decay(run) else None
+        options, found = _fixed(run), periods_of(run)
         if options is None or found is None:
             continue
         other = free.get(setting_of(run))
@@ -442,11 +464,11 @@ def draw_bounds(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart
     """Draw the distances of steps over the whole run, with the bounds of phases B."""
     settings = []
     for run, steps in detailed(runs):
-        lr = run.lr
-        if lr is None or run.option("model.optimizer.momentum"):
+        lr, decay = run.lr, decay_of(run)
+        if lr is None or decay is None or run.option("model.optimizer.momentum"):
             continue
         power = 2.0 if run.option("data.full_batch") else 1.0
-        found = [bounds_of(steps, period, lr, weight_decay(run), power) for period in steps.periods.finished]
+        found = [bounds_of(steps, period, lr, decay, power) for period in steps.periods.finished]
         curves = [_distances(steps, run.name)]
         for each in (bound for bound in found if bound is not None):
             curves += _bound_curves(steps, each)
@@ -515,7 +537,7 @@ def draw_fixed_norms(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[
     """Draw loss and norm of runs with free and with fixed norms."""
     curves: dict[str, dict[str, list[Curve]]] = {}
     for run in _ordered(runs):
-        if not in_decay(run):
+        if not decay_of(run):
             continue
         setting = curves.setdefault(setting_of(run), {LOSS: [], NORM: []})
         fixed = _fixed(run)
