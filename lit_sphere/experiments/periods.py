@@ -310,7 +310,7 @@ def check_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
         (f"{setting_of(run)}, seed {run.seed}", conclude(minima(pairs_of(run)))) for run in runs if pairs_of(run)
     ]
     return conclude_over_settings(
-        findings, "Missing: a run with PeriodMonitor and CheckpointSimilarity (between: periods), of three periods."
+        findings, "Missing: a run with PeriodMonitor and CheckpointSimilarity (between: periods), of two periods."
     )
 
 
@@ -324,8 +324,8 @@ def minima(pairs: Sequence[Pair]) -> list[Claim]:
         The claims: minima are far apart, the farther the more periods lie between; ensembles are better than members.
     """
     at = sorted({epoch for pair in pairs for epoch in pair.epochs})
-    if len(at) < _FEWEST + 1:
-        return [Claim(None, "Missing: minima of three periods.")]
+    if len(at) < _FEWEST:
+        return [Claim(None, "Missing: minima of two periods.")]
     place = {epoch: i for i, epoch in enumerate(at)}
     next_to: list[float] = []
     apart: list[float] = []
