@@ -530,13 +530,13 @@ def draw_gradient_descent(runs: Sequence[Run], folders: Sequence[Path] = ()) -> 
     if not any(run.option("data.full_batch") is True for run in mine):
         return NotDrawn("a run of full-batch gradient descent with weight decay")
     settings = []
-    for word, is_full in (("gradient descent, a step an epoch", True), ("SGD", False)):
+    for word, is_full in (("SGD", False), ("gradient descent, a step an epoch", True)):
         of_kind = [run for run in mine if (run.option("data.full_batch") is True) == is_full]
         first = [run for run in of_kind if run.seed == of_kind[0].seed]
         settings.append((word, _panels(first, _named, coloured=False)))
     caption = f"{_PERIODS} Without the noise of batches the fall of the norm, phase B, takes longer. PB app."
     missing = "a run of full-batch gradient descent with weight decay"
-    return charts_of_settings("P21", settings, "Gradient descent with weight decay", caption, missing)
+    return charts_of_settings("P21", settings, "Weight decay on one set", caption, missing)
 
 
 def draw_space_regimes(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:
