@@ -439,8 +439,9 @@ def _draw_families(
     word = "WD" if varied == [_WD] else "LR"
     settings = []
     for name, family in _families(_plain(runs), varied):
-        if len(_by(family, value)) >= least:
-            first = [run for run in family if run.seed == family[0].seed]
+        by = _by(family, value)
+        if len(by) >= least:
+            first = [each[0] for each in by.values()]  # the lowest seed of each
             settings.append((name, _panels(first, lambda run: f"{word} {value(run):g}", coloured=word == "LR")))
     return _coloured(charts_of_settings(id_, settings, title, caption, missing))
 
