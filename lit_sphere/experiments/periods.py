@@ -438,7 +438,7 @@ def _around(steps: Steps, number: int, name: str) -> list[Panel]:
     more = max(12, 2 * _rise(period))
     shown = range(max(0, period.end - _rise(period) - more), min(len(steps.at), after.norm_peak + more + 1))
     x = [steps.at[i] - steps.at[period.end] for i in shown]
-    marks = [Mark(x=0.0, label="least norm"), Mark(x=float(-_rise(period)), label="loss rises", dash="dotted")]
+    marks = [Mark(x=0.0), Mark(x=float(-_rise(period)), label="loss rises", dash="dotted")]
     named = (
         ("train loss", steps.loss),
         ("norm ρ", steps.norm),
