@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lit_sphere.experiments import EXPERIMENTS, Finding, NotDrawn
+from lit_sphere.experiments.grids import grids_of
 from lit_sphere.report.chart import Chart
 from lit_sphere.report.metrics_csv import Series
 from lit_sphere.report.runs import Run
@@ -44,12 +45,13 @@ def make_run(
     options: Mapping[str, Any] | None = None,
     callbacks: Sequence[Mapping[str, Any]] = (),
     more: Mapping[str, Series] | None = None,
+    model: str = "SIConvNet",
 ) -> Run:
     """A run with these curves, a value an epoch."""
     arguments = {"width": 8, "elr": elr, "loss": "cross_entropy", **(options or {})}
     config = {
         "seed_everything": seed,
-        "model": {"class_path": "lit_sphere.modules.SIConvNet", "init_args": arguments},
+        "model": {"class_path": f"lit_sphere.modules.{model}", "init_args": arguments},
         "data": {"class_path": "lit_sphere.data.Digits", "init_args": {"train_size": 1500, "seed": seed}},
         "trainer": {"max_epochs": epochs, "callbacks": list(callbacks)},
     }
@@ -203,6 +205,32 @@ def test_small_networks() -> None:
     assert check("E21", grid()).verdict == "cannot tell"
     assert check("E1", runs).verdict == "cannot tell"
     drawn("E21", runs)
+
+
+def test_other_networks() -> None:
+    mlp, transformer = grid(model="SIMLP"), grid(model="SITransformer")
+    assert check("E22", [*mlp, *transformer, *grid()]).verdict == "holds"
+    found = check("E22", mlp)
+    assert found.verdict == "cannot tell"
+    assert found.text.startswith("SITransformer (cannot tell): Missing: runs")
+    assert "SIMLP (holds): " in found.text
+    assert check("E22", [*mlp, *transformer[:-1]]).verdict == "cannot tell"
+    assert check("E22", [*mlp, *transformer, *grid(model="SIMLP", options={"width": 9})[:-1]]).verdict == "holds"
+    assert check("E22", [*mlp, *transformer, diverging(2e-3, model="SIMLP")]).verdict == "does not"
+    assert check("E1", [*mlp, *transformer]).verdict == "cannot tell"
+    assert check("E1", [*grid(), *mlp, diverging(2e-3, model="SIMLP")]).verdict == "holds"
+    assert len(drawn("E22", [*mlp, *transformer])) == 2
+
+
+def test_norms_tell_settings_apart_and_runs_without_the_option_had_batch_norm() -> None:
+    older = [converging(elr) for elr in (1e-3, 1e-2)]
+    newer = [equilibrium(3e-2, options={"normalisation": "batch"}), diverging(5e-1, options={"normalisation": "batch"})]
+    other = grid(options={"normalisation": "layer"})
+    found = {each.name: each.elrs for each in grids_of([*older, *newer, *other])}
+    assert found == {
+        "SIConvNet of width 8 on Digits": [1e-3, 1e-2, 3e-2, 5e-1],
+        "SIConvNet of width 8 with layer norm on Digits": [1e-3, 1e-2, 3e-2, 4e-2, 5e-1],
+    }
 
 
 def test_seeds() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet, SIResNet18, SphereModule
-from lit_sphere.networks import ConvNet
+from lit_sphere.networks import MLP, ConvNet
 from lit_sphere.optim import SphereSGD
 
 SGD = partial(torch.optim.SGD, lr=0.1, weight_decay=1e-3)
@@ -213,3 +213,16 @@ def test_the_compiled_network_trains_alike_and_keeps_its_checkpoint_keys() -> No
     a, b = fit(eager, 2), fit(compiled, 2)
     assert eager.state_dict().keys() == compiled.state_dict().keys()
     assert b.callback_metrics["train/loss"].item() == pytest.approx(a.callback_metrics["train/loss"].item(), rel=0.05)
+
+
+def test_a_network_that_does_not_take_the_images_is_refused_before_training_in_the_whole_space() -> None:
+    module = SphereModule(MLP(4, in_channels=1, image_size=16), optimizer=SGD)
+    with pytest.raises(ValueError, match=r"forward of MLP fails on images of shape \(2, 1, 8, 8\): .* 1×16×16"):
+        module.check_trainable(Digits(train_size=256))
+    taken = si_conv_net(optimizer=SGD).train()
+    before = {name: value.clone() for name, value in taken.state_dict().items()}
+    state = torch.get_rng_state()
+    taken.check_trainable(Digits(train_size=256))
+    assert taken.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in taken.state_dict().items())

@@ -1,9 +1,13 @@
 import math
-from typing import Literal
+import re
+from collections import Counter
+from typing import Any, Literal
 
 import pytest
 import torch
+from conftest import REPOSITORY
 
+from lit_sphere import networks
 from lit_sphere.groups import find_groups
 from lit_sphere.networks import ConvNet, ResNet18, ResNet20
 from lit_sphere.optim import squared_norms
@@ -217,3 +221,37 @@ def test_instance_norm_of_one_pixel_is_refused() -> None:
     assert net(torch.zeros(2, 1, 9, 9)).shape == (2, 10)
     with pytest.raises(ValueError, match="normalisation must be one of batch, layer, instance, got 'weight'"):
         ConvNet(normalisation="weight")  # type: ignore[arg-type]
+
+
+_ROWS = re.findall(
+    r"^\| `(\w+)(?:\((.*)\))?` \| ([\d,]+) \| ([\d,]+) \| (.*?) \| (.*?) \|$",
+    (REPOSITORY / "docs" / "networks.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+def test_the_page_names_each_network() -> None:
+    assert {row[0] for row in _ROWS} == set(networks.__all__) - {"Resized"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "option", "weights", "practical", "groups", "parts"), _ROWS)
+def test_the_pages_table_of_networks(
+    name: str, option: str, weights: str, practical: str, groups: str, parts: str
+) -> None:
+    torch.manual_seed(0)
+    options = dict([option.replace('"', "").split("=")]) if option else {}
+    make: Any = getattr(networks, name)
+    net = make(scale_invariant=True, **options)
+    assert f"{sum(p.numel() for p in trainable(net)):,}" == weights
+    assert f"{sum(p.numel() for p in make(**options).parameters()):,}" == practical
+    sizes = Counter(len(group.parameters) for group in find_groups(net, torch.zeros(2, 3, 32, 32)))
+    joint = f" and {sizes[3]} of three tensors" if sizes[3] else ""
+    assert f"{sizes[1]} tensors{joint}" == groups
+    assert set(sizes) <= {1, 3}
+    found = [group for group in find_groups(net, torch.zeros(2, 3, 32, 32), "filter") if group.rows is not None]
+    kinds = Counter(group.names[0].rpartition(".")[0].rpartition(".")[2] or group.names[0] for group in found)
+    if name == "Transformer":
+        assert kinds == {"positions": 64, "query": 4, "key": 4}, "two heads in each of two blocks"
+    else:
+        assert (f"{len(found):,} filters" if found else "none") == parts

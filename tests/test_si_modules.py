@@ -13,7 +13,15 @@ from lit_sphere import modules, networks
 from lit_sphere.cli.shipped_classes import shipped_classes
 from lit_sphere.data import Digits
 from lit_sphere.groups import find_groups
-from lit_sphere.modules import PracticalResNet20, SIConvNet, SIResNet20, SphereModule
+from lit_sphere.modules import (
+    SIMLP,
+    PracticalResNet20,
+    PracticalTransformer,
+    SIConvNet,
+    SIResNet20,
+    SITransformer,
+    SphereModule,
+)
 from lit_sphere.modules.si_modules import _SIModule
 from lit_sphere.networks.resnet20 import Normalisation
 
@@ -21,6 +29,13 @@ SHIPPED: dict[str, type[Any]] = dict(shipped_classes("--model"))
 MODULES = {name: each for name, each in SHIPPED.items() if name.startswith("SI")}
 PRACTICAL = {name: each for name, each in SHIPPED.items() if name.startswith("Practical")}
 VERSIONS: list[Normalisation] = ["batch", "weight"]
+
+
+def of_digits(kind: type[Any], **options: Any) -> Any:
+    """A module of the size that its network takes, for 8×8 images."""
+    parameters = inspect.signature(kind).parameters
+    size = {"image_size": 8} if "image_size" in parameters else {}
+    return kind(width=16 if size else 4, in_channels=1, **size, **options)
 
 
 def trained(module: nn.Module) -> set[str]:
@@ -44,7 +59,7 @@ def test_each_exported_network_has_its_module() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_all_that_is_trained_is_scale_invariant_and_the_head_is_frozen(name: str) -> None:
     torch.manual_seed(0)
-    module = MODULES[name](width=4, in_channels=1, num_classes=7, head_norm=5.0)
+    module = of_digits(MODULES[name], num_classes=7, head_norm=5.0)
     groups = find_groups(module.network, torch.zeros(2, 1, 8, 8))
     assert {each for group in groups for each in group.names} == trained(module.network)
     assert not any(p.requires_grad for p in module.network.head.parameters())
@@ -54,7 +69,7 @@ def test_all_that_is_trained_is_scale_invariant_and_the_head_is_frozen(name: str
 
 @pytest.mark.parametrize("name", PRACTICAL)
 def test_practical_modules_train_everything_with_the_options_of_their_network(name: str) -> None:
-    module = PRACTICAL[name](width=4, in_channels=1, num_classes=7)
+    module = of_digits(PRACTICAL[name], num_classes=7)
     assert all(p.requires_grad for p in module.network.parameters())
     options = inspect.signature(PRACTICAL[name]).parameters
     own = inspect.signature(getattr(networks, name.removeprefix("Practical"))).parameters
@@ -104,6 +119,17 @@ def test_resnet20_outputs_do_not_change_when_what_is_trained_is_scaled(normalisa
     torch.testing.assert_close(module(x), before, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", [SIMLP, SITransformer])
+def test_mlp_and_transformer_train_on_the_sphere(kind: type[SphereModule]) -> None:
+    torch.manual_seed(0)
+    module = of_digits(kind, elr=3e-3)
+    norm = sum(float(p.detach().double().pow(2).sum()) for p in module.parameters() if p.requires_grad)
+    first = fit(module, 1).callback_metrics["train/loss"]
+    assert fit(module, 4).callback_metrics["train/loss"] < 0.8 * first
+    after = sum(float(p.detach().double().pow(2).sum()) for p in module.parameters() if p.requires_grad)
+    assert after == pytest.approx(norm, rel=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"elr": 1e-3}, {"elr": 1e-5, "normalisation": "weight"}], ids=VERSIONS)
 def test_resnet20_trains_on_the_sphere(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
@@ -121,10 +147,19 @@ def test_the_version_with_trained_norms_is_refused() -> None:
         SIResNet20(affine=True)
 
 
-@pytest.mark.parametrize("kind", [SIConvNet, SIResNet20])
-def test_a_checkpoint_makes_the_module_again(kind: type[SphereModule], tmp_path: Path) -> None:
-    options: dict[str, Any] = {"normalisation": "weight"} if kind is SIResNet20 else {}
-    module = kind(width=2, in_channels=1, num_classes=5, elr=1e-4, **options)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SIConvNet, {"normalisation": "instance"}),
+        (SIResNet20, {"normalisation": "weight"}),
+        (SIMLP, {"depth": 2}),
+        (SITransformer, {"patch_size": 2, "heads": 2, "norm": "rms"}),
+        (PracticalTransformer, {"depth": 1}),
+    ],
+)
+def test_a_checkpoint_makes_the_module_again(kind: type[SphereModule], options: dict[str, Any], tmp_path: Path) -> None:
+    module = of_digits(kind, num_classes=5, elr=1e-4, **options)
+    assert dict(module.hparams).items() >= options.items()
     trainer = Trainer(logger=False, accelerator="cpu")
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)

@@ -13,6 +13,7 @@ from lit_sphere.cli.checkpoints import CKPT_WEIGHTS, read_checkpoint
 from lit_sphere.cli.config_names import default_config, read_config
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.rewordings import in_one_line
+from lit_sphere.cli.shipped_classes import LINKED
 
 
 class Typed(NamedTuple):
@@ -104,7 +105,7 @@ def base_config(ckpt_path: str | None, has_config: bool) -> str | None:
         return None if has_config else default_config()
     model = {"class_path": hparams.pop("_class_path"), "init_args": hparams}
     # They come from the data:
-    for linked in ("num_classes", "in_channels"):
+    for linked in LINKED:
         hparams.pop(linked, None)
     return json.dumps({"model": model})
 

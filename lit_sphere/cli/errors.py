@@ -123,7 +123,7 @@ def _print_line(message: str, status: int) -> int:
     allocation = re.search(r"tried to allocate (\S+ \S+?)[.;]", line)
     if allocation:
         line = f"{allocation[1]} of memory are not there: make the network (--model) or its batches (--data) smaller"
-    if "made after the example input" in line:
+    if "made after the example input" in line and ": ValueError: " not in line:  # a network that refuses them says why
         line += "; does --model.input_shape fit the data?"
     print(f"lit-sphere: {line}", file=sys.stderr)
     return status

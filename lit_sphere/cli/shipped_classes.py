@@ -14,9 +14,10 @@ import lit_sphere.data
 import lit_sphere.modules
 import lit_sphere.networks
 
-LINKED = ("num_classes", "in_channels")
+LINKED = ("num_classes", "in_channels", "image_size")
 """Options of the model that the data set."""
 
+_OF_MANY = "--model.network"
 _ELSEWHERE = {
     "--model.optimizer": "torch.optim",
     "--model.scheduler": "torch.optim.lr_scheduler",
@@ -86,7 +87,10 @@ def option_names(each: type) -> list[str]:
 
 
 def classes_before_files(args: list[str]) -> list[str]:
-    """Give classes their import paths where a file in this folder has the short name: it would be read as options.
+    """Give classes their import paths where their short names are not enough.
+
+    A file of that name in this folder would be read as options; other networks of that name, as torch and torchvision
+    have, would make it ambiguous.
 
     Args:
         args: A command line.
@@ -98,7 +102,7 @@ def classes_before_files(args: list[str]) -> list[str]:
     for i, arg in enumerate(args):
         option, equals, value = arg.partition("=")
         value = value if equals else (*args, "")[i + 1]
-        if not os.path.isfile(value):  # no error where a name is too long for one
+        if option != _OF_MANY and not os.path.isfile(value):  # no error where a name is too long for one
             continue
         path = _import_path(option.removesuffix("+"), value)
         if path is not None and equals:

@@ -12,6 +12,7 @@ from lit_sphere.experiments.levels import last_level, parts
 from lit_sphere.report.runs import Run
 
 _ALL_IMAGES = {"Digits": 1500, "CIFAR10": 50000, "CIFAR100": 50000}
+_USUAL = {"normalisation": "batch"}  # options of the model that older runs lack
 _CHANGES_DYNAMICS = ("FineTuneSwitch", "FixedNorm")
 
 
@@ -97,7 +98,10 @@ def setting_of(run: Run) -> str:
     for part, left_out in (("model", "elr"), ("data", "seed")):
         section = config.get(part) or {}
         options = section.get("init_args") or {}
-        kept[part] = [section.get("class_path"), {k: v for k, v in options.items() if k not in (left_out, "root")}]
+        telling = {
+            k: v for k, v in options.items() if k not in (left_out, "root") and (k not in _USUAL or v != _USUAL[k])
+        }
+        kept[part] = [section.get("class_path"), telling]
     return json.dumps(kept, sort_keys=True)
 
 
@@ -115,6 +119,9 @@ def name_of(run: Run) -> str:
     words = [str(run.network)]
     if width is not None:
         words.append(f"of width {width}")
+    norm = run.option("model.normalisation")
+    if norm is not None and norm != _USUAL["normalisation"]:
+        words.append(f"with {norm} norm")
     words.append(f"on {run.data}")
     if images is not None and images != _ALL_IMAGES.get(run.data):
         words.append(f"({images} images)")

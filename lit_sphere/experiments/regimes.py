@@ -1,4 +1,4 @@
-"""E1, E3, E21, E23, E25: the three regimes over effective learning rates, and where they are another picture."""
+"""E1, E3, E21, E22, E23, E25: the three regimes over effective learning rates, and where they are another picture."""
 
 import math
 from collections.abc import Sequence
@@ -30,11 +30,12 @@ _TOO_SMALL = {  # greatest width without regime 1, by network and data; on digit
     ("SIResNet18", "CIFAR10"): 4,
     ("SIResNet18", "CIFAR100"): 4,
 }
+_OTHER_NETWORKS = ("SIMLP", "SITransformer")  # which are E22's
 
 
 def check_three_regimes(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
-    """Judge E1 by all grids of runs with cross-entropy, whose networks are not too small."""
-    grids = [grid for grid in grids_of(runs) if not is_small(grid) and _loss(grid) == "cross_entropy"]
+    """Judge E1 by all grids of convolutional networks with cross-entropy, that are not too small."""
+    grids = [grid for grid in grids_of(runs) if _is_usual(grid)]
     findings = [(grid.name, conclude(three_regimes(grid))) for grid in _several(grids)]
     return conclude_over_settings(findings, "Missing: runs on the sphere at several ELRs, cross-entropy.")
 
@@ -260,6 +261,22 @@ def no_convergence(grid: Grid) -> list[Claim]:
 _LONG = 50
 
 
+def check_other_networks(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
+    """Judge E22 by the grids of networks that are not convolutional: it must hold for each network."""
+    claims = []
+    for name in _OTHER_NETWORKS:
+        grids = _several([grid for grid in _grids_of_others(runs) if grid.runs[grid.elrs[0]][0].network == name])
+        findings = [(grid.name, conclude(three_regimes(grid))) for grid in grids]
+        found = conclude_over_settings(findings, "Missing: runs on the sphere at several ELRs, cross-entropy.")
+        holds = {"holds": True, "does not": False, "cannot tell": None}[found.verdict]
+        claims.append(Claim(holds, f"{name} ({found.verdict}): {found.text}"))
+    return conclude(claims)
+
+
+def _grids_of_others(runs: Sequence[Run]) -> list[Grid]:
+    return [grid for grid in grids_of(runs) if _is_other(grid) and _loss(grid) == "cross_entropy"]
+
+
 def check_seeds(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
     """Judge E23 by grids with several seeds."""
     findings = []
@@ -314,6 +331,14 @@ def is_small(grid: Grid) -> bool:
     return isinstance(width, int) and width <= most
 
 
+def _is_usual(grid: Grid) -> bool:
+    return not is_small(grid) and not _is_other(grid) and _loss(grid) == "cross_entropy"
+
+
+def _is_other(grid: Grid) -> bool:
+    return grid.runs[grid.elrs[0]][0].network in _OTHER_NETWORKS
+
+
 def _loss(grid: Grid) -> str:
     return grid.runs[grid.elrs[0]][0].loss_name
 
@@ -329,7 +354,7 @@ def _span(elrs: Sequence[float]) -> str:
 
 def draw_three_regimes(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:
     """Draw TR fig. 1: train loss, test error and sharpness over epochs, and sharpness against loss."""
-    grids = _several([grid for grid in grids_of(runs) if not is_small(grid) and _loss(grid) == "cross_entropy"])
+    grids = _several([grid for grid in grids_of(runs) if _is_usual(grid)])
     return _draw_grids("E1", grids, "Three regimes", _E1_CAPTION)
 
 
@@ -386,6 +411,18 @@ def draw_small_networks(runs: Sequence[Run], folders: Sequence[Path] = ()) -> li
         "A network too small to fit its data has no convergence: equilibrium reaches down to the lowest ELRs. TR app."
     )
     return _draw_grids("E21", grids, "Too small to converge", caption)
+
+
+def draw_other_networks(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:
+    """Draw the runs of networks that are not convolutional, a chart for each network."""
+    return _draw_grids("E22", _several(_grids_of_others(runs)), "Three regimes", _E22_CAPTION)
+
+
+_E22_CAPTION = (
+    "The regimes come from scale invariance, not from convolutions: an MLP with layer norm, and a vision transformer "
+    "all of whose trained weights are scale-invariant. Right: each run as a path in the plane of train loss and "
+    "sharpness, a point for each epoch. TR app."
+)
 
 
 def draw_seeds(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:

@@ -39,11 +39,13 @@ from lit_sphere.experiments.periods import (
     draw_plane,
 )
 from lit_sphere.experiments.regimes import (
+    check_other_networks,
     check_profiles,
     check_seeds,
     check_small_networks,
     check_squared_error,
     check_three_regimes,
+    draw_other_networks,
     draw_profiles,
     draw_seeds,
     draw_small_networks,
@@ -230,6 +232,16 @@ _ALL = [
         draw_small_networks,
         ("small_networks",),
         ("paper/small_networks",),
+    ),
+    Experiment(
+        "E22",
+        "An MLP and a transformer",
+        "TR app.",
+        "Networks without convolutions, all of whose trained weights are scale-invariant, have the same three regimes.",
+        check_other_networks,
+        draw_other_networks,
+        ("regimes_mlp", "regimes_transformer"),
+        ("paper/regimes_mlp", "paper/regimes_transformer"),
     ),
     Experiment(
         "E23",

@@ -3,12 +3,16 @@
 from lit_sphere.modules.options import Loss, OptimizerCallable, SchedulerCallable, Spheres
 from lit_sphere.modules.si_modules import (
     DERIVED,
+    SIMLP,
     PracticalConvNet,
+    PracticalMLP,
     PracticalResNet18,
     PracticalResNet20,
+    PracticalTransformer,
     SIConvNet,
     SIResNet18,
     SIResNet20,
+    SITransformer,
 )
 from lit_sphere.modules.sphere_module import SphereModule
 
@@ -18,11 +22,15 @@ __all__ = [
     "Loss",
     "OptimizerCallable",
     "PracticalConvNet",
+    "PracticalMLP",
     "PracticalResNet18",
     "PracticalResNet20",
+    "PracticalTransformer",
     "SIConvNet",
+    "SIMLP",
     "SIResNet18",
     "SIResNet20",
+    "SITransformer",
     "SchedulerCallable",
     "SphereModule",
     "Spheres",

@@ -1,10 +1,12 @@
 """Options of the LightningModules: their types, what is refused, and what a checkpoint says of them."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -50,6 +52,34 @@ def check_training_options(
             raise ValueError(f"{name} (--model.{name}) must be one of {', '.join(known)}, got {choice!r}")
     if convert not in (False, True, "weights", "activations"):
         raise ValueError(f"convert (--model.convert) must be true, false, weights or activations, got {convert!r}")
+
+
+def check_forward(network: nn.Module, example: Tensor) -> None:
+    """Refuse a network that does not take the images of the data; tried on a copy, in eval mode.
+
+    Args:
+        network: Any network; one that cannot be copied, or has parameters of another kind, is not tried.
+        example: Images of the data's shape.
+
+    Raises:
+        ValueError: Says what the network says.
+    """
+    if any(type(p) is not nn.Parameter for p in network.parameters()):
+        return  # shards
+    try:
+        trial = copy.deepcopy(network).eval()
+    except (TypeError, ValueError, RuntimeError):
+        return
+    like = next((p for p in trial.parameters() if p.is_floating_point()), example)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trial(example.to(like))
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"the forward of {type(network).__name__} fails on images of shape {tuple(example.shape)}: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
 
 
 def unsaved(*names: str) -> list[str]:

@@ -10,7 +10,7 @@ from torch import nn
 from lit_sphere import networks
 from lit_sphere.modules.options import unsaved
 from lit_sphere.modules.sphere_module import SphereModule
-from lit_sphere.networks import ConvNet, ResNet18, ResNet20
+from lit_sphere.networks import MLP, ConvNet, ResNet18, ResNet20, Transformer
 from lit_sphere.networks.resnet20 import Normalisation
 
 _COMMON_OPTIONS = {"width", "num_classes", "in_channels", "scale_invariant", "head_norm", "eps"}
@@ -95,6 +95,18 @@ class SIResNet18(_SIModule):
     network_class = ResNet18
 
 
+class SIMLP(_SIModule):
+    """A scale-invariant MLP with layer norm (see :class:`~lit_sphere.networks.MLP`), frozen head."""
+
+    network_class = MLP
+
+
+class SITransformer(_SIModule):
+    """A scale-invariant vision transformer (see :class:`~lit_sphere.networks.Transformer`), frozen head."""
+
+    network_class = Transformer
+
+
 class SIResNet20(SphereModule):
     """SP's ResNet-20 in its scale-invariant versions (see :class:`~lit_sphere.networks.ResNet20`), frozen head.
 
@@ -167,6 +179,18 @@ class PracticalResNet20(_PracticalModule):
     """
 
     network_class = ResNet20
+
+
+class PracticalMLP(_PracticalModule):
+    """An MLP with layer norm (see :class:`~lit_sphere.networks.MLP`): norms and head are trained."""
+
+    network_class = MLP
+
+
+class PracticalTransformer(_PracticalModule):
+    """A vision transformer (see :class:`~lit_sphere.networks.Transformer`): norms, biases and head are trained."""
+
+    network_class = Transformer
 
 
 def _derived() -> dict[str, type[SphereModule]]:
