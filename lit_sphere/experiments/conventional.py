@@ -8,7 +8,7 @@ from statistics import fmean
 
 from lit_sphere.analysis.epoch_rows import default_converged_loss
 from lit_sphere.analysis.schedule_regimes import SHORTEST_SCHEDULE, ScheduleAnalysis, analyse_schedule
-from lit_sphere.experiments.drawing import against, charts_of_settings, curve_over_epochs, percent
+from lit_sphere.experiments.drawing import against, charts_of_settings, curve_over_epochs
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
 from lit_sphere.experiments.grids import name_of
 from lit_sphere.experiments.levels import by_epoch
@@ -206,7 +206,7 @@ def _draw(id_: str, runs: Sequence[Run], scheduled: bool, title: str, caption: s
                     "epoch",
                     y_log=True,
                     curves=[
-                        curve_over_epochs(run, TEST, label=f"LR {run.lr:g}", elr=run.lr, of=percent)
+                        curve_over_epochs(run, TEST, label=f"LR {run.lr:g}", elr=run.lr, of=_percent)
                         for run in first
                         if by_epoch(run, TEST)
                     ],
@@ -219,6 +219,10 @@ def _draw(id_: str, runs: Sequence[Run], scheduled: bool, title: str, caption: s
     if isinstance(charts, NotDrawn):
         return charts
     return [Chart(each.id, each.title, each.caption, each.panels, "LR") for each in charts]
+
+
+def _percent(fraction: float) -> float:
+    return 100 * fraction if fraction > 0 else math.nan  # the axis is logarithmic
 
 
 def _panel(runs: Sequence[Run], key: str, title: str) -> Panel:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from lit_sphere.analysis.periods import LOSS_RISE, PLANE_RISE, Period, Periods, Phase, segment_periods
+from lit_sphere.analysis.periods import LOSS_RISE, PLANE_RISE, Period, Periods, segment_periods
 from lit_sphere.experiments.drawing import GROUP_COLOURS, charts_of_settings
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
 from lit_sphere.experiments.grids import name_of
@@ -31,7 +31,6 @@ _FEWEST = 2  # periods
 _SHORTEST_B = 40  # steps of phase B to which bounds are fitted
 _PERIOD_OF = {0.03: 17.0, 0.1: 11.0, 0.2: 5.0}  # of the toy, in steps
 _CLOSE = 0.6  # steps
-_PHASE_MARKS: dict[Phase, str] = {"A": "#0072b2", "B": "#009e73", "C": "#d55e00"}
 
 
 def decay_of(run: Run) -> float | None:
@@ -125,7 +124,7 @@ _NO_STEPS = "Missing: a run with weight decay whose single steps PeriodMonitor l
 def check_phases(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
     """Judge P12 by the runs of which single steps are known."""
     return conclude_over_settings(
-        [(setting_of(run), conclude(phases(steps))) for run, steps in detailed(runs)], _NO_STEPS
+        [(_with_seed(run), conclude(phases(steps))) for run, steps in detailed(runs)], _NO_STEPS
     )
 
 
@@ -439,9 +438,7 @@ def _around(steps: Steps, number: int, name: str) -> list[Panel]:
     more = max(12, 2 * _rise(period))
     shown = range(max(0, period.end - _rise(period) - more), min(len(steps.at), after.norm_peak + more + 1))
     x = [steps.at[i] - steps.at[period.end] for i in shown]
-    marks = [Mark(x=0.0, label="least norm")]
-    if _rise(period):
-        marks.append(Mark(x=float(-_rise(period)), to=0.0, label="C", colour=_PHASE_MARKS["C"]))
+    marks = [Mark(x=0.0), Mark(x=float(-_rise(period)), label="loss rises", dash="dotted")]
     named = (
         ("train loss", steps.loss),
         ("norm ρ", steps.norm),
@@ -454,7 +451,7 @@ def _around(steps: Steps, number: int, name: str) -> list[Panel]:
             "steps from the least norm",
             y_log=True,
             curves=[Curve(x, [curve[i] for i in shown], run=name, colour=GROUP_COLOURS[0], kind="both")],
-            marks=marks if title == "train loss" else marks[:1],
+            marks=marks if title == "train loss" and _rise(period) else [Mark(x=0.0)],
         )
         for title, curve in named
     ]
@@ -578,4 +575,4 @@ def draw_plane(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart]
     return [Chart("P23", "Periods of the toy in the plane", caption, panels)]
 
 
-_TOY_STEPS = 80
+_TOY_STEPS = 60

@@ -340,24 +340,25 @@ def check_gradient_descent(runs: Sequence[Run], folders: Sequence[Path] = ()) ->
     counts = [_count(run) for run in descent]
     claims = [Claim(min(counts) > 1, f"Gradient descent has {', '.join(map(str, counts))} periods.")]
     stochastic = [run for run in _usable(_plain(runs)) if run.option("data.full_batch") is not True]
-    shares = [[share for run in each if (share := _share_of_b(run)) is not None] for each in (descent, stochastic)]
-    if not all(shares):
+    lengths = [[length for run in each for length in _phase_b(run)] for each in (descent, stochastic)]
+    if not all(lengths):
         claims.append(Claim(None, "Missing: finished periods of gradient descent and of SGD on the same images."))
     else:
-        ours, theirs = (fmean(each) for each in shares)
-        text = f"Phase B takes {ours:.0%} of a period of gradient descent, and {theirs:.0%} of one of SGD."
+        ours, theirs = (fmean(each) for each in lengths)
+        text = f"Phase B takes {ours:.2g}/(ηλ) steps of gradient descent, and {theirs:.2g}/(ηλ) of SGD, in the mean."
         claims.append(Claim(ours > theirs, text))
     return conclude(claims)
 
 
-def _share_of_b(run: Run) -> float | None:
-    """Part of its whole periods, those after the first, that a run is in phase B."""
-    found = _periods(run)
-    parts = []
-    for period in [] if found is None else found.finished[1:]:
-        if period.loss_rise is not None and period.length:
-            parts.append((period.loss_rise - period.norm_peak) / period.length)
-    return fmean(parts) if parts else None
+def _phase_b(run: Run) -> list[float]:
+    """Lengths of phase B in its periods after the first one, in 1/(ηλ) steps, in which decay takes the norm down."""
+    found, losses = _periods(run), run.series[LOSS]
+    epochs = losses.epochs[-1] - losses.epochs[0]
+    if found is None or not epochs:
+        return []
+    unit = (losses.steps[-1] - losses.steps[0]) / epochs * _lr(run) * weight_decay(run)
+    periods = found.finished[1:]
+    return [unit * (each.loss_rise - each.norm_peak) for each in periods if each.loss_rise is not None]
 
 
 def check_space_regimes(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
@@ -438,8 +439,9 @@ def _draw_families(
     word = "WD" if varied == [_WD] else "LR"
     settings = []
     for name, family in _families(_plain(runs), varied):
-        if len(_by(family, value)) >= least:
-            first = [run for run in family if run.seed == family[0].seed]
+        by = _by(family, value)
+        if len(by) >= least:
+            first = [each[0] for each in by.values()]  # the lowest seed of each
             settings.append((name, _panels(first, lambda run: f"{word} {value(run):g}", coloured=word == "LR")))
     return _coloured(charts_of_settings(id_, settings, title, caption, missing))
 
@@ -529,13 +531,13 @@ def draw_gradient_descent(runs: Sequence[Run], folders: Sequence[Path] = ()) -> 
     if not any(run.option("data.full_batch") is True for run in mine):
         return NotDrawn("a run of full-batch gradient descent with weight decay")
     settings = []
-    for word, is_full in (("gradient descent, a step an epoch", True), ("SGD", False)):
+    for word, is_full in (("SGD", False), ("gradient descent, a step an epoch", True)):
         of_kind = [run for run in mine if (run.option("data.full_batch") is True) == is_full]
         first = [run for run in of_kind if run.seed == of_kind[0].seed]
         settings.append((word, _panels(first, _named, coloured=False)))
-    caption = f"{_PERIODS} Without the noise of batches the fall of the norm, phase B, takes more of a period. PB app."
+    caption = f"{_PERIODS} Without the noise of batches the fall of the norm, phase B, takes longer. PB app."
     missing = "a run of full-batch gradient descent with weight decay"
-    return charts_of_settings("P21", settings, "Gradient descent with weight decay", caption, missing)
+    return charts_of_settings("P21", settings, "Weight decay on one set", caption, missing)
 
 
 def draw_space_regimes(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:
