@@ -519,7 +519,7 @@ def test_every_option_has_its_help(cls: type, capsys: pytest.CaptureFixture[str]
     parsed = parser.parse_args(["--data.train_size=500", "--data.batch_size=10", "--data.augment=true"])
     assert (parsed.data.train_size, parsed.data.augment, parsed.data.seed) == (500, True, 0)
     actions = [action for action in parser._actions if action.dest.startswith("data.")]
-    assert len(actions) == (8 if cls is Digits else 11)
+    assert len(actions) == (10 if cls is Digits else 13)
     assert all(action.help and len(action.help) > 20 for action in actions)
 
 
