@@ -15,6 +15,7 @@ _ALL_IMAGES = {"Digits": 1500, "CIFAR10": 50000, "CIFAR100": 50000}
 BASELINES = ("RandomWalk", "GradientAscent")
 """Optimizers on the sphere that are no descent: runs to hold others against."""
 
+_USUAL = {"normalisation": "batch"}  # options of the model that older runs lack
 _CHANGES_DYNAMICS = ("FineTuneSwitch", "FixedNorm")
 
 
@@ -102,7 +103,9 @@ def setting_of(run: Run) -> str:
     for part, left_out in (("model", ("elr", "head_seed")), ("data", ("seed", "order_seed", "root"))):
         section = config.get(part) or {}
         options = section.get("init_args") or {}
-        kept[part] = [section.get("class_path"), {k: v for k, v in options.items() if k not in left_out}]
+        # An option that is not set is one that older runs may lack.
+        telling = {k: v for k, v in options.items() if k not in left_out and v not in (None, _USUAL.get(k))}
+        kept[part] = [section.get("class_path"), telling]
     return json.dumps(kept, sort_keys=True)
 
 
