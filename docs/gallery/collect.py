@@ -5,6 +5,7 @@ with the command, seeds and hardware that it was made by in gallery.json.
 """
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from io import BytesIO
@@ -14,7 +15,7 @@ import yaml
 from PIL import Image
 
 from lit_sphere.experiments import EXPERIMENTS, NotDrawn
-from lit_sphere.experiments.records import SHIPPED_FILE, read_record
+from lit_sphere.experiments.records import SHIPPED_FILE, Record, read_record
 from lit_sphere.report.chart import Chart, colour_scale
 from lit_sphere.report.chart_figures import draw_chart
 from lit_sphere.report.runs import read_runs
@@ -44,7 +45,7 @@ def main(reproductions: Path) -> None:
         entries.append(
             {
                 **asdict(record),
-                "command": f"lit-sphere reproduce {experiment.id}",
+                "command": command_of(record),
                 "title": experiment.title,
                 "source": experiment.source,
                 "must_show": experiment.must_show,
@@ -72,6 +73,19 @@ def save_small(chart: Chart, target: Path) -> None:
         image.convert("RGB").quantize(_COLOURS).save(target, optimize=True)
     if target.stat().st_size > _LARGEST:
         raise ValueError(f"{target} has {target.stat().st_size} bytes")
+
+
+def command_of(record: Record) -> str:
+    """Give the command that makes the runs of one experiment alone.
+
+    Args:
+        record: Of a command that may have been for several, and on some folder.
+
+    Returns:
+        The command, with the seeds that were asked for.
+    """
+    seeds = re.search(r" --seeds \d+", record.command)
+    return f"lit-sphere reproduce {record.id}{seeds[0] if seeds else ''}"
 
 
 def seeds_of(reproductions: Path, sweeps: tuple[str, ...]) -> list[int]:
