@@ -56,6 +56,7 @@ class EffectiveLearningRateMonitor(FindsGroups):
     | ``effective_grad_norm/total``, ``effective_grad_norm/<group>`` | effective gradient norm g̃ = ρg, unclipped |
     | ``norm/total``, ``norm/<group>`` | norm ρ |
     | ``angle/total``, ``angle/<group>`` | angle of the step in radians |
+    | ``distance/total``, ``distance/<group>`` | cosine distance of the weights before and after a step, 1 − cos |
     | ``radial/total``, ``radial/<group>`` | share of the norm that the step takes away along the weights, A⟨c, u⟩ |
     | ``step_length/total``, ``step_length/<group>`` | length of the step across the weights, η‖∇L(u)‖/ρ of SGD |
     | ``gradient_radial/total``, ``gradient_radial/<group>`` | with ``watch``: share of the gradient along the \

@@ -49,7 +49,8 @@ class RegimeMonitor(RegimeWatch):
             that fits is a group), or a list of those that are scale-invariant together.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of ``fit``, if there is another ``RegimeMonitor``.
+        ValueError: If an argument is out of range; at the start of ``fit``, if there is another ``RegimeMonitor``, or
+            ``converged_loss`` is the threshold of another loss than the module's, or not below the loss of guessing.
 
     Attributes:
         verdict: The :class:`~lit_sphere.analysis.RegimeVerdict` of the present curve; None before the first epoch's

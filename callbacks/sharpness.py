@@ -1,6 +1,7 @@
 """Logs the sharpness of the loss on the sphere of scale-invariant parameters, and its curvature."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from lit_sphere.analysis.sharpness import Weighting, train_pass
 from lit_sphere.effective import NOT_STEPPED, QUANTITIES
 from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network
 from lit_sphere.observe.optimizer_steps import StepWatch, clips_gradients
-from lit_sphere.observe.passes import TrainSetObjective, train_batches, untouched
+from lit_sphere.observe.passes import TrainSetObjective, criterion_by_label, train_batches, untouched
 from lit_sphere.observe.publishing import check_single, log_numbers, run_folder_of, save_picture
 from lit_sphere.observe.stopping import PassStopped, can_stop
 from lit_sphere.observe.train_loss import TrainLoss
@@ -43,6 +44,8 @@ class SharpnessMonitor(FindsGroups):
     | ``sharpness/online`` | mean of ρ‖∇‖ over the steps of an epoch |
     | ``sharpness/train_pass`` | mean of ρ‖∇‖ over mini-batches at fixed weights, see ``weighting`` |
     | ``train_pass/loss``, ``train_pass/error`` | of the same pass; means over samples |
+    | ``train_pass/loss_clean``, ``…/error_clean``, ``…/loss_corrupted``, ``…/error_corrupted`` | with \
+    ``label_noise`` of our data modules: of the samples whose labels it left alone, or made wrong |
     | ``sharpness/fisher_trace`` | ρ² tr F, mean over samples of ρ² Σ_c p_c ‖∇ log p_c‖², p = softmax(logits) |
     | ``sharpness/hessian_trace`` | ρ² tr PHP, P the projection on the tangent space (Hutchinson) |
     | ``sharpness/fisher_trace_error``, ``sharpness/hessian_trace_error`` | standard errors of these estimates |
@@ -251,7 +254,10 @@ class SharpnessMonitor(FindsGroups):
         if self.train_pass_every is not None and (self._epoch + 1) % self.train_pass_every == 0:
             what = (trainer, pl_module, list(self._watch.parameters), "pass over the train set")
             with self._objective.at_fixed_weights(*what) as objective:
-                measured = train_pass(objective, self.weighting)
+                split = None if objective.loss else criterion_by_label(trainer, objective.criterion)
+                measured = train_pass(replace(objective, criterion=split or objective.criterion), self.weighting)
+                by_label = {} if split is None else split.means(objective.add_up)
+            row |= {f"train_pass/{name}": value for name, value in by_label.items()}
             row |= _known({f"train_pass/{name}": getattr(measured, name) for name in ("loss", "error")})
             row["sharpness/train_pass"] = measured.sharpness
         if self.curvature_every is not None and (self._epoch + 1) % self.curvature_every == 0:

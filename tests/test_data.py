@@ -170,7 +170,7 @@ def test_digits_sets() -> None:
 
 
 def test_held_out_images_are_clean_and_never_trained_on() -> None:
-    data = ready(Digits(val_size=100, label_noise=1.0))
+    data = ready(Digits(val_size=100, label_noise=0.99))
     train, val, test = split_indices(1797, 1500, 100, 0)
     assert [len(images.labels) for images in (data.train_set, data.val_set, data.test_set)] == [
         1500,
@@ -423,8 +423,9 @@ def test_setup_reads_once(tiny: dict[Any, Any], monkeypatch: pytest.MonkeyPatch)
         ({"train_size": 0}, "train_size must be at least 1, got 0"),
         ({"val_size": -1}, "val_size must not be negative, got -1"),
         ({"seed": -1}, "seed must not be negative, got -1"),
-        ({"label_noise": 1.5}, "label_noise is a fraction between 0 and 1, got 1.5"),
-        ({"label_noise": float("nan")}, "label_noise is a fraction between 0 and 1, got nan"),
+        ({"label_noise": 1.5}, "label_noise is a fraction from 0 to below 1, got 1.5"),
+        ({"label_noise": 1.0}, "label_noise is a fraction from 0 to below 1, got 1.0"),
+        ({"label_noise": float("nan")}, "label_noise is a fraction from 0 to below 1, got nan"),
         ({"train_size": 1798}, r"ask for 1798 \+ 0 images, but Digits has 1797 for both"),
         ({"train_size": 1700, "val_size": 100}, r"ask for 1700 \+ 100 images, but Digits has 1797 for both"),
         ({"train_size": 1700, "val_size": 97}, "leave none of the 1797 digits to test on"),
@@ -518,7 +519,7 @@ def test_every_option_has_its_help(cls: type, capsys: pytest.CaptureFixture[str]
     parsed = parser.parse_args(["--data.train_size=500", "--data.batch_size=10", "--data.augment=true"])
     assert (parsed.data.train_size, parsed.data.augment, parsed.data.seed) == (500, True, 0)
     actions = [action for action in parser._actions if action.dest.startswith("data.")]
-    assert len(actions) == (8 if cls is Digits else 11)
+    assert len(actions) == (10 if cls is Digits else 13)
     assert all(action.help and len(action.help) > 20 for action in actions)
 
 

@@ -14,6 +14,7 @@ from lit_sphere.callbacks import EffectiveLearningRateMonitor, StopOnNonFinite
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet, SphereModule
 from lit_sphere.networks.frozen_head import freeze_head
+from lit_sphere.optim import RandomWalk
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
 
@@ -71,14 +72,15 @@ def run(module: SphereModule, folder: Path, devices: int, **options: Any) -> dic
         callbacks=[EffectiveLearningRateMonitor(), StopOnNonFinite(), CompareRanks(folder)],
         **options,
     )
-    trainer.fit(module, Digits(train_size=256, batch_size=64))
+    trainer.fit(module, Digits(train_size=256, batch_size=64, label_noise=0.4))
     logged: dict[str, float] = torch.load(folder / f"{devices}.pt", weights_only=True)
     return logged
 
 
-def test_ranks_hold_the_same_point_of_the_sphere_and_log_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", [None, pytest.param(RandomWalk, marks=pytest.mark.slow)])
+def test_ranks_hold_the_same_point_of_the_sphere_and_log_the_same(optimizer: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    logged = run(SIConvNet(width=4, in_channels=1, elr=1e-2), tmp_path, 2)
+    logged = run(SIConvNet(width=4, in_channels=1, elr=1e-2, optimizer=optimizer), tmp_path, 2)
     assert {"elr/total", "effective_grad_norm/total", "ess/total", "norm/total", "val/error"} <= logged.keys()
     assert logged["elr/total"] == pytest.approx(1e-2, rel=1e-6)
 
@@ -94,7 +96,7 @@ def test_two_ranks_take_the_steps_of_one(precision: Any, tmp_path: Path) -> None
         )
         for devices in (1, 2)
     )
-    assert one.keys() == two.keys()
+    assert one.keys() == two.keys() >= {"train/loss_clean", "train/error_corrupted"}
     # The effective gradient is that of the averaged gradient, not the average of the ranks' own.
     for key, value in one.items():
         assert two[key] == pytest.approx(value, rel=1e-5 if precision == "64-true" else 1e-3, abs=1e-7), key

@@ -28,7 +28,7 @@ from lit_sphere.effective import (
 from lit_sphere.effective.quantities import _angle
 from lit_sphere.groups import Group, find_groups
 from lit_sphere.networks import ConvNet
-from lit_sphere.optim import SphereSGD
+from lit_sphere.optim import RandomWalk, SphereSGD
 from lit_sphere.theory import next_elr, sgd_elr, spherical_step, total_elr, total_ess
 from lit_sphere.theory.weight_decay import next_norm
 
@@ -159,7 +159,7 @@ def test_weight_decay_enters_the_effective_learning_rate() -> None:
     optimizer = torch.optim.SGD([p for group in groups for p in group.parameters], lr=0.5, weight_decay=0.1)
     x, y = next(digits())
     gradient_step(net, optimizer, x, y)
-    norm, grad_norm, elr, ess, _, radial, length = EffectiveQuantities(groups, optimizer).measure()
+    norm, grad_norm, elr, ess, _, radial, length, _ = EffectiveQuantities(groups, optimizer).measure()
     assert_exact(length, 0.5 * grad_norm / norm)
     assert_exact(elr, 0.5 / (norm**2 * (1 - 0.05)))
     assert_exact(radial, torch.full_like(radial, 0.05))
@@ -237,7 +237,7 @@ def test_steps_read_from_the_optimizers_state_are_those_of_the_weights(
 ) -> None:
     radial = 0.0
     for before, after, measured, optimizer, groups in steps(KNOWN[name], granularity):
-        norm, _, elr, ess, angle, lost, length = measured
+        norm, _, elr, ess, angle, lost, length, _ = measured
         pairs = list(zip(before, after, strict=True))
         assert_close(length, [(new - torch.dot(x, new) / torch.dot(x, x) * x).norm() for x, new in pairs])
         assert_close(norm, [x.norm() for x in before])
@@ -278,7 +278,7 @@ def test_the_step_of_an_unknown_optimizer_is_measured() -> None:
     def unknown(params: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.NAdam(params, lr=3e-3, weight_decay=0.5, decoupled_weight_decay=True)
 
-    for before, after, (norm, grad, elr, ess, angle, _, _), _, _ in steps(unknown, "filter"):
+    for before, after, (norm, grad, elr, ess, angle, *_), _, _ in steps(unknown, "filter"):
         assert_close(norm, [x.norm() for x in before])
         assert_close(ess, [tangent(x, new) for x, new in zip(before, after, strict=True)])
         assert_exact(angle, ess.arctan())
@@ -741,7 +741,7 @@ def test_groups_that_are_not_scale_invariant_are_measured_by_the_real_step(name:
         if effective.source != "gradients":
             measured = effective.measure()
         after = vectors(groups, {p: p.detach().clone() for p in params})
-        norm, grad, elr, ess, _, radial, length, share = measured
+        norm, grad, elr, ess, _, radial, length, _, share = measured
         assert_close(norm, [x.norm() for x in before])
         assert_close(grad, [x.norm() * d.norm() for x, d in zip(before, grads, strict=True)])
         assert_close(ess, [tangent(x, new) for x, new in zip(before, after, strict=True)])
@@ -817,3 +817,37 @@ def test_values_that_are_not_there_are_not_counted_and_nan_is() -> None:
     summary = broken.summary()
     assert summary is not None
     assert all(each[0].isnan() and each[1] == 1 for each in summary)
+
+
+@pytest.mark.parametrize(
+    ("source", "make"),
+    [
+        ("gradients", lambda params: SphereSGD(params, elr=1e-9)),
+        ("gradients", lambda params: torch.optim.SGD(params, lr=1e-9, weight_decay=0.1)),
+        ("state", lambda params: torch.optim.SGD(params, lr=1e-9, momentum=0.9)),
+        ("state", lambda params: torch.optim.Adam(params, lr=1e-9)),
+        ("weights", lambda params: RandomWalk(params, elr=1e-9)),
+        ("weights", lambda params: torch.optim.RMSprop(params, lr=1e-9)),
+        ("weights", lambda params: torch.optim.RMSprop(params, lr=1e3)),
+    ],
+)
+def test_the_distance_of_iterates_is_right_where_their_cosine_rounds_to_one(source: str, make: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(30, 5, generator=generator, dtype=torch.float64))
+    optimizer = make([weight])
+    effective = EffectiveQuantities([Group("w", (weight,))], optimizer)
+    gradient = torch.randn(30, 5, generator=generator, dtype=torch.float64)
+    before = weight.detach().clone()
+    weight.grad = gradient - (gradient * before).sum() / before.square().sum() * before
+    effective.keep_weights()
+    effective.keep_gradients()
+    measured = effective.measure() if source == "gradients" else None
+    optimizer.step()
+    measured = effective.measure() if measured is None else measured
+    assert effective.source == source
+    step = weight.detach() - before
+    radial = float((step * before).sum() / before.norm())
+    across, along = float((step - radial * before / before.norm()).norm()), float(before.norm()) + radial
+    length = math.hypot(along, across)
+    wanted = across**2 / (length * (length + along)) if along > 0 else 1 - along / length
+    assert measured[QUANTITIES.index("distance")].tolist() == pytest.approx([wanted, wanted], rel=1e-5)

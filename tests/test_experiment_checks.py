@@ -214,6 +214,79 @@ def test_seeds() -> None:
     assert check("E23", [*runs, undecided]).verdict == "cannot tell"
     (chart,) = drawn("E23", runs)
     assert all(curve.low is not None for curve in chart.panels[0].curves)
+    of_heads = [run for head in range(2) for run in grid(options={"head_seed": head})]
+    found = check("E23", of_heads)
+    assert found.verdict == "holds"
+    assert "ELR 0.001, 2 seeds" in found.text
+
+
+def beside(walk: float = 6.5, ascent: float = 9.0, distance: float = 0.97) -> list[Run]:
+    """SGD that diverges, a random walk and gradient ascent, of two seeds."""
+    runs = []
+    for optimizer, loss in ((None, 7.5), ("RandomWalk", walk), ("GradientAscent", ascent)):
+        named = None if optimizer is None else {"class_path": f"lit_sphere.optim.{optimizer}", "init_args": {}}
+        for seed in range(2):
+            curves = curves_of(steady(loss + seed), 0.9, steady(2e3), 20.0) | {"distance/total": lambda _: distance}
+            runs.append(make_run(0.2, curves, seed=seed, options={"optimizer": named}))
+    return runs
+
+
+def test_beside_a_random_walk() -> None:
+    found = check("E13", beside())
+    assert found.verdict == "holds"
+    assert "The train loss of the random walk lies below that of SGD: 6.5 against 7.5, 7.5 against 8.5." in found.text
+    assert check("E13", beside(walk=7.45)).verdict == "does not"
+    assert check("E13", beside(ascent=7.0)).verdict == "does not"
+    correlated = check("E13", beside(distance=0.5))
+    assert correlated.verdict == "does not"
+    assert correlated.text.startswith("The mean cosine between consecutive iterates is at most 0.5 in SGD")
+    assert "Missing: runs of gradient ascent" in check("E13", beside()[:4]).text
+    others = [converging(0.2), converging(0.2, seed=1), *beside()[2:]]
+    assert "an ELR at which SGD diverges" in check("E13", others).text
+    (chart,) = drawn("E13", beside())
+    assert [curve.label for curve in chart.panels[0].curves] == ["SGD", "random walk", "gradient ascent"]
+    # They are no runs of SGD at another ELR.
+    assert check("E1", [*grid(), *beside()[2:]]).verdict == "holds"
+
+
+def noisy(
+    noise: float, peak: float, end: float, seed: int = 0, sharpest: int = 20, width: int = 8, fitted_at: int = 30
+) -> Run:
+    """Its test error has a peak at epoch 20, in percent."""
+
+    def bump(epoch: int, at: int = 20) -> float:
+        return math.exp(-(((epoch - at) / 6) ** 2))
+
+    curves: dict[str, Curve] = {
+        "train/loss": falling(1e-3),
+        "val/error": lambda e: 0.05 + (end - 0.05) * (e > 20) + (peak - end) * bump(e),
+        "effective_grad_norm/total": lambda e: 1.0 + 40 * bump(e, sharpest),
+        "train/error_clean": lambda e: 0.03 * (e < 30),
+        "train/error_corrupted": lambda e: max(0.0, 1 - e / fitted_at),
+    }
+    run = make_run(1e-3, curves, seed=seed, options={"width": width})
+    run.config["data"]["init_args"]["label_noise"] = noise
+    return run
+
+
+def test_double_descent() -> None:
+    runs = [noisy(0.0, 0.05, 0.05), *(noisy(0.2, 0.2, 0.1, seed) for seed in range(2)), noisy(0.4, 0.5, 0.2)]
+    found = check("E16", runs)
+    assert found.verdict == "holds"
+    assert "at label noise 0, 0.2 and 0.4" in found.text
+    assert "Label noise 0.4: the test error falls to 5 %, rises to" in found.text
+    assert check("E16", [*runs[:3], noisy(0.4, 0.15, 0.1)]).verdict == "does not", "less with more noise"
+    assert check("E16", [*runs[:3], noisy(0.4, 0.5, 0.49)]).verdict == "does not", "no descent"
+    assert check("E16", [*runs[:3], noisy(0.4, 0.5, 0.2, sharpest=45)]).verdict == "does not", "peaks elsewhere"
+    assert check("E16", runs[1:3]).verdict == "cannot tell"
+    assert check("E16", [*runs, noisy(0.4, 0.1, 0.1, width=16)]).verdict == "holds", "settings are judged apart"
+    (chart,) = drawn("E16", runs)
+    assert [curve.label for curve in chart.panels[0].curves] == [
+        f"label noise {noise}" for noise in ("0", "0.2", "0.4")
+    ]
+    unfitted = check("E16", [*runs[:3], noisy(0.4, 0.5, 0.2, fitted_at=300)])
+    assert unfitted.verdict == "cannot tell"
+    assert "long and wide enough to fit all labels" in unfitted.text
 
 
 def test_squared_error() -> None:

@@ -35,7 +35,7 @@ from lit_sphere.callbacks import (
 from lit_sphere.effective import EffectiveQuantities
 from lit_sphere.groups import Group, find_groups
 from lit_sphere.groups.sharded import whole_parameters
-from lit_sphere.optim import AdaGradG, NormKeeper, SphereSGD, joint_norm, squared_norms
+from lit_sphere.optim import AdaGradG, GradientAscent, NormKeeper, RandomWalk, SphereSGD, joint_norm, squared_norms
 from lit_sphere.optim.shards import is_distributed
 from lit_sphere.switching.options import SwitchableOptions
 
@@ -89,10 +89,10 @@ def of_rows(params: Sequence[nn.Parameter]) -> list[Group]:
     return [*(Group(f"a{i}", (a,), slice(i, i + 1)) for i in range(5)), Group("b", (b,)), *blocks]
 
 
-def filter_spheres(params: Sequence[nn.Parameter]) -> Optimizer:
+def filter_spheres(params: Sequence[nn.Parameter], make: type[SphereSGD] = SphereSGD) -> Optimizer:
     wide, rest = [p for p in params if p.ndim > 1], [p for p in params if p.ndim < 2]
     groups: list[dict[str, Any]] = [{"params": wide}, {"params": rest, "elr": None, "lr": 0.1}]
-    return SphereSGD(groups, elr=0.01, granularity="filter")
+    return make(groups, elr=0.01, granularity="filter")
 
 
 def adagrad_g(granularity: Any, params: Sequence[nn.Parameter]) -> Optimizer:
@@ -114,6 +114,9 @@ OPTIMIZERS: dict[str, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
     "two rates": two_rates,
     "sphere": partial(SphereSGD, elr=0.01),
     "spheres of filters": filter_spheres,
+    "ascent": partial(GradientAscent, elr=0.01),
+    "random walk": partial(RandomWalk, elr=0.01),
+    "random walk of filters": partial(filter_spheres, make=RandomWalk),
     **{f"AdaGradG, {each}": partial(adagrad_g, each) for each in ("filter", "tensor", "joint")},
 }
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_sphere.analysis import name_regime
+from lit_sphere.analysis.epoch_rows import check_converged_loss
 from lit_sphere.analysis.regimes import (
     ANNOUNCED_AFTER,
     CONVERGED_LOSS,
@@ -269,3 +270,26 @@ def test_what_is_announced_stands_until_another_regime_is() -> None:
     assert announcements([*named, "divergence"])[-1] == "chaotic equilibrium"
     assert announcements([*named, "undecided", "convergence"])[-1] == "convergence"
     assert announcements(["convergence"]) == ["convergence"]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "loss", "classes", "message"),
+    [
+        (9e-4, "cross_entropy", 10, "is the threshold of the mean squared error, .* leave it out for 0.01"),
+        (1e-2, "mse", 10, "is the threshold of the cross-entropy, .* leave it out for 0.0009"),
+        (0.09, "mse", 10, "is not below 0.09, the mean squared error of guessing among 10 classes"),
+        (2.5, "cross_entropy", 10, r"is not below 2.3, the cross-entropy of guessing"),
+        (1e-2, "cross_entropy", 10, None),
+        (2e-3, "mse", 10, None),
+        (9e-4, "hinge", 10, None),
+        (9e-4, "cross_entropy", None, None),
+    ],
+)
+def test_thresholds_of_another_loss_are_refused(
+    threshold: float, loss: str, classes: int | None, message: str | None
+) -> None:
+    if message is None:
+        check_converged_loss(threshold, loss, classes)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_converged_loss(threshold, loss, classes)

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lit_sphere.callbacks import EffectiveLearningRateMonitor, StopOnNonFinite
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet
+from lit_sphere.optim import RandomWalk
 
 EPOCHS, BATCHES = 3, 3
 
@@ -57,9 +58,11 @@ def run(
     augment: bool = False,
     granularity: Literal["joint", "filter"] = "joint",
     watched: bool = True,
+    label_noise: float = 0.0,
+    optimizer: Any = None,
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    module = SIConvNet(width=4, in_channels=1, elr=2e-2, granularity=granularity)
+    module = SIConvNet(width=4, in_channels=1, elr=2e-2, granularity=granularity, optimizer=optimizer)
     monitors: list[Callback] = [EffectiveLearningRateMonitor(), StopOnNonFinite()]
     trainer = Trainer(
         max_epochs=EPOCHS,
@@ -74,12 +77,14 @@ def run(
         default_root_dir=folder,
         callbacks=[*(monitors if watched else []), *extra],
     )
-    trainer.fit(module, Digits(train_size=300, augment=augment), ckpt_path=ckpt_path)
+    trainer.fit(module, Digits(train_size=300, augment=augment, label_noise=label_noise), ckpt_path=ckpt_path)
     return module.state_dict()
 
 
 @pytest.mark.parametrize("step", [1, BATCHES, BATCHES + 2, 2 * BATCHES])
-@pytest.mark.parametrize("options", [{}, {"augment": True}, {"granularity": "filter"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"augment": True, "label_noise": 0.4}, {"granularity": "filter", "optimizer": RandomWalk}]
+)
 def test_a_killed_and_resumed_run_is_bit_identical(step: int, options: dict[str, Any], tmp_path: Path) -> None:
     whole_log, resumed_log = Memory(), Memory()
     whole = run(tmp_path, memory=whole_log, **options)
@@ -93,6 +98,7 @@ def test_a_killed_and_resumed_run_is_bit_identical(step: int, options: dict[str,
     last = [EPOCHS * BATCHES - 1] if step % BATCHES == 0 else [n * BATCHES - 1 for n in range(1, EPOCHS + 1)]
     compared = {key: value for key, value in whole_log.logged.items() if key[0] in last}
     assert {name for _, name in compared} >= {"train/loss", "val/error", "elr/total", "ess/convs.3.weight"}
+    assert ("label_noise" in options) == any(name == "train/loss_corrupted" for _, name in compared)
     assert {key: resumed_log.logged.get(key) for key in compared} == compared
 
 

@@ -34,10 +34,10 @@ def descent_rate(optimizer: Optimizer, parameters: Set[Tensor], altered: bool = 
     groups = [group for group in optimizer.param_groups if not parameters.isdisjoint(group["params"])]
     rates = {rate_of(group) for group in groups}
     first = groups[0]
+    plain = not any(group.get("maximize") for group in groups)
     if any(group.get("elr") is not None for group in groups):
-        plain = len(groups) == 1 and first["granularity"] == "joint" and len(first["params"]) == len(parameters)
-    else:
-        plain = not any(group.get("maximize") for group in groups)
+        alone = len(groups) == 1 and first["granularity"] == "joint" and len(first["params"]) == len(parameters)
+        plain = plain and alone
     lr, shrink = rates.pop()
     return (lr, -shrink / lr, first.get("radius")) if plain and not rates and lr > 0 and shrink > -1 else None
 

@@ -48,6 +48,34 @@ def default_converged_loss(loss: str | None, num_classes: int | None) -> float:
     return converged_mse(num_classes) if loss == "mse" and num_classes else CONVERGED_LOSS
 
 
+def check_converged_loss(converged_loss: float, loss: str | None, num_classes: int | None) -> None:
+    """Refuse a threshold that is meant for another loss, or that guessing is below.
+
+    Args:
+        converged_loss: Loss below which a run is to count as converged.
+        loss: ``mse`` or ``cross_entropy``; of others nothing is known, and nothing refused.
+        num_classes: Number of classes, if known.
+
+    Raises:
+        ValueError: Names the threshold that fits.
+    """
+    if num_classes is None or loss not in _LOSSES:
+        return
+    other = next(each for each in _LOSSES if each != loss)
+    name, usual = _LOSSES[loss], default_converged_loss(loss, num_classes)
+    guessing = 100 * converged_mse(num_classes) if loss == "mse" else math.log(num_classes)
+    if math.isclose(converged_loss, default_converged_loss(other, num_classes), rel_tol=0.05):
+        wrong = f"is the threshold of the {_LOSSES[other]}, and this run's loss is the {name}"
+    elif converged_loss >= guessing:
+        wrong = f"is not below {guessing:.3g}, the {name} of guessing among {num_classes} classes"
+    else:
+        return
+    raise ValueError(f"converged_loss {converged_loss:g} {wrong}: leave it out for {usual:g}, or give one that fits")
+
+
+_LOSSES = {"cross_entropy": "cross-entropy", "mse": "mean squared error"}
+
+
 def rows_to_judge(rows: Sequence[Row], first_epoch: int = 0) -> list[Row]:
     """Choose the rows that tell the regime of a run: since its effective learning rate changed, and since a blow-up.
 

@@ -35,8 +35,8 @@ def _classes(option: str) -> str:
 
     option = "--trainer.callbacks" if option.startswith("--trainer.callbacks") else option
     names = ", ".join(shipped_classes(option))
-    if option == "--trainer.callbacks":
-        names += ", and those of lightning.pytorch.callbacks"
+    if option in ("--trainer.callbacks", "--model.optimizer"):
+        names += f", and those of {'torch.optim' if option == '--model.optimizer' else 'lightning.pytorch.callbacks'}"
     return names or "those of import paths such as torch.optim.SGD"
 
 

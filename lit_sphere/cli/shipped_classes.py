@@ -8,11 +8,13 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import nn
+from torch.optim import Optimizer
 
 import lit_sphere.callbacks
 import lit_sphere.data
 import lit_sphere.modules
 import lit_sphere.networks
+import lit_sphere.optim
 
 LINKED = ("num_classes", "in_channels")
 """Options of the model that the data set."""
@@ -25,6 +27,7 @@ _ELSEWHERE = {
 _KINDS = {
     "--model": (lit_sphere.modules, LightningModule),
     "--model.network": (lit_sphere.networks, nn.Module),
+    "--model.optimizer": (lit_sphere.optim, Optimizer),
     "--data": (lit_sphere.data, LightningDataModule),
     "--trainer.callbacks": (lit_sphere.callbacks, Callback),
 }
@@ -34,7 +37,7 @@ def shipped_classes(option: str) -> dict[str, type]:
     """List the shipped classes that an option takes.
 
     Args:
-        option: ``--model``, ``--model.network``, ``--data`` or ``--trainer.callbacks``.
+        option: ``--model``, ``--model.network``, ``--model.optimizer``, ``--data`` or ``--trainer.callbacks``.
 
     Returns:
         Classes by name, in the order of their package's ``__all__``; none for another option.

@@ -66,6 +66,7 @@ from lit_sphere.cli.wandb_run import WandbMode, check_given_wandb
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.modules.lightning_options import check_trainer
+from lit_sphere.observe.epoch_curves import CurveCallback
 from lit_sphere.observe.publishing import ChecksRun
 from lit_sphere.switching.resume import stays_switched
 
@@ -301,6 +302,9 @@ class SphereCLI(LightningCLI):
         data = self.datamodule
         if isinstance(data, ResidentDataModule) and not getattr(data, "download", False):
             data.setup("fit")  # once: what is read is kept
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, CurveCallback):
+                callback.check_threshold(self.model, data)
         self.model.check_trainable(data, trainer.max_epochs)
         checking = [each for each in trainer.callbacks if isinstance(each, ChecksRun)]  # type: ignore[attr-defined]
         if checking:

@@ -27,8 +27,9 @@ class CIFAR10(ResidentDataModule):
         train_size: Number of training images, a random subset; null for all that are not held out.
         val_size: Number of training images held out for validation, never trained on. 0 validates on the test
             set, as the papers do.
-        label_noise: Fraction, 0 to 1, of the training labels that are redrawn uniformly over all classes; the
-            true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong.
+        label_noise: Fraction, 0 to below 1, of the training labels that are redrawn uniformly over all classes;
+            the true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong. Then
+            loss and error of training are logged for clean and for corrupted labels, too.
         augment: Shift each training image at random by up to 4 pixels each way and mirror half of them, anew
             in each epoch.
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.
@@ -39,6 +40,7 @@ class CIFAR10(ResidentDataModule):
             the mean of CIFAR-10 and (0.2023, 0.1994, 0.2010), as the papers' code does for both sets.
         eval_batch_size: About the number of images per batch in validation and test, over all devices.
         seed: Seed >= 0 of subset, label noise, order and augmentation.
+        order_seed: Seed >= 0 of order and augmentation, to change these alone; null for ``seed``.
         download: Fetch the files into root if they are not there.
 
     Raises:
@@ -70,9 +72,19 @@ class CIFAR10(ResidentDataModule):
         seed: int = 0,
         download: bool = False,
         chunk_size: int | None = None,
+        order_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed, chunk_size
+            batch_size,
+            train_size,
+            val_size,
+            label_noise,
+            augment,
+            full_batch,
+            eval_batch_size,
+            seed,
+            chunk_size,
+            order_seed,
         )
         if not isinstance(root, str):
             raise ValueError(f"root (--data.root) must be a folder, got {root}")

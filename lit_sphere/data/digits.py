@@ -24,8 +24,9 @@ class Digits(ResidentDataModule):
         train_size: Number of training images, a random subset.
         val_size: Number of images held out for validation, neither trained nor tested on. 0 validates on the
             test set.
-        label_noise: Fraction, 0 to 1, of the training labels that are redrawn uniformly over all classes; the
-            true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong.
+        label_noise: Fraction, 0 to below 1, of the training labels that are redrawn uniformly over all classes;
+            the true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong. Then
+            loss and error of training are logged for clean and for corrupted labels, too.
         augment: Shift each training image at random by up to 1 pixel each way, anew in each epoch.
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.
         chunk_size: With full_batch, images per forward and backward pass, so that a large set fits memory: the loss is
@@ -33,6 +34,7 @@ class Digits(ResidentDataModule):
             normalises each chunk by its own statistics. null: one pass, normalised by those of the whole set.
         eval_batch_size: About the number of images per batch in validation and test, over all devices.
         seed: Seed >= 0 of subset, label noise, order and augmentation.
+        order_seed: Seed >= 0 of order and augmentation, to change these alone; null for ``seed``.
 
     Raises:
         ValueError: If a value is out of its range, or no image is left to test on.
@@ -56,9 +58,19 @@ class Digits(ResidentDataModule):
         eval_batch_size: int = 1000,
         seed: int = 0,
         chunk_size: int | None = None,
+        order_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, train_size, val_size, label_noise, augment, full_batch, eval_batch_size, seed, chunk_size
+            batch_size,
+            train_size,
+            val_size,
+            label_noise,
+            augment,
+            full_batch,
+            eval_batch_size,
+            seed,
+            chunk_size,
+            order_seed,
         )
         if train_size + val_size == self.available:
             raise ValueError(

@@ -92,6 +92,7 @@ class ResidentLoader:
         self._resumed = resumed
         self._position = (0, 0)
         self._restored: tuple[int, int] | None = None
+        self._order: tuple[int, Tensor] | None = None  # of an epoch
         # One scale and shift per value of an image, not per channel: the inner loop is then thousands long
         # instead of three, which is 5 times faster on CPU.
         positions = images.pixels[0, 0].numel()
@@ -119,6 +120,19 @@ class ResidentLoader:
         order = self.sampler.indices() if order is None else order
         return order[start:stop][self.rank :: self.world_size]
 
+    def indices_now(self, batch: int) -> Tensor:
+        """Give the images that this rank gets in a batch of the epoch that is under way.
+
+        Args:
+            batch: Number of the batch in the epoch.
+
+        Returns:
+            Indices into ``images``, int64, on their device.
+        """
+        if self._order is None or self._order[0] != self.sampler.epoch:
+            self._order = self.sampler.epoch, self.sampler.indices().to(self._pixels.device)
+        return self.rank_indices(batch, self._order[1])
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the rest of the epoch after a resume, over the whole epoch otherwise.
 
@@ -136,6 +150,7 @@ class ResidentLoader:
         if first is None:
             first = restored[1] if restored is not None and restored[0] == epoch else 0
         order = self.sampler.indices().to(self._pixels.device)
+        self._order = epoch, order
         for batch in range(first, len(self)):
             self._position = (epoch, batch + 1)
             yield self._batch(self.rank_indices(batch, order), epoch, batch)

@@ -30,8 +30,9 @@ class ResidentDataModule(LightningDataModule, ABC):
         train_size: Number of training images, a random subset; null for all that are not held out.
         val_size: Number of training images held out for validation, never trained on. 0 validates on the test
             set, as the papers do.
-        label_noise: Fraction, 0 to 1, of the training labels that are redrawn uniformly over all classes; the
-            true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong.
+        label_noise: Fraction, 0 to below 1, of the training labels that are redrawn uniformly over all classes;
+            the true class may be drawn again, so a fraction label_noise * (1 - 1/classes) ends up wrong. Then
+            loss and error of training are logged for clean and for corrupted labels, too.
         augment: Shift each training image at random by up to ``augmentation_pad`` pixels each way and mirror
             half of them if ``augmentation_flip``, anew in each epoch.
         full_batch: One batch holds the whole training set (gradient descent); batch_size is then ignored.
@@ -40,6 +41,7 @@ class ResidentDataModule(LightningDataModule, ABC):
             normalises each chunk by its own statistics. null: one pass, normalised by those of the whole set.
         eval_batch_size: About the number of images per batch in validation and test, over all devices.
         seed: Seed >= 0 of subset, label noise, order and augmentation.
+        order_seed: Seed >= 0 of order and augmentation, to change these alone; null for ``seed``.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -64,17 +66,18 @@ class ResidentDataModule(LightningDataModule, ABC):
         eval_batch_size: int = 1000,
         seed: int = 0,
         chunk_size: int | None = None,
+        order_seed: int | None = None,
     ) -> None:
         super().__init__()
         least = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "train_size": train_size}
         for name, value in least.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, value in {"val_size": val_size, "seed": seed}.items():
-            if value < 0:
+        for name, value in {"val_size": val_size, "seed": seed, "order_seed": order_seed}.items():
+            if value is not None and value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        if not 0 <= label_noise <= 1:
-            raise ValueError(f"label_noise is a fraction between 0 and 1, got {label_noise}")
+        if not 0 <= label_noise < 1:
+            raise ValueError(f"label_noise is a fraction from 0 to below 1, got {label_noise}")
         self.batch_size = batch_size
         self.train_size = self.available - val_size if train_size is None else train_size
         self.val_size = val_size
@@ -84,6 +87,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         self.full_batch, self.chunk_size = full_batch, chunk_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
+        self.order_seed = seed if order_seed is None else order_seed
         if self.train_size < 1 or self.train_size + val_size > self.available:
             wanted = val_size if train_size is None else f"{train_size} + {val_size}"
             raise ValueError(
@@ -98,6 +102,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         self._training_loader: ResidentLoader | None = None
         self._sets: dict[str, Images] = {}
         self._corrupted = torch.empty(0, dtype=torch.bool)
+        self._has_noise = False
 
     @abstractmethod
     def read(self) -> tuple[Images, Images | None]:
@@ -155,6 +160,31 @@ class ResidentDataModule(LightningDataModule, ABC):
         """Which labels of ``train_set`` noise made wrong: bool, shape (train_size,)."""
         return self._corrupted.to(self.train_set.labels.device)
 
+    def corrupted_in(self, batch: int) -> Tensor | None:
+        """Tell which labels of a training batch noise made wrong; nothing is brought to the host.
+
+        Args:
+            batch: Its number in the present epoch.
+
+        Returns:
+            bool, shape of the labels of this rank; None where not both clean and corrupted labels are trained on.
+        """
+        if not self._has_noise or self._training_loader is None:
+            return None
+        return self._corrupted.index_select(0, self._training_loader.indices_now(batch))
+
+    def corrupted_in_pass(self) -> Tensor | None:
+        """Tell which labels noise made wrong, in the order in which :meth:`train_pass_dataloader` gives them.
+
+        Returns:
+            bool, shape (images of this rank,); None where not both clean and corrupted labels are trained on.
+        """
+        if not self._has_noise:
+            return None
+        loader = self.train_pass_dataloader()
+        order = torch.cat([loader.rank_indices(batch) for batch in range(len(loader))])
+        return self._corrupted[order.to(self._corrupted.device)]
+
     def check_files(self) -> None:
         """Complain of files that are not there, if the data has any."""
 
@@ -189,6 +219,7 @@ class ResidentDataModule(LightningDataModule, ABC):
                 )
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
         self._sets = {name: images.to(device) for name, images in self._sets.items()}
+        self._corrupted = self._corrupted.to(device)
 
     def train_dataloader(self) -> ResidentLoader:
         """Make the training loader: shuffled anew in each epoch, augmented if asked for.
@@ -201,14 +232,14 @@ class ResidentDataModule(LightningDataModule, ABC):
         self._training_loader = self._loader(
             self.train_set,
             self._training_bounds(),
-            self._file_order() if fixed else EpochOrder(self.train_size, self.seed),
+            self._file_order() if fixed else EpochOrder(self.train_size, self.order_seed),
             self._augmentation(),
             self._resumed_batches,
         )
         return self._training_loader
 
     def _augmentation(self) -> Augmentation | None:
-        return Augmentation(self.augmentation_pad, self.augmentation_flip, self.seed) if self._augment else None
+        return Augmentation(self.augmentation_pad, self.augmentation_flip, self.order_seed) if self._augment else None
 
     def train_pass_dataloader(self) -> ResidentLoader:
         """Make a loader for a pass over the train set at fixed weights: in order and without augmentation.
@@ -281,6 +312,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         clean = pool if self.train_size == len(pool.labels) else pool.take(train)
         labels = redraw_labels(clean.labels, self.label_noise, self.num_classes, self.seed)
         self._corrupted = labels != clean.labels
+        self._has_noise = bool(self._corrupted.any()) and not bool(self._corrupted.all())
         self._sets = {
             "train": Images(clean.pixels, labels),
             "test": pool.take(rest) if test is None else test,

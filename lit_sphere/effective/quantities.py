@@ -17,7 +17,7 @@ from lit_sphere.optim.granularity import sphere_granularity
 from lit_sphere.optim.shards import local_parts
 from lit_sphere.theory import elr_from_products
 
-QUANTITIES = ("norm", "effective_grad_norm", "elr", "ess", "angle", "radial", "step_length")
+QUANTITIES = ("norm", "effective_grad_norm", "elr", "ess", "angle", "radial", "step_length", "distance")
 """What is measured, in the order of the rows of :meth:`EffectiveQuantities.measure`."""
 
 NOT_STEPPED = -math.inf
@@ -42,10 +42,11 @@ class EffectiveQuantities:
       ``effective_grad_norm``: the effective learning rate of the SGD that would turn the weights as far.
 
     In all three ``ess`` is the tangent of the angle of the step, η^e‖c⊥‖ in SP, of each group and of all together;
-    infinite from a right angle on. ``radial`` is A⟨c, u⟩ in SP, the share of the norm that a step takes away along
-    the weights: ηλ of SGD with weight decay, more where momentum points along them. ``step_length`` is the length of
-    the step across the weights: of SGD η‖∇L(u)‖/r, whose square SP §4 takes to be small. Both are those of the step
-    before a sphere takes it back, but where weights are compared.
+    infinite from a right angle on. ``distance`` is the cosine distance 1 − cos(x, x′) of consecutive iterates, from
+    the two sides of that angle and so right where the cosine rounds to 1. ``radial`` is A⟨c, u⟩ in SP, the share of
+    the norm that a step takes away along the weights: ηλ of SGD with weight decay, more where momentum points along
+    them. ``step_length`` is the length of the step across the weights: of SGD η‖∇L(u)‖/r, whose square SP §4 takes to
+    be small. Both are those of the step before a sphere takes it back, but where weights are compared.
 
     One learning rate for all, without momentum, makes the totals those of TR eqs. (3) and (4); 1/η̃ = Σ 1/η̃_i holds
     with momentum, too.
@@ -87,6 +88,7 @@ class EffectiveQuantities:
         angle 0.0997
         radial 0
         step_length 0.5
+        distance 0.00496
     """
 
     def __init__(
@@ -373,7 +375,14 @@ def _rows(
     """The rows of :data:`QUANTITIES`; the tangent is infinite from a right angle on."""
     norm, ess = norm2.sqrt(), across / along.clamp(min=0)
     angle = _angle(along, across)
-    return torch.stack([norm, (norm2 * grad2).sqrt(), elr, ess, angle, radial, length], -2)
+    return torch.stack([norm, (norm2 * grad2).sqrt(), elr, ess, angle, radial, length, _distance(along, across)], -2)
+
+
+def _distance(along: Tensor, across: Tensor) -> Tensor:
+    """Cosine distance 1 − cos in [0, 2] of a step with these components, small ones without cancellation."""
+    length = (along.square() + across.square()).sqrt()  # torch.hypot rounds the last few values differently, too
+    near, far = across / length * (across / (length + along)), 1 - along / length
+    return torch.where(length == 0, 0.0, torch.where(along >= 0, near, far))
 
 
 def _angle(along: Tensor, across: Tensor) -> Tensor:

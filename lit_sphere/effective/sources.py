@@ -181,7 +181,9 @@ def _adam(
 def _kind(cls: type[Optimizer]) -> type[Optimizer] | None:
     """The known class whose step this one takes; its name or its ancestry alone say nothing."""
     for known in (SphereSGD, SGD, Adam):
-        if issubclass(cls, known) and all(_own(cls, name) is _own(known, name) for name in ("step", "_init_group")):
+        if issubclass(cls, known) and all(
+            _own(cls, name) is _own(known, name) for name in ("step", "_move", "_init_group")
+        ):
             return known
     return None
 

@@ -12,6 +12,9 @@ from lit_sphere.experiments.levels import last_level, parts
 from lit_sphere.report.runs import Run
 
 _ALL_IMAGES = {"Digits": 1500, "CIFAR10": 50000, "CIFAR100": 50000}
+BASELINES = ("RandomWalk", "GradientAscent")
+"""Optimizers on the sphere that are no descent: runs to hold others against."""
+
 _CHANGES_DYNAMICS = ("FineTuneSwitch", "FixedNorm")
 
 
@@ -51,14 +54,16 @@ def grids_of(runs: Sequence[Run]) -> list[Grid]:
     """Sort runs into grids.
 
     Args:
-        runs: In any order. Those in the whole space, with a switch or that begin at the weights of others are left out.
+        runs: In any order. Those in the whole space, with a switch, that begin at the weights of others or that are no
+            descent are left out.
 
     Returns:
         The grids; a run that stands alone is one, too.
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
-        if run.elr is not None and len(parts(run)) == 1 and not run.option("ckpt_weights") and not _dynamics(run):
+        is_descent = run.option("model.optimizer") not in BASELINES and not _dynamics(run)
+        if run.elr is not None and len(parts(run)) == 1 and not run.option("ckpt_weights") and is_descent:
             found.setdefault(setting_of(run), []).append(run)
     grids = []
     for key in sorted(found):
@@ -94,10 +99,10 @@ def setting_of(run: Run) -> str:
     """
     config: dict[str, Any] = json.loads(json.dumps(dict(run.config), default=str))
     kept: dict[str, Any] = {"dynamics": _dynamics(run), "weights": config.get("ckpt_weights")}
-    for part, left_out in (("model", "elr"), ("data", "seed")):
+    for part, left_out in (("model", ("elr", "head_seed")), ("data", ("seed", "order_seed", "root"))):
         section = config.get(part) or {}
         options = section.get("init_args") or {}
-        kept[part] = [section.get("class_path"), {k: v for k, v in options.items() if k not in (left_out, "root")}]
+        kept[part] = [section.get("class_path"), {k: v for k, v in options.items() if k not in left_out}]
     return json.dumps(kept, sort_keys=True)
 
 
@@ -118,6 +123,9 @@ def name_of(run: Run) -> str:
     words.append(f"on {run.data}")
     if images is not None and images != _ALL_IMAGES.get(run.data):
         words.append(f"({images} images)")
+    noise = run.option("data.label_noise")
+    if noise:
+        words.append(f"with label noise {noise}")
     return " ".join(words) + (", MSE" if run.loss_name == "mse" else "")
 
 

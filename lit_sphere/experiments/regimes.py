@@ -264,7 +264,7 @@ def check_seeds(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
     """Judge E23 by grids with several seeds."""
     findings = []
     for grid in grids_of(runs):
-        several = {elr: mine for elr, mine in grid.runs.items() if len({run.seed for run in mine}) > 1}
+        several = {elr: mine for elr, mine in grid.runs.items() if len({run.seeds for run in mine}) > 1}
         if several:
             findings.append((grid.name, conclude(same_picture(Grid(grid.name, several)))))
     return conclude_over_settings(findings, "Missing: runs of one setting with several seeds (--seeds 3).")
@@ -282,7 +282,7 @@ def same_picture(grid: Grid) -> list[Claim]:
     claims = [_named(grid, (1, 2, 3))]
     for elr, runs in grid.runs.items():
         regimes = [regime_of(run) for run in runs]
-        seeds = len({run.seed for run in runs})
+        seeds = len({run.seeds for run in runs})
         if len(set(regimes)) == 1 and regimes[0] != "undecided":
             losses = [value for run in runs if (value := level(run, LOSS, run.epochs - 10, run.epochs)) is not None]
             claims.append(
@@ -392,7 +392,7 @@ def draw_seeds(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart]
     """Draw the runs with several seeds: means, in bands from the least to the greatest."""
     grids = []
     for grid in grids_of(runs):
-        several = {elr: mine for elr, mine in grid.runs.items() if len({run.seed for run in mine}) > 1}
+        several = {elr: mine for elr, mine in grid.runs.items() if len({run.seeds for run in mine}) > 1}
         if several:
             grids.append(Grid(grid.name, several))
     caption = (

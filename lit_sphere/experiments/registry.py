@@ -1,5 +1,6 @@
 """The experiments of the papers, by id."""
 
+from lit_sphere.experiments.baselines import check_baselines, draw_baselines
 from lit_sphere.experiments.borders import check_borders, draw_borders
 from lit_sphere.experiments.conventional import (
     check_constant_rates,
@@ -8,6 +9,7 @@ from lit_sphere.experiments.conventional import (
     draw_schedules,
 )
 from lit_sphere.experiments.experiment import Experiment
+from lit_sphere.experiments.label_noise import check_double_descent, draw_double_descent
 from lit_sphere.experiments.optimizers import (
     check_adagrad_g,
     check_lengths,
@@ -181,6 +183,17 @@ _ALL = [
         ("paper/equilibrium_to_convergence",),
     ),
     Experiment(
+        "E13",
+        "Divergence beside a random walk",
+        "TR app.",
+        "Where SGD diverges, its consecutive iterates are as uncorrelated as those of a random walk and of gradient "
+        "ascent; the train loss of the walk lies below its own, that of the ascent above.",
+        check_baselines,
+        draw_baselines,
+        ("random_walk",),
+        ("paper/random_walk",),
+    ),
+    Experiment(
         "E14",
         "At the borders of the regimes",
         "TR app.",
@@ -190,6 +203,17 @@ _ALL = [
         draw_borders,
         ("borders",),
         ("paper/borders",),
+    ),
+    Experiment(
+        "E16",
+        "Double descent with label noise",
+        "TR app.",
+        "With label noise the test error falls, rises to a peak where the sharpness has its own, and falls again; the "
+        "more noise, the higher.",
+        check_double_descent,
+        draw_double_descent,
+        ("label_noise",),
+        ("paper/label_noise",),
     ),
     Experiment(
         "E17",

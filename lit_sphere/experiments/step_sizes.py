@@ -23,7 +23,7 @@ from lit_sphere.experiments.levels import by_epoch, level
 from lit_sphere.report.chart import Chart, Curve, Panel
 from lit_sphere.report.runs import Run
 
-ANGLE = "angle/total"
+DISTANCE, ANGLE = "distance/total", "angle/total"  # runs of earlier versions logged the angle alone
 
 _FEWEST_GROUPS = 3  # that have a slope
 _SLOPE, _SPREAD = 0.2, 0.5  # how far the slope may be from −1, and ln ESS spread
@@ -164,14 +164,27 @@ def distance(angle: float) -> float:
     return 2 * math.sin(angle / 2) ** 2
 
 
+def distances_of(run: Run) -> dict[int, float]:
+    """Give the mean cosine distance of consecutive iterates, 1 − cos, in each epoch of a run.
+
+    Args:
+        run: The run.
+
+    Returns:
+        By epoch; that of the mean angle where only angles were logged.
+    """
+    logged = by_epoch(run, DISTANCE)
+    return logged or {epoch: distance(angle) for epoch, angle in by_epoch(run, ANGLE).items()}
+
+
 def check_distances(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
     """Judge E26 by grids that have all three regimes."""
     findings = []
     for grid in grids_of(runs):
-        regimes = {regime_of(run) for _, run in grid if by_epoch(run, ANGLE)}
+        regimes = {regime_of(run) for _, run in grid if distances_of(run)}
         if len(regimes - {"undecided"}) > 1:
             findings.append((grid.name, conclude(distances(grid))))
-    return conclude_over_settings(findings, "Missing: runs with angle/total in several regimes.")
+    return conclude_over_settings(findings, "Missing: runs with distance/total in several regimes.")
 
 
 def distances(grid: Grid) -> list[Claim]:
@@ -209,7 +222,7 @@ def _distances(grid: Grid, early: bool) -> list[float]:
     found = []
     for _, run in grid:
         first, end = _EARLY if early else (run.epochs - max(1, run.epochs // 10), run.epochs)
-        values = [distance(angle) for epoch, angle in by_epoch(run, ANGLE).items() if first <= epoch < end]
+        values = [value for epoch, value in distances_of(run).items() if first <= epoch < end]
         if values:
             found.append(fmean(values))
     return found
@@ -277,9 +290,13 @@ def _group(run: Run, quantity: str, name: str, number: int) -> list[Curve]:
 
 def draw_distances(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:
     """Draw how far consecutive iterates are apart, over epochs."""
-    settings = [(grid.name, [over_epochs(grid, ANGLE, "1 − cos", of=distance)]) for grid in grids_of(runs)]
+    settings = []
+    for grid in grids_of(runs):
+        logged = all(by_epoch(run, DISTANCE) for _, run in grid)
+        key, of = (DISTANCE, float) if logged else (ANGLE, distance)
+        settings.append((grid.name, [over_epochs(grid, key, "1 − cos", of=of)]))
     caption = (
-        "Cosine distance of consecutive iterates, of the mean angle of an epoch's steps. It tells the regimes apart "
+        "Cosine distance of consecutive iterates, mean over an epoch's steps. It tells the regimes apart "
         "early, before any run has converged. KT; TR app."
     )
-    return charts_of_settings("E26", settings, "Distance of consecutive iterates", caption, "runs with angle/total")
+    return charts_of_settings("E26", settings, "Distance of consecutive iterates", caption, "runs with distance/total")

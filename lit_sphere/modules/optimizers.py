@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, ReduceLROnPlateau
 from lit_sphere.modules.options import LARGEST, OptimizerCallable, SchedulerCallable
 from lit_sphere.optim import SphereSGD
 from lit_sphere.optim.norm_keeper import KEPT_NORM
+from lit_sphere.optim.sphere_sgd import sphere_optimizer_of
 
 _PERIODS = ("T_max", "T_0", "T_mult", "step_size", "total_iters", "total_steps")
 _MOST_EPOCHS = 10_000  # tried in a tenth of a second
@@ -116,12 +117,12 @@ def check_same_optimizer(optimizer: Optimizer, states: Sequence[Any], saved: str
     if len(states) != 1 or not all(isinstance(p, int) for group in states[0]["param_groups"] for p in group["params"]):
         return  # of another module, or of a strategy that names the parameters
     groups, given = states[0]["param_groups"], type(optimizer).__name__
-    of_sphere = any("elr" in group for group in groups)
-    saved = "SphereSGD" if of_sphere else None if saved == "SphereSGD" else saved
+    of_sphere = sphere_optimizer_of(groups)
+    saved = of_sphere or (None if saved == "SphereSGD" else saved)
     one, other = (set().union(*each) - _ADDED for each in (groups, optimizer.param_groups))
     is_other = bool(one - other and other - one)  # a newer torch may have more options than an older one
-    if isinstance(optimizer, SphereSGD) or of_sphere:
-        is_other = isinstance(optimizer, SphereSGD) != of_sphere
+    if of_sphere is not None or isinstance(optimizer, SphereSGD):
+        is_other = sphere_optimizer_of(optimizer.param_groups) != of_sphere
     if is_other or saved not in (None, given):
         raise ValueError(
             f"optimizer: {saved or _guessed(one)} in the checkpoint, {given} here; a run goes on with the optimizer "

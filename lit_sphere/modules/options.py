@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_sphere.optim.granularity import Granularity, present_value
 from lit_sphere.optim.norm_keeper import KEPT_NORM, NormKeeper
+from lit_sphere.optim.sphere_sgd import SphereSGD
 
 Loss = Literal["cross_entropy", "mse"]
 Convert = bool | Literal["weights", "activations"]
@@ -36,10 +37,7 @@ def check_training_options(
             in_float32 = " (in float32, as the weights)" if value > LARGEST or 0 < value < _SMALLEST else ""
             raise ValueError(f"{name} (--model.{name}) must be positive and finite{in_float32}, got {value}")
     if elr is not None and optimizer is not None:
-        raise ValueError(
-            "both elr and optimizer are given: elr trains on the sphere by SphereSGD; set --model.elr null to "
-            "train in the whole space, or --model.optimizer null to train on the sphere"
-        )
+        _check_on_sphere(optimizer)
     if elr is not None and scheduler is not None:
         raise ValueError(
             "both elr and scheduler (--model.scheduler) are given: on the sphere the effective learning rate is fixed; "
@@ -50,6 +48,24 @@ def check_training_options(
             raise ValueError(f"{name} (--model.{name}) must be one of {', '.join(known)}, got {choice!r}")
     if convert not in (False, True, "weights", "activations"):
         raise ValueError(f"convert (--model.convert) must be true, false, weights or activations, got {convert!r}")
+
+
+def _check_on_sphere(make: OptimizerCallable) -> None:
+    """Refuse an optimizer beside ``elr`` that is none on the sphere, or has options that cannot be, before a run."""
+    try:
+        made = make([{"params": [torch.nn.Parameter(torch.ones(2, 2))], "elr": 1.0}])
+    except ValueError as error:
+        raise ValueError(f"optimizer (--model.optimizer): {error}") from error
+    name = type(made).__name__
+    if not isinstance(made, SphereSGD):
+        raise ValueError(
+            f"both elr and optimizer are given, and {name} does not train on the sphere: set --model.elr null to train "
+            "in the whole space, or --model.optimizer null, RandomWalk or GradientAscent to train on the sphere"
+        )
+    if made.defaults["elr"] is not None:
+        raise ValueError(
+            f"both elr and an elr of {name} are given: leave --model.optimizer.elr out, the spheres take --model.elr"
+        )
 
 
 def unsaved(*names: str) -> list[str]:
@@ -71,7 +87,7 @@ def optimizer_options(hparams: dict[str, Any]) -> dict[str, Any]:
     renamed = {"per": "granularity", "spheres": "granularity"}
     for key, value in given.items():
         if key not in renamed:
-            options[key] = value
+            options[key] = options.get(key) if value is None else value  # on the sphere elr is the module's
         elif value is not None:
             options[renamed[key]] = present_value(value)
     return options

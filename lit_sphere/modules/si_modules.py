@@ -27,7 +27,7 @@ class _NetworkModule(SphereModule):
         num_classes: Classes; taken from the data on the command line.
         in_channels: Channels of the images; taken from the data on the command line.
         **options: Other options of the network, and those of :class:`SphereModule`: ``elr``, ``granularity``,
-            ``optimizer``, ``scheduler``, ``loss``, ``compile``.
+            ``optimizer``, ``scheduler``, ``loss``, ``compile``, ``head_seed``.
     """
 
     network_class: ClassVar[type[nn.Module]]
@@ -111,7 +111,7 @@ class SIResNet20(SphereModule):
             of each filter; nothing holds the outputs back then, so that only lower ELRs train (on digits 1e-5).
         affine: Only false: trained weights and biases of batch norms are not scale-invariant.
         **training: Options of :class:`SphereModule`: ``elr``, ``granularity``, ``optimizer``, ``scheduler``,
-            ``loss``, ``compile``.
+            ``loss``, ``compile``, ``head_seed``.
 
     Raises:
         ValueError: If ``affine`` is true.

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_sphere.conversion import Conversion, apply_plan, make_scale_invariant
 from lit_sphere.data.order import training_bounds
-from lit_sphere.metrics import MeanLossAndError
+from lit_sphere.metrics import LossAndErrorByLabel, MeanLossAndError
 from lit_sphere.modules.optimizers import check_optimizer, check_same_optimizer
 from lit_sphere.modules.options import (
     Convert,
@@ -33,6 +33,7 @@ from lit_sphere.modules.options import (
     unsaved,
 )
 from lit_sphere.modules.spheres import find_spheres
+from lit_sphere.networks.frozen_head import redraw_head
 from lit_sphere.optim import Granularity, SphereSGD
 from lit_sphere.optim.granularity import granularity_of
 
@@ -45,7 +46,9 @@ class SphereModule(LightningModule):
     (TR eq. (2)); otherwise ``optimizer`` trains all parameters in the whole space.
 
     Logged once an epoch: ``train/loss`` and ``train/error`` (means over the samples of its steps, as the weights move),
-    ``val/…`` and ``test/…`` in eval mode. Errors are fractions in [0, 1].
+    ``val/…`` and ``test/…`` in eval mode. Errors are fractions in [0, 1]. With label noise (``--data.label_noise``)
+    also ``train/loss_clean``, ``train/error_clean``, ``train/loss_corrupted`` and ``train/error_corrupted``: of samples
+    whose labels noise left alone or made wrong, against the labels trained on.
 
     Args:
         network: Maps a batch of inputs to logits (N, num_classes).
@@ -56,7 +59,8 @@ class SphereModule(LightningModule):
         lr: Learning rate of plain SGD for trainable parameters that are not scale-invariant. None: such
             parameters are refused when ``elr`` is set.
         optimizer: Optimizer of the whole space when ``elr`` is not set, e.g. ``torch.optim.SGD`` with
-            ``lr`` and ``weight_decay``.
+            ``lr`` and ``weight_decay``. With ``elr`` an optimizer of the sphere in place of SphereSGD:
+            :class:`~lit_sphere.optim.RandomWalk` or :class:`~lit_sphere.optim.GradientAscent`.
         scheduler: Learning rate schedule of ``optimizer``, stepped once an epoch, e.g.
             ``torch.optim.lr_scheduler.CosineAnnealingLR`` with ``T_max``.
         loss: ``cross_entropy``, or ``mse``: mean over samples and classes of (output − one-hot)² (KT).
@@ -71,11 +75,13 @@ class SphereModule(LightningModule):
             ``lr``. What was done is said, and saved with checkpoints.
         head_norm: Frobenius norm of the last linear map that ``convert`` freezes.
         spheres: Old name of ``granularity``, and ``group`` of ``tensor``.
+        head_seed: Seed >= 0 of the last linear map, which is then drawn anew from it alone, so that the initialisation
+            (``seed_everything``) and the head can be changed one by one. null: it is drawn with the others.
 
     Raises:
-        ValueError: If both ``elr`` and ``optimizer`` are given, or ``elr`` and ``scheduler``, if ``elr`` or ``lr``
-            is not positive and finite, ``loss``, ``granularity`` or ``convert`` unknown, or granularity given under
-            both names.
+        ValueError: If both ``elr`` and an ``optimizer`` of the whole space are given, or ``elr`` and ``scheduler``, if
+            ``elr`` or ``lr`` is not positive and finite, ``loss``, ``granularity`` or ``convert`` unknown, or
+            granularity given under both names, or ``head_seed`` negative or of a network without a linear map.
 
     Attributes:
         conversion: What ``convert`` has done; None before ``setup``, and where a checkpoint has told it.
@@ -96,6 +102,7 @@ class SphereModule(LightningModule):
         convert: Convert = False,
         head_norm: float = 10.0,
         spheres: Spheres | None = None,
+        head_seed: int | None = None,
     ) -> None:
         super().__init__()
         granularity = granularity_of(type(self).__name__, granularity, "joint", spheres=spheres)
@@ -104,6 +111,8 @@ class SphereModule(LightningModule):
             self.save_hyperparameters(logger=False, ignore=["spheres", *unsaved("network", "optimizer", "scheduler")])
             self.hparams["granularity"] = granularity
         self.automatic_optimization = False
+        if head_seed is not None:
+            redraw_head(network, head_seed)
         # Faster convolutions on CPUs and tensor cores; images come in this layout too.
         self.network = network.to(memory_format=torch.channels_last)
         self.elr, self.lr, self.granularity = elr, lr, granularity
@@ -122,6 +131,7 @@ class SphereModule(LightningModule):
         self._changed: dict[str, tuple[Any, Any]] = {}
         self._metrics_epoch = -1  # Lightning does not always end an epoch whose last batch was saved
         self.train_metrics = MeanLossAndError()
+        self.label_metrics = LossAndErrorByLabel()  # of training with label noise
         self.val_metrics = MeanLossAndError()
         self.test_metrics = MeanLossAndError()
 
@@ -283,14 +293,16 @@ class SphereModule(LightningModule):
         ]
         if trainable:
             groups.append({"params": list(trainable.values()), "elr": None, "lr": self.lr})
-        return SphereSGD(groups, elr=self.elr)
+        if self._optimizer is None:
+            return SphereSGD(groups, elr=self.elr)
+        return self._optimizer([{"elr": self.elr, **group} for group in groups])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Take one step of manual optimisation.
 
         Args:
             batch: Inputs (N, …) and labels (N,).
-            batch_idx: Index in the epoch; unused.
+            batch_idx: Index in the epoch.
 
         Returns:
             ``loss`` and ``error`` of the batch, detached, for callbacks.
@@ -298,24 +310,29 @@ class SphereModule(LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
-        means = self._backward(batch)
-        optimizer.step()
         if self._metrics_epoch != self.current_epoch:
             self._metrics_epoch = self.current_epoch
             self.train_metrics.reset()
+            self.label_metrics.reset()
+        means = self._backward(batch, batch_idx)
+        optimizer.step()
         self.train_metrics.update(**means, samples=len(batch[1]))
         return means
 
-    def _backward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def _backward(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Compute the gradient of the batch's mean loss, one chunk after the other; give loss and error."""
         images, labels = batch
         data = getattr(self.trainer, "datamodule", None)
+        corrupted_in = getattr(data, "corrupted_in", None)
+        corrupted = None if corrupted_in is None else corrupted_in(batch_idx)
         bounds = training_bounds(len(labels), getattr(data, "chunk_size", None) or len(labels))
         parts = []
         for start, stop in bounds:
             logits = self(images[start:stop])
             loss, share = self.criterion(logits, labels[start:stop]), (stop - start) / len(labels)
             self.manual_backward(loss if len(bounds) == 1 else loss * share)
+            if corrupted is not None:
+                self._update_by_label(logits.detach(), labels[start:stop], corrupted[start:stop])
             parts.append((share, loss.detach(), _error(logits.detach(), labels[start:stop])))
         if len(parts) == 1:
             return dict(zip(("loss", "error"), parts[0][1:], strict=True))
@@ -323,6 +340,13 @@ class SphereModule(LightningModule):
             "loss": torch.stack([share * loss for share, loss, _ in parts]).sum(),
             "error": torch.stack([share * error for share, _, error in parts]).sum(),
         }
+
+    def _update_by_label(self, logits: Tensor, labels: Tensor, corrupted: Tensor) -> None:
+        if self.loss == "cross_entropy":
+            losses = F.cross_entropy(logits, labels, reduction="none")
+        else:
+            losses = (logits - F.one_hot(labels, self.num_classes)).square().mean(1)
+        self.label_metrics.update(losses, logits.argmax(1) != labels, corrupted)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to ``val/loss`` and ``val/error``."""
@@ -357,6 +381,7 @@ class SphereModule(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, and step the schedule."""
         self._log("train", self.train_metrics)
+        self._log("train", self.label_metrics)  # nothing without label noise
         self._schedule(self.current_epoch + 1)
 
     def _schedule(self, epoch: int) -> None:
@@ -379,7 +404,7 @@ class SphereModule(LightningModule):
         """Log loss and error of the test images."""
         self._log("test", self.test_metrics)
 
-    def _log(self, stage: str, metrics: MeanLossAndError) -> None:
+    def _log(self, stage: str, metrics: MeanLossAndError | LossAndErrorByLabel) -> None:
         # torchmetrics has reduced over the ranks: to average equal values changes nothing but Lightning's mind.
         # The batch size is a weight in Lightning's mean of this one value, and would cost a rounding.
         values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
@@ -402,12 +427,14 @@ class SphereModule(LightningModule):
             checkpoint["spheres"] = {"of": self._trained(), "names": self._sphere_names}
         checkpoint["scheduled_epochs"] = self._scheduled
         checkpoint["train_metrics"] = {"epoch": self._metrics_epoch, **self.train_metrics.state()}
+        checkpoint["label_metrics"] = self.label_metrics.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Convert as the checkpoint says, restore the running means, and note which options differ from its own."""
         self.restore_structure(checkpoint)
         if "train_metrics" in checkpoint:
             self.train_metrics.load_state(checkpoint["train_metrics"])
+            self.label_metrics.load_state(checkpoint.get("label_metrics"))
             self._metrics_epoch = checkpoint["train_metrics"]["epoch"]
         self._scheduled_before = checkpoint.get("scheduled_epochs", 0) if checkpoint.get("lr_schedulers") else 0
         hparams = checkpoint.get("hyper_parameters", {})
@@ -422,7 +449,7 @@ class SphereModule(LightningModule):
 
     def _check_same_optimizer(self, states: list[Any], hparams: dict[str, Any]) -> None:
         made = self.configure_optimizers()
-        saved = "SphereSGD" if hparams.get("elr") is not None else class_name(hparams.get("optimizer"))
+        saved = class_name(hparams.get("optimizer")) or ("SphereSGD" if hparams.get("elr") is not None else None)
         check_same_optimizer(made[0][0] if isinstance(made, tuple) else made, states, saved)
 
     def on_train_start(self) -> None:

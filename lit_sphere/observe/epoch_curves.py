@@ -8,7 +8,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_sphere.analysis.epoch_rows import ACCURACY_KEYS, ERROR_KEYS, LOSS_KEYS, Row, default_converged_loss
+from lit_sphere.analysis.epoch_rows import (
+    ACCURACY_KEYS,
+    ERROR_KEYS,
+    LOSS_KEYS,
+    Row,
+    check_converged_loss,
+    default_converged_loss,
+)
 from lit_sphere.effective import NOT_STEPPED, QUANTITIES, StepMeans
 from lit_sphere.observe.module_groups import FindsGroups
 from lit_sphere.observe.optimizer_steps import StepWatch
@@ -202,24 +209,30 @@ class EpochCurves:
 
 
 def classes_and_threshold(
-    trainer: Trainer, pl_module: LightningModule, num_classes: int | None, converged_loss: float | None
+    data: Any, pl_module: LightningModule, num_classes: int | None, converged_loss: float | None
 ) -> tuple[int | None, float]:
     """Find the number of classes, and the loss below which a run counts as converged.
 
     Args:
-        trainer: Its data module may have ``num_classes``.
+        data: Data module, which may have ``num_classes``.
         pl_module: May have ``num_classes``, and ``loss`` "mse".
         num_classes: The user's choice, if any.
         converged_loss: The user's choice, if any.
 
     Returns:
         Number of classes, None if not known, and the threshold.
-    """
-    sources = (getattr(trainer, "datamodule", None), pl_module)
+
+    Raises:
+        ValueError: If the user's threshold is one of another loss.
+    """  # noqa: DOC502
+    sources = (data, pl_module)
     candidates = [num_classes, *(getattr(source, "num_classes", None) for source in sources)]
     classes = next((each for each in candidates if isinstance(each, int) and each >= 2), None)
+    loss = getattr(pl_module, "loss", None)
+    loss = loss if isinstance(loss, str) else None
     if converged_loss is None:
-        converged_loss = default_converged_loss(getattr(pl_module, "loss", None), classes)
+        return classes, default_converged_loss(loss, classes)
+    check_converged_loss(converged_loss, loss, classes)
     return classes, converged_loss
 
 
@@ -277,9 +290,19 @@ class CurveCallback(FindsGroups):
         """Find the groups before training."""
         self._folder = run_folder_of(trainer)
         self._anew = self._curves.fit_start(trainer, pl_module)
-        self._classes, self._converged = classes_and_threshold(
-            trainer, pl_module, self.num_classes, self.converged_loss
-        )
+        self.check_threshold(pl_module, getattr(trainer, "datamodule", None))
+
+    def check_threshold(self, pl_module: LightningModule, data: Any) -> None:
+        """Find the number of classes and the threshold of the loss; may be called before ``fit``, which does so, too.
+
+        Args:
+            pl_module: The module.
+            data: Its data module, if any.
+
+        Raises:
+            ValueError: If the threshold is one of another loss.
+        """  # noqa: DOC502
+        self._classes, self._converged = classes_and_threshold(data, pl_module, self.num_classes, self.converged_loss)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete the last epoch's row."""

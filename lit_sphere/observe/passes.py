@@ -255,6 +255,63 @@ def val_batches(trainer: Trainer) -> Iterable[Any] | None:
     return None if loaders is None else _on_device(trainer, loaders)
 
 
+class ByLabel:
+    """The criterion of a pass over the train set, which also tells clean from corrupted labels.
+
+    Args:
+        criterion: Mean loss of a batch.
+        corrupted: Which labels are corrupted, in the order of the pass: bool, shape (samples of this rank,).
+    """
+
+    def __init__(self, criterion: Criterion, corrupted: Tensor) -> None:
+        self._criterion, self._corrupted = criterion, corrupted
+        self._seen = 0
+        self._sums = torch.zeros(2, 3, dtype=torch.float64, device=corrupted.device)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Give the mean loss of the next batch."""
+        here = self._corrupted[self._seen : self._seen + len(labels)]
+        self._seen += len(labels)
+        with torch.no_grad():
+            for row, mask in enumerate((~here, here)):
+                some, of = logits[mask], labels[mask]
+                if len(of):
+                    wrong = (some.argmax(1) != of).sum()
+                    sums = torch.stack([self._criterion(some, of).double() * len(of), wrong.double()])
+                    self._sums[row] += torch.cat([sums, sums.new_tensor([len(of)])])
+        return self._criterion(logits, labels)
+
+    def means(self, add_up: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Give the means over all processes.
+
+        Args:
+            add_up: Adds a tensor up over them; each must call it.
+
+        Returns:
+            ``loss_clean``, ``error_clean``, ``loss_corrupted`` and ``error_corrupted``, where there are such labels.
+        """
+        found: dict[str, float] = {}
+        for labels, (loss, wrong, count) in zip(("clean", "corrupted"), add_up(self._sums).tolist(), strict=True):
+            if count:
+                found |= {f"loss_{labels}": loss / count, f"error_{labels}": wrong / count}
+        return found
+
+
+def criterion_by_label(trainer: Trainer, criterion: Criterion) -> ByLabel | None:
+    """Give a criterion that tells clean from corrupted labels, where the data module knows which these are.
+
+    Args:
+        trainer: The trainer.
+        criterion: Mean loss of a batch.
+
+    Returns:
+        It, for one pass over :func:`train_batches`; None without label noise.
+    """
+    corrupted_in_pass = getattr(getattr(trainer, "datamodule", None), "corrupted_in_pass", None)
+    corrupted = None if corrupted_in_pass is None else corrupted_in_pass()
+    return None if corrupted is None else ByLabel(criterion, corrupted)
+
+
 def add_up_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor]:
     """Give the function that adds tensors of all ranks up.
 

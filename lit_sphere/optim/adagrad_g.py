@@ -1,8 +1,7 @@
 """AdaGradG: AdaGrad with one accumulator for each scale-invariant group, on the group's sphere (SP §4)."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable
 from typing import Any, get_args, overload
 
 import torch
@@ -11,8 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from lit_sphere.optim.granularity import Granularity, granularity_of, rename_options
-from lit_sphere.optim.norms import row_norms, squared_norms
-from lit_sphere.optim.shards import ShardSums, distribute_rows, is_distributed, local_parts
+from lit_sphere.optim.norms import cell_norms, wide_type
+from lit_sphere.optim.shards import distribute_rows, local_parts
 
 State = dict[str, Tensor]
 
@@ -78,9 +77,9 @@ class AdaGradG(Optimizer):
         group = self.param_groups[-1]
         try:
             _check(group)
-            wide = _wide(group["params"])
+            wide = wide_type(group["params"])
             params = [p.detach() for p in group["params"]]
-            radii = [r.to(wide, copy=True) for r in _norms(local_parts(params), group["granularity"], params)]
+            radii = [r.to(wide, copy=True) for r in cell_norms(local_parts(params), group["granularity"], params)]
             if group["granularity"] == "filter":
                 radii = [distribute_rows(r, p) for r, p in zip(radii, params, strict=True)]
             if not all(bool((radius.isfinite() & (radius > 0)).all()) for radius in radii):
@@ -149,13 +148,13 @@ class AdaGradG(Optimizer):
             grads = local_parts([torch.zeros_like(p) if p.grad is None else p.grad for p in params], params)
             # notation of SP §4: x̂ = x − η∇L(u)ρ/√v on the sphere of radius ρ, ∇L(u) = ρ∇L(x)
             radii, accumulators = (local_parts([self.state[p][k] for p in params]) for k in ("radius", "accumulator"))
-            effective = torch._foreach_mul(_norms(grads, granularity, params), radii)
+            effective = torch._foreach_mul(cell_norms(grads, granularity, params), radii)
             rates = torch._foreach_mul(radii, radii)
             torch._foreach_div_(rates, torch._foreach_sqrt(accumulators))
             torch._foreach_mul_(rates, -group["lr"])
             moved = torch._foreach_mul(grads, rates)  # in the type of the radii, and so is all that follows
             torch._foreach_add_(moved, held)
-            torch._foreach_mul_(moved, torch._foreach_div(radii, _norms(moved, granularity, params)))
+            torch._foreach_mul_(moved, torch._foreach_div(radii, cell_norms(moved, granularity, params)))
             torch._foreach_copy_(held, moved)
             torch._foreach_mul_(accumulators, group["beta"])
             torch._foreach_add_(accumulators, torch._foreach_mul(effective, effective))
@@ -183,34 +182,9 @@ def adagrad_g_like_sgd(lr: float, weight_decay: float) -> dict[str, float]:
     return {"lr": (2 * beta) ** -0.5, "beta": beta, "accumulator": 1 / (2 * lr**2 * beta**0.5)}
 
 
-def _norms(parts: Sequence[Tensor], granularity: Granularity, params: Sequence[Tensor]) -> list[Tensor]:
-    """Norms of the cells, float32 at least: for each tensor one that broadcasts with it, of as many dimensions.
-
-    Args:
-        parts: Tensors; of sharded parameters, the parts of tensors that this process holds.
-        granularity: What a cell is.
-        params: The parameters, in whose shapes and shards the tensors are.
-
-    Returns:
-        A norm, or one for each row that this process holds, for each tensor.
-    """
-    if granularity == "filter":
-        return [row_norms(t, p) for t, p in zip(parts, params, strict=True)]
-    squares = squared_norms(parts)
-    if any(map(is_distributed, params)):
-        squares = ShardSums(params)(squares)
-    norms = (squares.sum().expand(len(parts)) if granularity == "joint" else squares).sqrt().to(_wide(parts))
-    return [norm.view((1,) * t.ndim) for norm, t in zip(norms.unbind(), parts, strict=True)]
-
-
-def _wide(tensors: Sequence[Tensor]) -> torch.dtype:
-    """Type of radii and accumulators: that of the tensors, but float32 at least, in which β near 1 is not 1."""
-    return reduce(torch.promote_types, {t.dtype for t in tensors}, torch.float32)
-
-
 def _restored(group: dict[str, Any], saved: dict[str, Any], states: dict[Any, Any]) -> list[tuple[Tensor, State]]:
     """States of a group's parameters from a saved group, in the type and shape that they have here."""
-    granularity, wide = saved["granularity"], _wide(group["params"])
+    granularity, wide = saved["granularity"], wide_type(group["params"])
     restored: list[tuple[Tensor, State]] = []
     for p, number in zip(group["params"], saved["params"], strict=False):
         shape = [len(p) if granularity == "filter" and i == 0 else 1 for i in range(p.ndim)]

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lit_sphere.optim.granularity import Granularity
 from lit_sphere.optim.shards import ShardSums, groups_across_rows, is_distributed, local_parts
 
 # On a CPU torch adds up float32 squares in float32: a ResNet-18 convolution of 2.4 million elements is off by
@@ -98,6 +99,31 @@ def row_norms(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     joined = torch.linalg.vector_norm(torch.stack(blocks), dim=0, dtype=torch.float64)
     rows: Tensor = joined.to(blocks[0].dtype).view(-1, *(1 for _ in dims))
     return rows
+
+
+def cell_norms(parts: Sequence[Tensor], granularity: Granularity, params: Sequence[Tensor]) -> list[Tensor]:
+    """Norms of what has a sphere or an accumulator of its own: for each tensor one that broadcasts with it.
+
+    Args:
+        parts: Tensors; of sharded parameters, the parts of tensors that this process holds.
+        granularity: What has one: all tensors together, each tensor, or each filter.
+        params: The parameters, in whose shapes and shards the tensors are.
+
+    Returns:
+        A norm, or one for each row that this process holds, for each tensor, of as many dimensions; float32 at least.
+    """
+    if granularity == "filter":
+        return [row_norms(t, p) for t, p in zip(parts, params, strict=True)]
+    squares = squared_norms(parts)
+    if any(map(is_distributed, params)):
+        squares = ShardSums(params)(squares)
+    norms = (squares.sum().expand(len(parts)) if granularity == "joint" else squares).sqrt().to(wide_type(parts))
+    return [norm.view((1,) * t.ndim) for norm, t in zip(norms.unbind(), parts, strict=True)]
+
+
+def wide_type(tensors: Sequence[Tensor]) -> torch.dtype:
+    """Type in which to work with tensors: theirs, but float32 at least."""
+    return reduce(torch.promote_types, {t.dtype for t in tensors}, torch.float32)
 
 
 @torch.no_grad()

@@ -119,6 +119,16 @@ def first_row(tensor: Tensor) -> int:
     return int(offset[0])
 
 
+def local_slices(tensor: Tensor) -> tuple[slice, ...]:
+    """Give where, in the whole tensor, this process's part of it lies."""
+    if not is_distributed(tensor):
+        return (slice(None),) * tensor.ndim
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)  # type: ignore[attr-defined]
+    return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+
+
 def distribute_rows(rows: Tensor, like: Tensor) -> Tensor:
     """Make a tensor of one value for each row of another, distributed as its rows are.
 

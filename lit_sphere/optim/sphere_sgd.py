@@ -1,7 +1,8 @@
 """Projected SGD with a fixed effective learning rate (TR eq. (2))."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, overload
 
 import torch
@@ -104,6 +105,8 @@ class SphereSGD(Optimizer):
         tensor([0.8944, 4.9193], requires_grad=True) tensor(5., grad_fn=<LinalgVectorNormBackward0>)
     """
 
+    _own_options: Mapping[str, Any] = MappingProxyType({})  # of a subclass, in its groups and so in its states
+
     def __init__(
         self,
         params: ParamsT,
@@ -117,10 +120,11 @@ class SphereSGD(Optimizer):
     ) -> None:
         defaults = {
             "elr": elr,
-            "granularity": granularity_of("SphereSGD", granularity, "joint", spheres=spheres),
+            "granularity": granularity_of(self._name, granularity, "joint", spheres=spheres),
             "lr": lr,
             "weight_decay": weight_decay,
             "momentum": momentum,
+            **self._own_options,
         }
         super().__init__(params, defaults)
         del self.defaults["momentum"]  # else torch's cyclic schedulers would set one, which no step takes
@@ -138,8 +142,8 @@ class SphereSGD(Optimizer):
         super().add_param_group({"momentum": self.defaults.get("momentum", 0.0), **param_group})
         group = self.param_groups[-1] = _ParamGroup(self.param_groups[-1])
         try:
-            _check_names(group)
-            _check(group)
+            _check_names(self._name, group, self.defaults)
+            _check(self._name, group)
             if group["elr"] is not None:
                 self._measure_radius(group)
                 group["elr"] = group["elr"]  # sets lr
@@ -167,12 +171,12 @@ class SphereSGD(Optimizer):
         """
         spheres = [group for group in self.param_groups if group["elr"] is not None]
         if not spheres:
-            raise ValueError("SphereSGD: there is no sphere to leave")
+            raise ValueError(f"{self._name}: there is no sphere to leave")
         if lr is None and any(group["granularity"] == "filter" for group in spheres):
-            raise ValueError("SphereSGD: give lr to leave spheres of filters, which have one learning rate each")
+            raise ValueError(f"{self._name}: give lr to leave spheres of filters, which have one learning rate each")
         for group in spheres:
             plain = {"elr": None, "lr": group["elr"] * group["radius"] ** 2 if lr is None else lr}
-            _check({**group, **plain, "weight_decay": weight_decay, "momentum": 0.0})
+            _check(self._name, {**group, **plain, "weight_decay": weight_decay, "momentum": 0.0})
             group.update(plain, weight_decay=weight_decay, left_granularity=group.pop("granularity"))
             group.pop("radius", None)
             for p in group["params"]:
@@ -190,17 +194,24 @@ class SphereSGD(Optimizer):
         """
         left = [group for group in self.param_groups if "left_granularity" in group]
         if not left:
-            raise ValueError("SphereSGD: no sphere was left that could be entered")
+            raise ValueError(f"{self._name}: no sphere was left that could be entered")
         if elr is None and any(group["left_granularity"] == "filter" for group in left):
-            raise ValueError("SphereSGD: give elr to enter spheres of filters, which have one radius each")
+            raise ValueError(f"{self._name}: give elr to enter spheres of filters, which have one radius each")
         for group in left:
             granularity = group["left_granularity"]
             rate = group["lr"] / joint_norm(group["params"]).item() ** 2 if elr is None else elr
-            _check({**group, "elr": rate, "granularity": granularity, "weight_decay": 0.0, "momentum": 0.0})
+            _check(
+                type(self).__name__,
+                {**group, "elr": rate, "granularity": granularity, "weight_decay": 0.0, "momentum": 0.0},
+            )
             group.update(weight_decay=0.0, granularity=granularity)
             self._measure_radius(group)
             group["elr"] = rate
             del group["left_granularity"]
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     def _measure_radius(self, group: dict[str, Any]) -> None:
         params = [p.detach() for p in group["params"]]
@@ -212,9 +223,9 @@ class SphereSGD(Optimizer):
             for p, radius in zip(group["params"], radii, strict=True):
                 self.state[p]["radius"] = radius
         if not all(bool(r.isfinite().all()) for r in radii):
-            raise ValueError("SphereSGD: the radius must be positive and finite, but weights are NaN or infinite")
+            raise ValueError(f"{self._name}: the radius must be positive and finite, but weights are NaN or infinite")
         if not all(bool((r > 0).all()) for r in radii):
-            raise ValueError("SphereSGD: the radius must be positive and finite; are these weights initialised?")
+            raise ValueError(f"{self._name}: the radius must be positive and finite; are these weights initialised?")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle or a state, of an earlier version too."""
@@ -239,14 +250,17 @@ class SphereSGD(Optimizer):
         state_dict = {**state_dict, "param_groups": [dict(group) for group in state_dict["param_groups"]]}
         rename_options(state_dict["param_groups"])
         if not all("elr" in group for group in state_dict["param_groups"]):
-            raise ValueError("SphereSGD: the state to load belongs to another optimizer (no 'elr' in its groups)")
+            raise ValueError(f"{self._name}: the state to load belongs to another optimizer (no 'elr' in its groups)")
+        whose = sphere_optimizer_of(state_dict["param_groups"])
+        if whose != sphere_optimizer_of(self.param_groups):
+            raise ValueError(f"{self._name}: the state to load belongs to another optimizer, {whose}")
         saved, own = (
             [g.get("granularity", g.get("left_granularity")) for g in groups]
             for groups in (state_dict["param_groups"], self.param_groups)
         )
         if saved != own:
             raise ValueError(
-                f"SphereSGD: the spheres of the state to load are others: {_format(saved)} there, {_format(own)} "
+                f"{self._name}: the spheres of the state to load are others: {_format(saved)} there, {_format(own)} "
                 "here; a run goes on with the spheres that it began with"
             )
         for group in state_dict["param_groups"]:
@@ -254,7 +268,9 @@ class SphereSGD(Optimizer):
                 value = group.get(name)
                 is_number = isinstance(value, (int, float, Tensor)) and math.isfinite(value)
                 if group["elr"] is not None and not (is_number and (value > 0 or (value == 0 and name == "elr"))):
-                    raise ValueError(f"SphereSGD: {name} in the state to load must be positive and finite, got {value}")
+                    raise ValueError(
+                        f"{self._name}: {name} in the state to load must be positive and finite, got {value}"
+                    )
         super().load_state_dict(state_dict)
 
     @overload
@@ -293,21 +309,50 @@ class SphereSGD(Optimizer):
             params, grads = local_parts(held), local_parts([p.grad for p in held], held)
             if not params:
                 continue
+            if group.get("maximize"):
+                grads = list(torch._foreach_neg(grads))
             if group["elr"] is None:
                 if group.get("weight_decay"):
                     grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
                 torch._foreach_add_(params, grads, alpha=-group["lr"])
             elif not group["elr"] >= 0:
-                raise ValueError(f"SphereSGD: elr must be positive, but was set to {group['elr']}")
-            elif group["granularity"] == "joint":
-                torch._foreach_add_(params, grads, alpha=-group["lr"])
-                scale = group["radius"] / joint_norm(group["params"])
-                torch._foreach_mul_(local_parts(group["params"]), scale.to(params[0].dtype))
+                raise ValueError(f"{self._name}: elr must be positive, but was set to {group['elr']}")
             else:
-                radii = local_parts([self.state[p]["radius"] for p in held])
-                steps = torch._foreach_mul(grads, torch._foreach_mul(radii, radii))
-                torch._foreach_add_(params, steps, alpha=-group["elr"])
-                torch._foreach_mul_(params, torch._foreach_div(radii, _row_norms(held)))
+                self._move(group, held, params, grads)
+
+    def _move(self, group: dict[str, Any], held: list[Tensor], params: list[Tensor], grads: list[Tensor]) -> None:
+        """Take a step on one joint sphere, or on those of filters.
+
+        Args:
+            group: Its parameter group.
+            held: Its parameters that have a gradient, at least one.
+            params: Of these what this process holds, to be changed in place.
+            grads: The gradients of that.
+        """
+        if group["granularity"] == "joint":
+            torch._foreach_add_(params, grads, alpha=-group["lr"])
+            scale = group["radius"] / joint_norm(group["params"])
+            torch._foreach_mul_(local_parts(group["params"]), scale.to(params[0].dtype))
+        else:
+            radii = local_parts([self.state[p]["radius"] for p in held])
+            steps = torch._foreach_mul(grads, torch._foreach_mul(radii, radii))
+            torch._foreach_add_(params, steps, alpha=-group["elr"])
+            torch._foreach_mul_(params, torch._foreach_div(radii, _row_norms(held)))
+
+
+def sphere_optimizer_of(param_groups: Sequence[Mapping[str, Any]]) -> str | None:
+    """Name the optimizer on the sphere that parameter groups belong to, those of a checkpoint too.
+
+    Args:
+        param_groups: Of any optimizer.
+
+    Returns:
+        ``SphereSGD``, or ``GradientAscent`` or ``RandomWalk``, whose options it has; None for others.
+    """
+    if not any("elr" in group for group in param_groups):
+        return None
+    options = set[str]().union(*param_groups)
+    return "RandomWalk" if "walked" in options else "GradientAscent" if "maximize" in options else "SphereSGD"
 
 
 def _format(granularities: list[str | None]) -> str:
@@ -335,36 +380,36 @@ def _complete(group: dict[str, Any]) -> None:
         dict.__setitem__(group, "lr", float(lr))  # a schedule's own, not rounded
 
 
-def _check_names(group: dict[str, Any]) -> None:
-    unknown = group.keys() - {"params", "param_names", "name", "elr", "granularity", "lr", "weight_decay", "momentum"}
+def _check_names(name: str, group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    unknown = group.keys() - {"params", "param_names", "name", "momentum"} - defaults.keys()
     if unknown:
-        raise ValueError(f"SphereSGD: a parameter group has no option {', '.join(sorted(unknown))}")
+        raise ValueError(f"{name}: a parameter group has no option {', '.join(sorted(unknown))}")
 
 
-def _check(group: dict[str, Any]) -> None:
+def _check(name: str, group: dict[str, Any]) -> None:
     rate = "lr" if group["elr"] is None else "elr"
     value = group[rate]
     if value is None:
-        raise ValueError("SphereSGD: a parameter group needs an elr (a sphere) or an lr (plain SGD)")
+        raise ValueError(f"{name}: a parameter group needs an elr (a sphere) or an lr (plain SGD)")
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"SphereSGD: {rate} must be positive and finite, got {value}")
+        raise ValueError(f"{name}: {rate} must be positive and finite, got {value}")
     if group["elr"] is None and not (math.isfinite(group["weight_decay"]) and group["weight_decay"] >= 0):
-        raise ValueError(f"SphereSGD: weight_decay must be finite and not negative, got {group['weight_decay']}")
+        raise ValueError(f"{name}: weight_decay must be finite and not negative, got {group['weight_decay']}")
     if group["elr"] is not None and group["weight_decay"] != 0:
         raise ValueError(
-            f"SphereSGD: weight_decay must be 0, got {group['weight_decay']}: the projection undoes it; "
+            f"{name}: weight_decay must be 0, got {group['weight_decay']}: the projection undoes it; "
             "lower the elr, or use torch.optim.SGD to train in the whole space"
         )
     if group["momentum"] != 0:
         raise ValueError(
-            f"SphereSGD: momentum must be 0, got {group['momentum']}: the step of fixed ELR has none; "
+            f"{name}: momentum must be 0, got {group['momentum']}: the step of fixed ELR has none; "
             "use torch.optim.SGD to train in the whole space"
         )
     if group["granularity"] not in get_args(SphereGranularity):
-        raise ValueError(f"SphereSGD: granularity must be 'joint' or 'filter', got {group['granularity']!r}")
+        raise ValueError(f"{name}: granularity must be 'joint' or 'filter', got {group['granularity']!r}")
     if group["elr"] is not None and group["granularity"] == "filter" and any(p.ndim < 2 for p in group["params"]):
-        raise ValueError("SphereSGD: granularity='filter' needs tensors of two or more dimensions")
+        raise ValueError(f"{name}: granularity='filter' needs tensors of two or more dimensions")
     if any(getattr(p, "_fsdp_flattened", False) for p in group["params"]):
         raise ValueError(
-            "SphereSGD: FSDP1 shards would each be normalised alone, in silence; use DDP or FSDP2 (fully_shard)"
+            f"{name}: FSDP1 shards would each be normalised alone, in silence; use DDP or FSDP2 (fully_shard)"
         )

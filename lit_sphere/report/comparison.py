@@ -10,9 +10,8 @@ from typing import Any
 
 from lit_sphere.analysis.borders import Border, find_borders
 from lit_sphere.analysis.regimes import REGIME_NUMBERS, Regime
-from lit_sphere.report.runs import Run
+from lit_sphere.report.runs import SEEDS, Run
 
-SEEDS = ("seed_everything", "data.seed")
 _NO_DIFFERENCE = {  # where a run lies, what it logs and on what it runs
     "run", "wandb", "project", "ckpt_path", "ckpt_weights", "weights_only", "monitor", "checkpoint", "config",
     "non_finite",
@@ -180,7 +179,7 @@ def repeats(runs: Sequence[Run]) -> str:
     Returns:
         Such as ``3 seeds``, or ``3 runs`` of one seed.
     """
-    return f"{len(runs)} {'seeds' if len({run.seed for run in runs}) == len(runs) else 'runs alike'}"
+    return f"{len(runs)} {'seeds' if len({run.seeds for run in runs}) == len(runs) else 'runs alike'}"
 
 
 def regimes_of(point: Point) -> list[Regime]:

@@ -27,6 +27,9 @@ from lit_sphere.report.metrics_csv import Series
 from lit_sphere.report.wandb_files import read_wandb
 
 METRICS, CONFIG = "metrics.csv", "config.yaml"
+SEEDS = ("seed_everything", "data.seed", "data.order_seed", "model.head_seed", "model.optimizer.seed")
+"""Options that make other runs of one point: their values are no difference between settings."""
+
 _CLASSES = {"Digits": 10, "CIFAR10": 10, "CIFAR100": 100}
 _QUANTILES = ("min", "median", "max", "step_max")  # and q25: no groups
 _FOREIGN = {f"{part}_{name}": f"{part}/{name}" for part in ("train", "val") for name in ("loss", "error")}
@@ -139,6 +142,11 @@ class Run:
         return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
     @property
+    def seeds(self) -> tuple[str, ...]:
+        """All its seeds, as text, in the order of :data:`SEEDS`."""
+        return tuple(str(self.option(name)) for name in SEEDS)
+
+    @property
     def loss_name(self) -> str:
         """``cross_entropy`` or ``mse``."""
         return str(self.option("model.loss") or "cross_entropy")
@@ -224,7 +232,7 @@ class Run:
     @cached_property
     def on_sphere(self) -> bool:
         """Whether it began on the sphere."""
-        return self.elr is not None or self.option("model.optimizer") == "SphereSGD"
+        return self.elr is not None or self.option("model.optimizer") in ("SphereSGD", "GradientAscent", "RandomWalk")
 
     @cached_property
     def rows(self) -> list[Row]:
