@@ -106,6 +106,7 @@ def test_its_numbers_are_those_of_the_elr_monitor(tmp_path: Path) -> None:
     series = read_metrics(tmp_path / "metrics.csv")
     for name, other in (("elr", "elr/total"), ("effective_grad_norm", "effective_grad_norm/total")):
         assert series[f"period/{name}"].values == series[other].values
+    assert series["period/distance"].values == pytest.approx(series["distance/total"].values, rel=1e-12)
     bounds = [name for name in ("elr_low", "elr_high", "norm_low", "norm_high") if f"equilibrium/{name}" in series]
     for name in bounds:
         assert series[f"period/{name}"].values == series[f"equilibrium/{name}"].values

@@ -143,15 +143,11 @@ class StepCurves(EpochCurves):
 def _steps(trace: Tensor, numbers: list[int], losses: Tensor) -> Tensor:
     """Put together what is known of steps; NaN for losses that are not."""
     columns = dict(zip(QUANTITIES, trace.unbind(1), strict=True))
-    ess = columns["ess"]
-    secant = torch.hypot(torch.ones_like(ess), ess)
-    # 1 − 1/secant without cancellation; a step by a right angle or more has an infinite ESS
-    distance = torch.where(ess.isinf(), 1.0, ess / secant * (ess / (1 + secant)))
     known = len(numbers) == len(trace)
-    at = torch.tensor(numbers, dtype=torch.float64) if known else torch.full_like(ess, math.nan)
-    loss = losses if known else torch.full_like(ess, math.nan)
-    norm = columns["norm"]
-    rows = torch.stack([at, loss, norm.square(), columns["elr"], columns["effective_grad_norm"], distance], 1)
+    at = torch.tensor(numbers, dtype=torch.float64) if known else torch.full_like(columns["elr"], math.nan)
+    loss = losses if known else torch.full_like(columns["elr"], math.nan)
+    named = (columns[name] for name in STEP_COLUMNS[3:])
+    rows = torch.stack([at, loss, columns["norm"].square(), *named], 1)
     return rows[columns["elr"] != NOT_STEPPED]
 
 
