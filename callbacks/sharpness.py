@@ -44,8 +44,6 @@ class SharpnessMonitor(FindsGroups):
     | ``sharpness/online`` | mean of ρ‖∇‖ over the steps of an epoch |
     | ``sharpness/train_pass`` | mean of ρ‖∇‖ over mini-batches at fixed weights, see ``weighting`` |
     | ``train_pass/loss``, ``train_pass/error`` | of the same pass; means over samples |
-    | ``train_pass/loss_clean``, ``…/error_clean``, ``…/loss_corrupted``, ``…/error_corrupted`` | with \
-    ``label_noise`` of our data modules: of the samples whose labels it left alone, or made wrong |
     | ``sharpness/fisher_trace`` | ρ² tr F, mean over samples of ρ² Σ_c p_c ‖∇ log p_c‖², p = softmax(logits) |
     | ``sharpness/hessian_trace`` | ρ² tr PHP, P the projection on the tangent space (Hutchinson) |
     | ``sharpness/fisher_trace_error``, ``sharpness/hessian_trace_error`` | standard errors of these estimates |
@@ -57,9 +55,11 @@ class SharpnessMonitor(FindsGroups):
     joint sphere over just these, or ``torch.optim.SGD`` without momentum, η̃ = η/(ρ²(1 − ηλ)); and nothing is clipped.
     Where steps are made on mini-batches, their noise lets the eigenvalue settle lower: it is an upper bound then.
 
-    Other callbacks find these in ``trainer.callback_metrics``. ``sharpness.png`` is drawn into the folder of the first
-    logger, and sent to W&B, when training ends. Under DDP a mini-batch is the global one, batch statistics each rank's.
-    Under FSDP2 a pass gathers the whole module on each device.
+    With ``label_noise`` of our data modules the pass over the train set also logs ``train_pass/loss_clean``,
+    ``…/error_clean``, ``…/loss_corrupted`` and ``…/error_corrupted``, of the samples whose labels it left alone, or
+    made wrong. Other callbacks find these in ``trainer.callback_metrics``. ``sharpness.png`` is drawn into the folder of
+    the first logger, and sent to W&B, when training ends. Under DDP a mini-batch is the global one, batch statistics
+    each rank's. Under FSDP2 a pass gathers the whole module on each device.
 
     The passes evaluate batches of (inputs, labels) by the module itself and its ``criterion(logits, labels)``,
     cross-entropy where it has none. Where that does not run (no ``forward``, batches that are dictionaries, labels that

@@ -43,7 +43,11 @@ FIT = (
     ("config", "group", "tags"),
     [
         ("elr.yaml", "SIConvNet on Digits", ["SIConvNet", "Digits", "sphere"]),
-        ("cosine.yaml", "ConvNet on Digits", ["ConvNet", "Digits", "whole space", "SGD", "CosineAnnealingLR"]),
+        (
+            "cosine.yaml",
+            "PracticalConvNet on Digits",
+            ["PracticalConvNet", "Digits", "whole space", "SGD", "CosineAnnealingLR"],
+        ),
         ("adam_elr.yaml", "SIConvNet on Digits", ["SIConvNet", "Digits", "whole space", "Adam"]),
         ("converted_vit.yaml", "VisionTransformer on Digits", ["VisionTransformer", "Digits", "sphere"]),
         ("fine_tune_up.yaml", "SIConvNet on Digits", ["SIConvNet", "Digits", "sphere", "switch"]),

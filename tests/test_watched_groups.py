@@ -200,7 +200,7 @@ def test_rows_outside_of_scale_invariant_ones_are_watched_apart(monkeypatch: pyt
         assert names == [*(group.name for group in found), "up.weight[6]", "up.weight[10:16]"]
         assert {group.name for group in watched.others if "up" in group.name} == set(names[3:])
         quantities = EffectiveQuantities(watched.groups, AdamW(module.parameters()), radial_gradients=True)
-        assert quantities.shape == (8, 1 + len(watched.groups))
+        assert quantities.shape == (9, 1 + len(watched.groups))
 
 
 def test_a_pattern_without_a_match_is_refused_before_the_first_step(tmp_path: Path) -> None:

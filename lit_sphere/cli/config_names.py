@@ -161,13 +161,17 @@ def default_config() -> str:
 
 
 def _listed(names: list[str]) -> str:
-    """All names in one line: without suffix, each folder's in braces."""
+    """All names in one line, without suffix: those that a folder has as well with a star, its others in braces."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, _, stem = name.removesuffix(".yaml").rpartition("/")
         folders.setdefault(folder, []).append(stem)
-    lists = {folder: ", ".join(stems) for folder, stems in folders.items()}
-    return ", ".join(f"{folder}/{{{stems}}}" if folder else stems for folder, stems in lists.items())
+    here = folders.pop("", [])
+    (folder, inside), *_ = folders.items() or [("", [])]
+    starred = ", ".join(f"{stem}*" if stem in inside else stem for stem in here)
+    only = ", ".join(stem for stem in inside if stem not in here)
+    twins = f" (* in {folder}/ too)" if "*" in starred else ""
+    return f"{starred}{twins}" + (f", {folder}/{{{only}}}" if only else "")
 
 
 def _kind(content: object) -> str:

@@ -24,6 +24,7 @@ from lit_sphere.modules.options import (
     OptimizerCallable,
     SchedulerCallable,
     Spheres,
+    check_forward,
     check_same_scheduler,
     check_sphere_kept,
     check_training_options,
@@ -117,7 +118,7 @@ class SphereModule(LightningModule):
         self.network = network.to(memory_format=torch.channels_last)
         self.elr, self.lr, self.granularity = elr, lr, granularity
         self.loss, self.num_classes = loss, num_classes
-        self._uses_shape_of_data = input_shape is None
+        self._uses_shape_of_data, self._has_shape_of_data = input_shape is None, False
         self.example_input_array = torch.zeros(2, *(input_shape or (3, 32, 32)))
         self._optimizer, self._scheduler = optimizer, scheduler
         self._scheduled = self._scheduled_before = 0  # epochs that the schedule was stepped for; in the checkpoint
@@ -173,7 +174,8 @@ class SphereModule(LightningModule):
             epochs: For which a schedule is tried; None or below 0 tries 100.
 
         Raises:
-            ValueError: As ``setup``, and for an optimizer or a scheduler that fails at its first step.
+            ValueError: As ``setup``, for an optimizer or a scheduler that fails at its first step, and for a network
+                that does not take the images.
         """
         self.take_shape(data)
         self._make_scale_invariant()
@@ -195,6 +197,9 @@ class SphereModule(LightningModule):
             unused = {"granularity": self.granularity != "joint", "lr": self.lr is not None}
             for name in (name for name, is_given in unused.items() if is_given):
                 rank_zero_warn(f"{name} (--model.{name}) is of training on the sphere: without elr it changes nothing")
+            if self._has_shape_of_data:
+                assert isinstance(self.example_input_array, Tensor)
+                check_forward(self.network, self.example_input_array)
             epochs = 100 if epochs is None or epochs < 0 else epochs
             check_optimizer(self._optimizer, self._scheduler, epochs, class_name(self.hparams.get("scheduler")) or "")
         self._checked = True
@@ -206,6 +211,7 @@ class SphereModule(LightningModule):
             data: Data module; one that does not know the shape changes nothing.
         """
         if self._uses_shape_of_data and hasattr(data, "in_channels") and hasattr(data, "image_size"):
+            self._has_shape_of_data = True
             self.example_input_array = torch.zeros(2, data.in_channels, data.image_size, data.image_size)
 
     def _make_scale_invariant(self) -> None:
