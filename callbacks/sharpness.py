@@ -57,8 +57,8 @@ class SharpnessMonitor(FindsGroups):
 
     With ``label_noise`` of our data modules the pass over the train set also logs ``train_pass/loss_clean``,
     ``…/error_clean``, ``…/loss_corrupted`` and ``…/error_corrupted``, of the samples whose labels it left alone, or
-    made wrong. Other callbacks find these in ``trainer.callback_metrics``. ``sharpness.png`` is drawn into the folder of
-    the first logger, and sent to W&B, when training ends. Under DDP a mini-batch is the global one, batch statistics
+    made wrong. Other callbacks find these in ``trainer.callback_metrics``. ``sharpness.png`` is drawn into the folder
+    of the first logger, and sent to W&B, when training ends. Under DDP a mini-batch is the global one, batch statistics
     each rank's. Under FSDP2 a pass gathers the whole module on each device.
 
     The passes evaluate batches of (inputs, labels) by the module itself and its ``criterion(logits, labels)``,

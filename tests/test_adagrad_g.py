@@ -79,7 +79,9 @@ def least_cosine(lr: float, weight_decay: float, steps: int = 1000, **other_opti
     return least
 
 
-@pytest.mark.parametrize(("lr", "gap"), [(0.01, 1e-9), (0.1, 2e-6), (0.3, 2e-4)])
+@pytest.mark.parametrize(
+    ("lr", "gap"), [(0.01, 1e-9), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0.1, 2e-6), (0.3, 2e-4)))]
+)
 def test_it_stays_with_sgd_with_l2_regularisation(lr: float, gap: float) -> None:
     """Over 3000 shared steps; the gaps of this problem were 4e-14, 3e-8 and 2e-5."""
     assert least_cosine(lr, 0.01, 3000) > 1 - gap

@@ -78,9 +78,10 @@ def test_a_monitor_leaves_the_run_bit_identical(name: str, case: str) -> None:
     assert_equal(fitted(name, case).tensors, fitted(None, case).tensors)
 
 
-@pytest.mark.parametrize(
-    "case", ["resnet", *(pytest.param(case, marks=pytest.mark.slow) for case in ("manual", "ours"))]
-)
+_SLOWER = [pytest.param(case, marks=pytest.mark.slow) for case in ("manual", "ours")]
+
+
+@pytest.mark.parametrize("case", ["resnet", *_SLOWER])
 def test_monitors_do_not_disturb_each_other(case: str, tmp_path: Path) -> None:
     names = [name for name in REGISTRY if REGISTRY[name].is_monitor and is_first(name) and case in REGISTRY[name].cases]
     together = fit(case, [REGISTRY[name].make(tmp_path) for name in names], tmp_path)

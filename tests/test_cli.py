@@ -142,7 +142,10 @@ def holds(parsed: Any, shipped: Any) -> bool:
     "ignore:OptimizerComparison.*will not take place",
     "ignore:LinearInterpolationBarrier measure",
 )
-@pytest.mark.parametrize("name", shipped_configs())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name.startswith("paper/") else ()) for name in shipped_configs()],
+)
 def test_shipped_config(name: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
     shipped = yaml.safe_load(Path(find_config(name)).read_text())
     begin: list[str] = []

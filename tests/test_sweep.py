@@ -319,7 +319,7 @@ OVER = ("--over", "model.elr=1e-3,1e-2")
     ("args", "said"),
     [
         ((), "nothing varies: give --over OPTION=VALUES, or --seeds N"),
-        (("nope",), "sweep nope: no such file here, and no shipped sweep of this name; there are "),
+        (("nope",), "sweep nope: no such file here, and no shipped sweep of this name; lit-sphere sweep --help lists "),
         (("--over", "model.elr"), "--over model.elr: expected OPTION=VALUES"),
         (("--over", "model.elr=1,fast"), "the point elr=fast: --model.elr: expected float, got fast"),
         (

@@ -81,7 +81,7 @@ def find_sweep(name: str) -> str:
     shipped = shipped_sweeps()
     if name.removesuffix(".yaml") in shipped:
         return str(_root() / _SWEEPS / f"{name.removesuffix('.yaml')}.yaml")
-    nearest = did_you_mean(name, shipped) or f"; there are {_listed(shipped)}"
+    nearest = did_you_mean(name, shipped) or "; lit-sphere sweep --help lists those that there are"
     raise CommandLineError(f"sweep {name}: no such file here, and no shipped sweep of this name{nearest}")
 
 

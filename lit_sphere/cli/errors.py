@@ -15,7 +15,7 @@ from lit_sphere.cli.rewordings import in_one_line
 written_to: ContextVar[Path | None] = ContextVar("written_to", default=None)
 """Where this command writes; once it is made, the traceback of an error that nobody foresaw goes there."""
 
-_LONGEST_LINE = 640  # the list of sweeps
+_LONGEST_LINE = 480
 _LONGEST = 200  # of a message that nobody wrote for a user
 
 
