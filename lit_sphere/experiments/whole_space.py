@@ -18,7 +18,7 @@ from lit_sphere.experiments.levels import by_epoch, listed
 from lit_sphere.experiments.optimizers import optimizer_name
 from lit_sphere.experiments.periods import decay_of, periods_of
 from lit_sphere.report.chart import Chart, Panel
-from lit_sphere.report.runs import Run
+from lit_sphere.report.runs import SEEDS, Run
 
 LOSS, NORM, ELR, SHARPNESS = "train/loss", "norm/total", "elr/total", "effective_grad_norm/total"
 
@@ -84,7 +84,7 @@ def _families(runs: Iterable[Run], varied: Sequence[str]) -> list[tuple[str, lis
     """
     found: dict[str, list[Run]] = {}
     for run in _usable(runs):
-        options = {name: value for name, value in _flat(run.config) if name not in (*varied, "data.seed", "data.root")}
+        options = {name: value for name, value in _flat(run.config) if name not in (*varied, *SEEDS, "data.root")}
         found.setdefault(json.dumps(options, sort_keys=True, default=str), []).append(run)
     return [(_setting(found[key][0], varied), found[key]) for key in sorted(found)]
 
