@@ -158,12 +158,12 @@ class PeriodMonitor(PeriodWatch):
         t_min, t_max = row.get("t_min"), row.get("t_max")
         if t_min is None or not t_max:
             return ""
-        latest = f"at most {t_max:.0f}" if math.isfinite(t_max) else "no certain number of"
-        earliest = f"at least {t_min:.0f}" if math.isfinite(t_min) else "never, not in any number of"
-        return (
-            f"; with g̃ as in the last epoch, the next step of a distance above {row['delta']:.2g} is to come after "
-            f"{earliest} and {latest} steps"
-        )
+        if not math.isfinite(t_min):
+            when = "cannot come"
+        else:
+            earliest = "at once" if t_min < 1 else f"after {t_min:.0f} steps"
+            when = f"may come {earliest}" + (f", and comes within {t_max:.0f}" if math.isfinite(t_max) else "")
+        return f"; with g̃ as in the last epoch, the next step of a distance above {row['delta']:.2g} {when}"
 
     def _drawn(self) -> PeriodCurves:
         """The curves that periods were found in."""
