@@ -35,8 +35,10 @@ def _classes(option: str) -> str:
 
     option = "--trainer.callbacks" if option.startswith("--trainer.callbacks") else option
     names = ", ".join(shipped_classes(option))
-    if option in ("--trainer.callbacks", "--model.optimizer"):
-        names += f", and those of {'torch.optim' if option == '--model.optimizer' else 'lightning.pytorch.callbacks'}"
+    if option == "--trainer.callbacks":
+        names += ", and those of lightning.pytorch.callbacks"
+    elif option == "--model.optimizer":
+        names += ", and those of torch.optim, such as torch.optim.SGD"
     return names or "those of import paths such as torch.optim.SGD"
 
 
