@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
-from lit_sphere.observe.stopping import NonFinite
+from lit_sphere.observe.stopping import NonFinite, is_finding
 from lit_sphere.observe.watched_groups import marked_groups
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import draw_curves, in_short, read_metrics
@@ -79,7 +79,7 @@ class RunSummary(RegimeWatch):
         A run that was to end where it diverged has its table, too.
         """
         super().on_exception(trainer, pl_module, exception)
-        if isinstance(exception, NonFinite) and exception.is_finding:
+        if is_finding(exception):
             folder = next((each.log_dir for each in trainer.loggers if is_a(each, CSVLogger)), None)
             self._print(trainer, pl_module, self.folder or folder, [], exception)
         if self._started:

@@ -28,6 +28,9 @@ PLANE_RISE = 3.0
 NORM_RISE = 1.05
 """Factor over its minimum by which the norm rises then: 1.1 and more on digits, 1.3 and more in the toy."""
 
+STEP_WINDOW = 5
+"""Window of the curves of single steps: the loss of one batch says little."""
+
 SHORTEST_CURVE = 10
 """Values below which the absence of periods says nothing."""
 

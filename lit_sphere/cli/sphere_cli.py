@@ -20,7 +20,6 @@ from lit_sphere.callbacks import (
     EffectiveLearningRateMonitor,
     GracefulStop,
     Interrupted,
-    NonFinite,
     RunCheckpoint,
     RunProgressBar,
     RunSummary,
@@ -68,6 +67,7 @@ from lit_sphere.modules import SphereModule
 from lit_sphere.modules.lightning_options import check_trainer
 from lit_sphere.observe.epoch_curves import CurveCallback
 from lit_sphere.observe.publishing import ChecksRun
+from lit_sphere.observe.stopping import is_finding
 from lit_sphere.switching.resume import stays_switched
 
 # Defaults of some of Lightning's callbacks, which config.yaml holds by their values.
@@ -323,7 +323,7 @@ class SphereCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
-            if isinstance(error, NonFinite) and error.is_finding:
+            if is_finding(error):
                 return
             path = self.config[subcommand].get("ckpt_path")
             told = unrestorable(error, path, subcommand == "fit") if path else None

@@ -13,12 +13,13 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from lit_sphere.callbacks import Interrupted, NonFinite
+from lit_sphere.callbacks import Interrupted
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.wandb_account import LONGEST_NAME, PATIENCE, check_name, is_unanswered, verify_key
 from lit_sphere.cli.wandb_labels import LoggedValues, regime_table, run_labels
 from lit_sphere.observe.dynamics import callbacks_of
 from lit_sphere.observe.regime import RegimeWatch
+from lit_sphere.observe.stopping import is_finding
 from lit_sphere.report import in_short
 
 WandbMode = Literal["offline", "online", "disabled"]
@@ -230,16 +231,12 @@ def end_wandb(trainer: Trainer, logged: LoggedValues, exception: BaseException |
         try:
             _leave_summary(trainer, wandb.run, logged, exception)
         finally:
-            wandb.finish(0 if exception is None or _is_finding(exception) else 1)
+            wandb.finish(0 if exception is None or is_finding(exception) else 1)
     except Exception as error:
         late = isinstance(error, TimeoutError)
         what = f"not all was sent within {_LAST_UPLOADS} s" if late else f"W&B failed: {in_short(error)}"
         rank_zero_warn(f"{what}; metrics.csv is whole, and `wandb sync {folder}` may send the rest")
         _forget(error)
-
-
-def _is_finding(exception: BaseException | None) -> bool:
-    return isinstance(exception, NonFinite) and exception.is_finding
 
 
 def _leave_summary(trainer: Trainer, run: Any, logged: LoggedValues, exception: BaseException | None) -> None:
@@ -248,7 +245,7 @@ def _leave_summary(trainer: Trainer, run: Any, logged: LoggedValues, exception: 
     watches.sort(key=lambda watch: not watch.announces)  # RegimeMonitor says more than RunSummary
     verdict = watches[0].verdict if watches else None
     tags: list[str] = [] if verdict is None else [verdict.regime]
-    if _is_finding(exception):
+    if is_finding(exception):
         tags.append("diverged")
     elif exception is not None:
         tags.append("interrupted" if isinstance(exception, (Interrupted, KeyboardInterrupt)) else "failed")

@@ -7,11 +7,11 @@ from typing import Any
 
 from lit_sphere.experiments.drawing import GROUP_COLOURS, charts_of_settings, curve_over_epochs
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
-from lit_sphere.experiments.grids import BASELINES, name_of, regime_of, setting_of
+from lit_sphere.experiments.grids import name_of, regime_of, setting_of
 from lit_sphere.experiments.levels import by_epoch, level
 from lit_sphere.experiments.step_sizes import ANGLE, DISTANCE, distance, distances_of
 from lit_sphere.report.chart import Chart, Panel, over_seeds
-from lit_sphere.report.runs import Run
+from lit_sphere.report.runs import BASELINES, Run
 
 LOSS, SHARPNESS = "train/loss", "effective_grad_norm/total"
 

@@ -9,12 +9,9 @@ from typing import Any
 
 from lit_sphere.analysis.regimes import Regime
 from lit_sphere.experiments.levels import last_level, parts
-from lit_sphere.report.runs import Run
+from lit_sphere.report.runs import BASELINES, Run
 
 _ALL_IMAGES = {"Digits": 1500, "CIFAR10": 50000, "CIFAR100": 50000}
-BASELINES = ("RandomWalk", "GradientAscent")
-"""Optimizers on the sphere that are no descent: runs to hold others against."""
-
 _USUAL = {"normalisation": "batch"}  # options that older runs lack; null is as good as not there
 _CHANGES_DYNAMICS = ("FineTuneSwitch", "FixedNorm")
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from lit_sphere.experiments.drawing import GROUP_COLOURS, charts_of_settings, curve_over_epochs, moving_mean, percent
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
-from lit_sphere.experiments.grids import BASELINES, name_of, setting_of
+from lit_sphere.experiments.grids import name_of, setting_of
 from lit_sphere.experiments.levels import by_epoch, last_level, listed, parts
 from lit_sphere.report.chart import Chart, Panel, over_seeds
-from lit_sphere.report.runs import Run
+from lit_sphere.report.runs import BASELINES, Run
 
 ERROR, SHARPNESS = "val/error", "effective_grad_norm/total"
 CLEAN, CORRUPTED = "train/error_clean", "train/error_corrupted"

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from lit_sphere.analysis.periods import LOSS_RISE, PLANE_RISE, Period, Periods, segment_periods
+from lit_sphere.analysis.periods import LOSS_RISE, PLANE_RISE, STEP_WINDOW, Period, Periods, segment_periods
 from lit_sphere.experiments.drawing import GROUP_COLOURS, charts_of_settings
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
 from lit_sphere.experiments.grids import name_of
@@ -22,7 +22,6 @@ STEP_LOSS, STEP_NORM, STEP_ELR, STEP_GRAD, STEP_DISTANCE = (
     f"period/{name}" for name in ("loss", "norm_squared", "elr", "effective_grad_norm", "distance")
 )
 
-_WINDOW = 5  # steps, as of PeriodMonitor
 _SHARE = 0.8  # of periods in which phases A and B must be what they are said to be
 _FIRST = 0.5  # of periods in which the loss must lead by a step or more: others are thrown out in one
 _BETWEEN = 0.9  # of steps
@@ -107,7 +106,7 @@ def steps_of(run: Run) -> Steps | None:
     at = sorted(step for step in columns[0] if all(step in column for column in columns[1:]))
     loss, squares, elr, grad, distance = ([column[step] for step in at] for column in columns)
     norm = [math.sqrt(square) for square in squares]
-    return Steps(at, loss, norm, elr, grad, distance, segment_periods(loss, norm, window=_WINDOW, unit="step"))
+    return Steps(at, loss, norm, elr, grad, distance, segment_periods(loss, norm, window=STEP_WINDOW, unit="step"))
 
 
 def detailed(runs: Sequence[Run]) -> Iterator[tuple[Run, Steps]]:
@@ -164,7 +163,7 @@ def _is_a(steps: Steps, period: Period) -> bool:
     """From the least norm to the greatest the loss comes down from its peak, the norm rises and the ELR falls."""
     first, last = period.start, period.norm_peak
     top = max(steps.loss[first : last + 1])
-    after = steps.loss[last : last + 1 + _WINDOW]
+    after = steps.loss[last : last + 1 + STEP_WINDOW]
     return top > fmean(after) and steps.norm[last] > steps.norm[first] and steps.elr[last] < steps.elr[first]
 
 
@@ -305,9 +304,8 @@ def _pair(row: dict[str, Any]) -> Pair:
 
 def check_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
     """Judge P17 by the runs whose minima were compared."""
-    findings = [
-        (f"{setting_of(run)}, seed {run.seed}", conclude(minima(pairs_of(run)))) for run in runs if pairs_of(run)
-    ]
+    found = [(run, pairs_of(run)) for run in runs]
+    findings = [(_with_seed(run), conclude(minima(pairs))) for run, pairs in found if pairs]
     return conclude_over_settings(
         findings, "Missing: a run with PeriodMonitor and CheckpointSimilarity (between: periods), of two periods."
     )

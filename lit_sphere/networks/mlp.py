@@ -25,7 +25,8 @@ class MLP(nn.Module):
         depth: Number of layers before the head.
 
     Raises:
-        ValueError: If ``width``, ``depth`` or ``image_size`` is less than 1, or ``eps`` or ``head_norm`` not positive.
+        ValueError: If ``width`` is less than 3, ``depth`` or ``image_size`` less than 1, or ``eps`` or ``head_norm``
+            not positive.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.analysis.epoch_rows import LOSS_KEYS, Row
-from lit_sphere.analysis.periods import PeriodReader, Periods
+from lit_sphere.analysis.periods import STEP_WINDOW, PeriodReader, Periods
 from lit_sphere.effective import NOT_STEPPED, QUANTITIES, EquilibriumRule, StepTrace, predicted_interval
 from lit_sphere.files import write_whole
 from lit_sphere.observe.dynamics import callbacks_of, controls_of
@@ -31,8 +31,6 @@ Resolution = Literal["epoch", "step"]
 SMALL_JUMP = 0.01
 """δ-jumps are looked for from this part of ηλ on, the cosine distance of a step that keeps the norm: a tenth of its
 angle. A jump of more than ηλ(ℓ/L)² is never certain, whatever the norm (PB §3)."""
-
-_WINDOW = 5  # steps; the loss of a single batch says little
 
 
 class StepCurves(EpochCurves):
@@ -185,7 +183,7 @@ class PeriodWatch(CurveCallback):
     def _begin(self) -> None:
         self.periods: Periods | None = None
         self.minima: list[Snapshot] = []
-        self._reader = PeriodReader(_WINDOW if self.per == "step" else 1)
+        self._reader = PeriodReader(STEP_WINDOW if self.per == "step" else 1)
         self._digested = self._read = 0  # rows
         self._lowest: tuple[float, Snapshot] | None = None  # of the present period
 

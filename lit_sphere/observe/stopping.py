@@ -1,7 +1,7 @@
 """When a run ends, and passes over data that give way to a request to stop."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
@@ -21,6 +21,11 @@ class NonFinite(RuntimeError):
     def __init__(self, message: str, epoch: int = 0, is_finding: bool = False) -> None:
         super().__init__(message)
         self.epoch, self.is_finding = epoch, is_finding
+
+
+def is_finding(exception: BaseException | None) -> TypeGuard[NonFinite]:
+    """Whether a run has diverged where that is what it was to show, and so ended as it was to."""
+    return isinstance(exception, NonFinite) and exception.is_finding
 
 
 class Stopper(Callback):

@@ -201,7 +201,7 @@ class SphereSGD(Optimizer):
             granularity = group["left_granularity"]
             rate = group["lr"] / joint_norm(group["params"]).item() ** 2 if elr is None else elr
             _check(
-                type(self).__name__,
+                self._name,
                 {**group, "elr": rate, "granularity": granularity, "weight_decay": 0.0, "momentum": 0.0},
             )
             group.update(weight_decay=0.0, granularity=granularity)

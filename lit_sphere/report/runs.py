@@ -30,6 +30,9 @@ METRICS, CONFIG = "metrics.csv", "config.yaml"
 SEEDS = ("seed_everything", "data.seed", "data.order_seed", "model.head_seed", "model.optimizer.seed")
 """Options that make other runs of one point: their values are no difference between settings."""
 
+BASELINES = ("RandomWalk", "GradientAscent")
+"""Optimizers on the sphere that are no descent: runs to hold others against."""
+
 _CLASSES = {"Digits": 10, "CIFAR10": 10, "CIFAR100": 100}
 _QUANTILES = ("min", "median", "max", "step_max")  # and q25: no groups
 _FOREIGN = {f"{part}_{name}": f"{part}/{name}" for part in ("train", "val") for name in ("loss", "error")}
@@ -234,7 +237,7 @@ class Run:
     @cached_property
     def on_sphere(self) -> bool:
         """Whether it began on the sphere."""
-        return self.elr is not None or self.option("model.optimizer") in ("SphereSGD", "GradientAscent", "RandomWalk")
+        return self.elr is not None or self.option("model.optimizer") in ("SphereSGD", *BASELINES)
 
     @cached_property
     def rows(self) -> list[Row]:
