@@ -15,7 +15,14 @@ from lit_sphere.effective.equilibrium import (
 from lit_sphere.effective.quantities import NOT_STEPPED, QUANTITIES, EffectiveQuantities
 from lit_sphere.effective.sources import Source, rounds_steps, source_of
 from lit_sphere.effective.spread import quantile_name, quantiles_over_groups
-from lit_sphere.effective.step_means import StepMean, StepMeans, StepSummary, StepTrace, mean_where_stepped
+from lit_sphere.effective.step_means import (
+    StepMean,
+    StepMeans,
+    StepSummary,
+    StepTrace,
+    mean_of_state,
+    mean_where_stepped,
+)
 
 __all__ = [
     "NOT_STEPPED",
@@ -29,6 +36,7 @@ __all__ = [
     "StepSummary",
     "StepTrace",
     "equilibrium_rule",
+    "mean_of_state",
     "mean_where_stepped",
     "predicted_equilibrium",
     "predicted_interval",

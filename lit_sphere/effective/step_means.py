@@ -178,6 +178,23 @@ class StepMean:
             self._values = []
 
 
+def mean_of_state(state: dict[str, Any]) -> Tensor | None:
+    """Give the mean of what lies in a saved state, where it cannot be gone on from yet.
+
+    Args:
+        state: As given by :meth:`StepMean.state`, or empty.
+
+    Returns:
+        Tensor of the values' shape; None if nothing was observed.
+    """
+    known = [*state.get("evaluated", []), *([] if state.get("sum") is None else [state["sum"][None]])]
+    if not known:
+        return None
+    means = StepMean(shape=tuple(known[0].shape[1:]))
+    means.load_state(state)
+    return means.mean()
+
+
 class StepMeans(StepMean):
     """Means of the effective quantities over the steps that moved a group, float64 of shape (quantities, 1 + groups).
 

@@ -134,7 +134,7 @@ class EpochCurves:
         row: Row = {"epoch": opened["epoch"], "step": opened["step"], "loss": None, "error": None}
         row["lr"] = opened["lr"] / opened["lrs"] if opened["lrs"] else None
         row |= self._loss.means(trainer)
-        measured = None if self._watch.means is None else self._watch.means.mean()
+        measured = self._watch.mean()
         for quantity in _QUANTITIES:
             values = None if measured is None else measured[QUANTITIES.index(quantity)].tolist()
             known = values is not None and values[0] != NOT_STEPPED

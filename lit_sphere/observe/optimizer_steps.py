@@ -5,13 +5,22 @@ from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lit_sphere.effective import EffectiveQuantities, Source, StepMeans, rounds_steps, source_of
+from lit_sphere.effective import (
+    EffectiveQuantities,
+    Source,
+    StepMeans,
+    StepTrace,
+    mean_of_state,
+    rounds_steps,
+    source_of,
+)
 from lit_sphere.effective.step_options import StepOptions
 from lit_sphere.groups import Group, GroupGranularity
 from lit_sphere.observe.both_lightnings import overrides
@@ -207,6 +216,25 @@ class StepWatch:
         groups = self.optimizer.param_groups if self.means is None else self.means.quantities.param_groups
         group = groups[0]
         return float(group["elr"] if group.get("elr") is not None else group["lr"])
+
+    def mean(self) -> Tensor | None:
+        """Give the means since the last call; those that were restored, where no batch has come since.
+
+        Returns:
+            Float64 of shape (quantities, 1 + groups); None if nothing was measured.
+        """
+        return mean_of_state(self._restored.get("means", {})) if self.means is None else self.means.mean()
+
+    def trace(self) -> Tensor | None:
+        """Give the totals of each step since the last call, where they are kept (:class:`StepTrace`); as :meth:`mean`.
+
+        Returns:
+            Float64 of shape (steps, quantities); None if nothing was measured.
+        """
+        if isinstance(self.means, StepTrace):
+            return self.means.trace()
+        restored = self._restored.get("means", {}).get("trace", [])
+        return torch.cat(restored) if restored else None
 
     def detach(self) -> None:
         """Leave the optimizer as it was."""

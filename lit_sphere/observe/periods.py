@@ -89,11 +89,9 @@ class StepCurves(EpochCurves):
         self._batches, self._due = [], []
 
     def _close(self, trainer: Trainer) -> None:
-        means = self._watch.means
-        assert isinstance(means, StepTrace)
         numbers, losses = self._measured, self._step_losses(trainer)
         super()._close(trainer)
-        trace = means.trace()
+        trace = self._watch.trace()
         self._reset()
         self.rows[-1]["steps"] = None if trace is None else _steps(trace.cpu(), numbers, losses)
 
@@ -121,6 +119,7 @@ class StepCurves(EpochCurves):
             "losses": list(self._losses),
             "samples": list(self._samples),
             "taken": self._taken,
+            "rule": self.rule,
         }
         return super().state() | {"open_steps": opened}
 
@@ -135,7 +134,7 @@ class StepCurves(EpochCurves):
         self._batches = [(loss, samples) for loss, samples in opened["batches"]]
         self._due, self._measured = list(opened["due"]), list(opened["measured"])
         self._losses, self._samples = list(opened["losses"]), list(opened["samples"])
-        self._taken = opened["taken"]
+        self._taken, self.rule = opened["taken"], opened["rule"]
 
 
 def _steps(trace: Tensor, numbers: list[int], losses: Tensor) -> Tensor:
@@ -266,13 +265,14 @@ class PeriodWatch(CurveCallback):
         for row in rows[self._digested :]:
             self._digest(row)
         self._digested = len(rows)
-        while self._read < len(rows) and rows[self._read]["loss"] is not None:
+        while self._read < len(rows) and (rows[self._read]["loss"] is not None or self._read < len(rows) - 1):
             row = rows[self._read]
             self._read += 1
             if self.per == "step" and row["steps"] is not None:
-                for _, loss, norm_squared, *_ in row["steps"].tolist():
-                    self._reader.read(loss, math.sqrt(norm_squared))
-            elif self.per == "epoch" and row["taken"]:
+                for at, loss, norm_squared, *_ in row["steps"].tolist():
+                    if not math.isnan(at):  # steps and losses belong together
+                        self._reader.read(loss, math.sqrt(norm_squared))
+            elif self.per == "epoch" and row["loss"] is not None and row["taken"]:
                 self._reader.read(row["loss"], math.sqrt(row["norm_squared"]))
         self.periods = self._reader.periods(relaxation=self._relaxation(), unit=self.per)
 
