@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from lit_sphere import __version__
 from lit_sphere.cli.config_names import shipped_configs
 from lit_sphere.cli.errors import CommandLineError, exit_status, written_to
+from lit_sphere.cli.quick_imports import quick_imports
 from lit_sphere.cli.streams import restart_in_utf8, steady_streams
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.cli.suggestions import did_you_mean
@@ -76,7 +77,8 @@ def _answer(args: list[str]) -> None:
             run_toy(args[1:])
             return
         if args[0] == "interpolate":
-            from lit_sphere.cli.interpolate import run_interpolate
+            with quick_imports():
+                from lit_sphere.cli.interpolate import run_interpolate
 
             run_interpolate(args[1:])
             return
@@ -100,7 +102,8 @@ def _answer(args: list[str]) -> None:
 
             run_reproduce(args[1:])
             return
-        from lit_sphere.cli.sphere_cli import run
+        with quick_imports():
+            from lit_sphere.cli.sphere_cli import run
 
         run(args)
     except BaseException as error:

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lit_sphere.cli import main
 from lit_sphere.cli.config_names import default_config, find_sweep, read_config, shipped_sweeps
 from lit_sphere.cli.errors import CommandLineError, written_to
+from lit_sphere.cli.quick_imports import quick_imports
 from lit_sphere.cli.subcommand_parser import make_subcommand_parser, split_arguments
 from lit_sphere.cli.suggestions import option_strings, suggesting
 from lit_sphere.files import write_whole
@@ -29,15 +30,7 @@ from lit_sphere.sweep.states import STATES_FILE, read_states
 from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line
 from lit_sphere.sweep.wandb_sweep import wandb_sweep
 
-_PRELOAD = (
-    "lit_sphere.cli.sphere_cli",
-    "lit_sphere.cli.values_given",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-    "sklearn.datasets",
-    "wandb.apis.public",
-    "wandb.sdk.launch",
-)
+_PRELOAD = ("lit_sphere.cli.run_imports",)
 
 
 def make_parser() -> ArgumentParser:
@@ -172,7 +165,8 @@ def run_sweep(
         raise SweepError(f"--jobs must be at least 1, got {jobs}")
     if slurm is None:
         import_early(_resources(plan, jobs, ()).threads, _PRELOAD)  # beside what this process imports now
-    from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
+    with quick_imports():
+        from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
     parsed = parse_points(plan, with_files=slurm is None and not (folder / PLAN_FILE).exists())
     resources = _resources(plan, jobs, _gpus(parsed))
@@ -210,7 +204,8 @@ def _announce(sweep: Sweep, resources: "_Resources", slurm: SlurmOptions | None)
 
 
 def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
-    from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
+    with quick_imports():
+        from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
     parse_points(plan)
     begun_in(folder, plan, _digests(plan))
@@ -230,7 +225,8 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
 
 
 def _export(plan: Plan, folder: Path) -> None:
-    from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
+    with quick_imports():
+        from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
     parsed = parse_points(plan)
     content = wandb_sweep(plan, folder.name, parsed[0].project)

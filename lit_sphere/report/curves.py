@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lit_sphere.report.metrics_csv import Series
-from lit_sphere.report.style import BLUE, GREEN, GREY, RED, house_style, plain_ticks, whole_numbers
+from lit_sphere.report.style import BLUE, GREEN, GREY, RED, add_panels, house_style, plain_ticks, whole_numbers
 
 _TRAIN, _VAL, _GROUP, _SWITCH, _THEORY = BLUE, RED, GREY, GREEN, "black"
 _FEW = ("#8e7cc3", "#e69138", "#45818e", "#a64d79", "#7f6000", GREY)  # colours of groups, where they suffice
@@ -48,7 +48,7 @@ def draw_curves(
     Raises:
         ValueError: If there is nothing to draw.
     """
-    panels = [
+    possible = [
         (_losses, ("train/loss", "val/loss")),
         (_errors, ("train/error", "val/error")),
         (_path, ("train/loss", "effective_grad_norm/total")),
@@ -57,15 +57,16 @@ def draw_curves(
         (_esses, ("ess/total",)),
         (_norms, ("equilibrium/norm_low",)),
     ]
-    drawn = [draw for draw, keys in panels if (all if draw is _path else any)(key in series for key in keys)]
+    drawn = [draw for draw, keys in possible if (all if draw is _path else any)(key in series for key in keys)]
     if not drawn:
         raise ValueError("no curve to draw: none of the keys train/loss, val/loss, elr/total, … was logged")
     columns = min(3 if len(drawn) <= 6 else 4, len(drawn))
     rows = -(-len(drawn) // columns)
     with house_style():
-        figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-        for i, draw in enumerate(drawn):
-            axes = figure.add_subplot(rows, columns, i + 1)
+        header = 0.25 if title else 0.0
+        figure = Figure(figsize=(4.2 * columns, 3.1 * rows + header))
+        panels = add_panels(figure, rows, columns, left=0.6, right=0.15, bottom=0.5, top=0.35, header=header)
+        for i, (axes, draw) in enumerate(zip(panels, drawn, strict=False)):
             draw(axes, series, validation_name)
             _mark_groups(axes, not_scale_invariant)
             for axis in (axes.xaxis, axes.yaxis):
@@ -73,7 +74,9 @@ def draw_curves(
                     plain_ticks(axis)
             if draw is not _path:
                 _mark_switches(axes, series, named=i == 0)
-        figure.suptitle(title, fontsize=10)
+        for axes in panels[len(drawn) :]:
+            axes.remove()
+        figure.suptitle(title, fontsize=10, y=1 - 0.08 / figure.get_figheight())
     return figure
 
 
@@ -101,9 +104,17 @@ def _path(axes: Axes, series: Mapping[str, Series], validation_name: str) -> Non
     x, y, epoch = zip(*points, strict=True) if points else ((), (), ())
     axes.plot(x, y, color=_GROUP, linewidth=0.6, alpha=0.4)
     dots = axes.scatter(x, y, c=epoch, s=10, cmap="viridis", zorder=2)
-    axes.figure.colorbar(dots, ax=axes, label="epoch", ticks=whole_numbers())
+    _make_room(axes, left=0.15, right=0.7)
+    beside = axes.inset_axes((1.04, 0, 0.04, 1))
+    axes.figure.colorbar(dots, cax=beside, label="epoch", ticks=whole_numbers())
     axes.set(title="path of the run", xlabel="train loss", xscale="log", yscale="log")
     axes.set_ylabel("effective gradient norm g̃")
+
+
+def _make_room(axes: Axes, left: float, right: float) -> None:
+    """Make a panel narrower, by inches."""
+    box, width = axes.get_position(), axes.figure.bbox.width / axes.figure.dpi
+    axes.set_position((box.x0 + left / width, box.y0, box.width - (left + right) / width, box.height))
 
 
 def _grad_norms(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:

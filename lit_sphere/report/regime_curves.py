@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lit_sphere.analysis.regimes import Regime
-from lit_sphere.report.style import BLUE, GREY, house_style
+from lit_sphere.report.style import BLUE, GREY, add_panels, house_style
 
 _TRAIN, _GROUP = BLUE, GREY
 REGIME_COLORS: dict[Regime, str] = {
@@ -59,8 +59,8 @@ def draw_regimes(
     with_ess = any(row.get("ess") is not None for row in rows)
     count = 1 + with_error + with_ess
     with house_style():
-        figure = Figure(figsize=(6.4, 1.0 + 2.0 * count), layout="constrained")
-        panels = iter(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
+        figure = Figure(figsize=(6.4, 0.9 + 2.0 * count))
+        panels = iter(add_panels(figure, count, 1, left=0.6, right=0.15, bottom=0.2, top=0.3, header=0.3, footer=0.3))
         axes = next(panels)
         axes.plot(epochs, [row["loss"] for row in rows], color=_TRAIN, linewidth=1.4)
         if converged_loss is not None and min(row["loss"] for row in rows) < 10 * converged_loss:
@@ -80,11 +80,14 @@ def draw_regimes(
             drawn.append(axes)
         for axes in drawn:
             _shade(axes, segments)
+        for axes in drawn[:-1]:
+            axes.sharex(drawn[-1])
+            axes.tick_params(labelbottom=False)
         drawn[-1].set_xlabel("epoch")
         named = dict.fromkeys(segment.regime for segment in segments)
         patches = [Patch(color=REGIME_COLORS[regime], label=regime) for regime in named]
         if patches:
-            figure.legend(handles=patches, frameon=False, ncols=len(patches), loc="outside upper right")
+            figure.legend(handles=patches, frameon=False, ncols=len(patches), loc="upper right")
         figure.suptitle(title, fontsize=10, x=0.02, ha="left")
     return figure
 

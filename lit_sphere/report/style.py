@@ -3,7 +3,9 @@
 from contextlib import AbstractContextManager
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 BLUE, RED, GREEN, GREY = "#0b5394", "#cc4125", "#6aa84f", "#999999"
@@ -18,6 +20,7 @@ def house_style() -> AbstractContextManager[None]:
     context: AbstractContextManager[None] = mpl.rc_context(
         {
             "font.size": 9,
+            "axes.titley": 1.0,  # matplotlib looks for what it may collide with otherwise, tick by tick
             "axes.spines.top": False,
             "axes.spines.right": False,
             "legend.framealpha": 0.75,  # curves may run below it
@@ -25,6 +28,48 @@ def house_style() -> AbstractContextManager[None]:
         }
     )
     return context
+
+
+def add_panels(
+    figure: Figure,
+    rows: int,
+    columns: int,
+    *,
+    left: float,
+    right: float,
+    bottom: float,
+    top: float,
+    header: float = 0.0,
+    footer: float = 0.0,
+) -> list[Axes]:
+    """Add panels of one size, row by row, with fixed margins for their labels.
+
+    matplotlib's constrained layout measures every label instead, which takes four times as long as all the rest of a
+    picture: too long for those that each run of a sweep leaves.
+
+    Args:
+        figure: Empty.
+        rows: Of panels.
+        columns: Of panels.
+        left: Margin of each panel, in inches.
+        right: The same.
+        bottom: The same.
+        top: The same.
+        header: Above all, in inches.
+        footer: Below all.
+
+    Returns:
+        Their axes.
+    """
+    width, height = figure.get_size_inches()
+    across, down = width / columns, (height - header - footer) / rows
+    size = ((across - left - right) / width, (down - bottom - top) / height)
+    corners = [
+        ((column * across + left) / width, 1 - (header + (row + 1) * down - bottom) / height)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return [figure.add_axes((x, y, *size)) for x, y in corners]
 
 
 def plain_ticks(axis: Axis) -> None:
