@@ -1,6 +1,7 @@
 """The command line does its main job: every flag, every shipped config, from an empty folder."""
 
 import csv
+import gc
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from conftest import LitSphere
 
 from lit_sphere import __version__
 from lit_sphere.cli.config_names import find_config, shipped_configs
+from lit_sphere.cli.quick_imports import quick_imports
 from lit_sphere.cli.shipped_classes import shipped_classes
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.modules import sphere_module
@@ -456,3 +458,18 @@ def test_completion(shell: str, empty_folder: Path, lit_sphere: LitSphere) -> No
     if shell == "bash":
         done = subprocess.run(["bash", "-n"], input=result.out, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_garbage_collector_rests_while_the_command_imports() -> None:
+    program = """
+import gc
+from lit_sphere.cli.quick_imports import quick_imports
+with quick_imports():
+    assert not gc.isenabled()
+assert gc.isenabled() and gc.get_freeze_count()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    frozen = gc.get_freeze_count()
+    with quick_imports():  # of a program that has imported Lightning: here
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
