@@ -255,14 +255,15 @@ class _Search:
         seeds = f", {asked.seeds} seeds" if asked.seeds > 1 else ""
         done = sum(state.state == "done" for state in sweep.states)
         before = f"; {done} runs are done already" if done else ""
-        at_once = f"{jobs} runs at once, {threads} thread{'s' if threads > 1 else ''} each"
+        at_once = f"{jobs} run{'s' if jobs > 1 else ''} at once, {threads} thread{'s' if threads > 1 else ''} each"
         _say(
             f"{self.folder}: {asked.name} from {where.low:g} to {where.high:g}, as close as ×{where.precision:g}"
             f"{seeds}; {at_once}{before}"
         )
         launcher = LocalProcesses(jobs, threads, self.resources.gpus, PRELOAD)
         in_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        return sweep.run(launcher, LiveTable(self.folder, jobs) if in_terminal else Lines(), self.chooser)
+        view = LiveTable(self.folder, jobs) if in_terminal else Lines(grows=True)
+        return sweep.run(launcher, view, self.chooser)
 
     def outcome(self, result: SweepResult) -> SearchResult:
         """Read what the runs came to."""

@@ -2,8 +2,9 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -351,11 +352,12 @@ def _strips(result: SearchResult) -> list[Mark]:
     return [Mark(x=low, to=high, colour=REGIME_COLORS[regime]) for regime, low, high in spans if low < high]
 
 
-def border_section(result: SearchResult) -> Section:
+def border_section(result: SearchResult, where: str = "") -> Section:
     """Make the part of a report on a search.
 
     Args:
         result: Of the search.
+        where: What tells it from others on the page; empty for the only one.
 
     Returns:
         The section.
@@ -368,7 +370,14 @@ def border_section(result: SearchResult) -> Section:
         for border in result.borders
         if result.at_edges(border)
     ]
-    return Section([border_chart(result)], "Borders", texts=[*sentences(result), *evidence, f"{cost(result)}."])
+    chart = border_chart(result)
+    chart = replace(chart, id=f"{chart.id}{_word(where)}")
+    return Section([chart], f"Borders{where}", texts=[*sentences(result), *evidence, f"{cost(result)}."])
+
+
+def _word(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).rstrip("-")
 
 
 def write_result(folder: Path, result: SearchResult) -> None:
