@@ -174,7 +174,8 @@ class BorderSearch:
                 anticipated.append((seed, gap, inside))
         for seed, gap, inside in anticipated:
             edges = [gap[0], *sorted(inside), gap[1]]
-            parts = sorted(pairwise(edges), key=lambda part: self._place(part[0]) - self._place(part[1]))
+            # The widest first, and of two alike the upper one: lower learning rates take longer to converge.
+            parts = sorted(pairwise(edges), key=lambda part: (-self._width(part), -part[0]))
             for part in filter(self._is_open, parts):
                 return seed, self._nearest(part, self._middle(part))
         return None
@@ -228,6 +229,9 @@ class BorderSearch:
 
     def _middle(self, gap: tuple[float, float]) -> float:
         return (self._place(gap[0]) + self._place(gap[1])) / 2
+
+    def _width(self, gap: tuple[float, float]) -> int:
+        return round(self._place(gap[1]) - self._place(gap[0]))
 
     def _inside(self, gap: tuple[float, float]) -> list[float]:
         return [at for at in self._candidates if gap[0] < at < gap[1]]

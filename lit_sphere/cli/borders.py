@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_sphere.analysis.border_search import BorderSearch, SearchRange
+from lit_sphere.analysis.regimes import SHORTEST_RUN
 from lit_sphere.cli import main
 from lit_sphere.cli.config_names import default_config
 from lit_sphere.cli.errors import CommandLineError, written_to
@@ -203,7 +204,7 @@ class _Search:
         some = tuple(f"{at:.6g}" for at in dict.fromkeys((candidates[0], candidates[1], candidates[-1])))
         parsed = parse_points(replace(plan, over={asked.option: some}), with_files=True)[0]
         self.epochs = epochs_of(parsed)
-        self._check_budget()
+        self._check_epochs()
         before = _begun(folder)
         seeds = plan.seeds if before is None else max(plan.seeds, before.seeds if plan.seeds else 0)
         self.plan = replace(plan, fit=(*plan.fit, *_of_search(plan.fit, parsed)), seeds=seeds)
@@ -216,8 +217,12 @@ class _Search:
         else:
             self.plan = self.chooser([]) or self.plan
 
-    def _check_budget(self) -> None:
+    def _check_epochs(self) -> None:
         budget = self.asked.budget
+        if self.epochs is not None and self.epochs < SHORTEST_RUN:
+            raise CommandLineError(
+                f"--trainer.max_epochs {self.epochs}: no regime is named before {SHORTEST_RUN} epochs; give more"
+            )
         if budget is None:
             return
         if self.epochs is None:

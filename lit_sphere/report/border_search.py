@@ -23,6 +23,7 @@ BORDERS_FILE = "borders.json"
 """Name of the result in the folder of a search."""
 
 _NAMES = {1: "1|2", 2: "2|3"}
+_SPREAD = 20  # ratio of values from which on an axis is logarithmic
 _MARGIN = 1.3  # beyond the outermost runs
 
 
@@ -329,7 +330,9 @@ def border_chart(result: SearchResult) -> Chart:
                     )
                 )
         if curves:
-            panels.append(Panel(title, name, x_log=True, y_log=True, curves=curves, marks=_strips(result)))
+            values = [y for curve in curves for y in curve.y]
+            log = max(values) > _SPREAD * min(values)
+            panels.append(Panel(title, name, x_log=True, y_log=log, curves=curves, marks=_strips(result)))
     caption = (
         "A point is a run: its regime by colour and symbol. Grey strips: between the last run below a border and the "
         "first above it, of all seeds. Runs were stopped once their regime was settled, so their last epochs differ."
