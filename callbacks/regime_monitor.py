@@ -58,8 +58,9 @@ class RegimeMonitor(RegimeWatch):
             sees the curves then; nothing is named before 20 epochs.
 
     Raises:
-        ValueError: If an argument is out of range, or ``stop_when`` names no regime; at the start of ``fit``, if there is another ``RegimeMonitor``, or
-            ``converged_loss`` is the threshold of another loss than the module's, or not below the loss of guessing.
+        ValueError: If an argument is out of range, or ``stop_when`` names no regime; at the start of ``fit``, if there
+            is another ``RegimeMonitor``, or ``converged_loss`` is the threshold of another loss than the module's, or
+            not below the loss of guessing.
 
     Attributes:
         verdict: The :class:`~lit_sphere.analysis.RegimeVerdict` of the present curve; None before the first epoch's

@@ -60,7 +60,7 @@ BORDER = st.floats(-13.0, 2.0).map(math.exp)  # also beyond the range
 
 
 @given(st.lists(st.tuples(BORDER, BORDER).map(lambda two: (min(two), max(two))), min_size=1, max_size=3), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_borders_of_monotone_verdicts_are_bracketed(
     borders: list[tuple[float, float]], data: st.DataObject
 ) -> None:
@@ -90,7 +90,7 @@ def test_it_takes_few_runs() -> None:
 
 
 @given(st.lists(st.sampled_from(REGIMES), min_size=10, max_size=10), st.integers(1, 3), st.integers(1, 4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_verdicts_come_to_an_end(steps: list[Regime], seeds: int, jobs: int) -> None:
     def verdict(seed: int, at: float) -> Regime:
         return steps[min(9, int(2 * (math.log10(at) + 5) + seed))]

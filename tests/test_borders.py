@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +13,7 @@ import matplotlib.image
 import pytest
 import torch
 import yaml
-from conftest import LitSphere
+from conftest import LitSphere, with_default_signals
 from foreign_modules import ForeignModule
 from lightning.pytorch import LightningModule
 from synthetic_runs import write_run
@@ -308,3 +311,33 @@ def test_a_search_from_python_that_cannot_be_made(options: dict[str, Any], words
     given: dict[str, Any] = {"trainer_options": {"max_epochs": 30}, "low": 0.1, "high": 1.0, **options}
     with pytest.raises(ValueError, match=re.escape(words)):
         search_borders(Foreign, _data, **given)
+
+
+@pytest.mark.slow
+def test_real_runs_are_searched_killed_and_gone_on_with(empty_folder: Path) -> None:
+    few = ["--model.width", "4", "--data.train_size", "512", "--trainer.max_epochs", "40", "--wandb", "disabled"]
+    asked = ["--over", "model.elr=1e-3:1", "--precision", "2", "--jobs", "2", "--config", "elr.yaml", *few]
+    command = with_default_signals([sys.executable, "-m", "lit_sphere", "borders", *asked])
+    # Of its own group: the process that is forked for each run must not get the signal.
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert first.stderr is not None
+    lines = []
+    for line in first.stderr:
+        lines.append(line)
+        if re.match(r"2  elr=", line):
+            first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=120) == 128 + signal.SIGTERM, lines
+    began = {path.parent.name for path in FOLDER.glob("elr=*/checkpoints")}
+    second = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert second.returncode == 0, second.stderr
+    result = read_result(FOLDER)
+    assert began <= {Path(run.folder).name for run in result.runs}
+    assert all(20 <= run.epochs <= 40 for run in result.runs)
+    assert any(run.epochs == 34 for run in result.runs)  # named at the end of the twentieth epoch, and 14 more
+    one, two = result.borders
+    assert one.last is not None
+    assert 5e-3 < one.last < 0.1
+    assert two.first is not None
+    assert two.first > one.last
+    assert len(result.runs) <= 10
+    assert "Convergence ends" in second.stdout

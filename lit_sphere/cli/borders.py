@@ -107,7 +107,13 @@ def make_parser() -> ArgumentParser:
         metavar="EPOCHS",
         help="Begin no run that could make more epochs in all.",
     )
-    add("--jobs", type=int | None, default=None, metavar="N", help="Runs at once, as of lit-sphere sweep.")
+    add(
+        "--jobs",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="Runs at once, as of lit-sphere sweep; by default no more than two for each seed.",
+    )
     add("--runs", type=str, nargs="+", default=[], metavar="DIR", help="Folders of old runs, used where they fit.")
     add("--sweep", type=str | None, default=None, metavar="DIR", help="Folder. Default: sweeps/CONFIG-borders.")
     return parser
@@ -197,7 +203,9 @@ class _Search:
 
     def __init__(self, asked: _Asked, plan: Plan, folder: Path, old_folders: Sequence[str]) -> None:
         self.asked, self.folder = asked, folder
-        import_early(share_out(asked.jobs, (), asked.jobs or 1000).threads, PRELOAD)  # beside what this imports now
+        # More at once would mostly be in anticipation.
+        most = asked.jobs or 2 * asked.seeds
+        import_early(share_out(asked.jobs, (), most).threads, PRELOAD)  # beside what this process imports now
         from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
         candidates = asked.where.candidates
@@ -208,7 +216,7 @@ class _Search:
         before = _begun(folder)
         seeds = plan.seeds if before is None else max(plan.seeds, before.seeds if plan.seeds else 0)
         self.plan = replace(plan, fit=(*plan.fit, *_of_search(plan.fit, parsed)), seeds=seeds)
-        self.resources = share_out(asked.jobs, gpus_of([parsed]), 1000)
+        self.resources = share_out(asked.jobs, gpus_of([parsed]), most)
         self.old = self._old_runs(old_folders, parsed.as_dict(), plan.seeds)
         search = BorderSearch(asked.where, asked.seeds)
         self.chooser = BorderChooser(self.plan, asked.option, search, self.old, self.epochs, asked.budget)
