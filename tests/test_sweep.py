@@ -25,6 +25,7 @@ from lit_sphere.sweep import Fit, Plan, PointState, Sweep, SweepError, SweepResu
 from lit_sphere.sweep import run as sweep_run
 from lit_sphere.sweep.afterwards import commands_afterwards
 from lit_sphere.sweep.local import LocalProcesses
+from lit_sphere.sweep.plan import read_folder_plan
 from lit_sphere.sweep.point_run import Outcome, Task
 from lit_sphere.sweep.slurm import SlurmOptions
 from lit_sphere.sweep.states import write_states
@@ -595,7 +596,9 @@ def test_only_some_points_of_a_grid(empty_folder: Path) -> None:
     plan = Plan(PLAN.fit, PLAN.over, only=(NAMES[2], NAMES[0]))
     assert [point.name for point in plan.points] == [NAMES[0], NAMES[2]]
     assert play(Played(), plan).is_done
-    assert sweep_run.read_folder_plan(Path("s")).plan.points == plan.points  # type: ignore[union-attr]
+    begun = read_folder_plan(Path("s"))
+    assert begun is not None
+    assert begun.plan.points == plan.points
     with pytest.raises(SweepError, match="elr=5 is no point of the grid"):
         _ = Plan(PLAN.fit, PLAN.over, only=("elr=5",)).points
     with pytest.raises(SweepError, match="only some points"):

@@ -129,7 +129,7 @@ class BorderSearch:
     The first seed bisects the range in the logarithm. The others begin at its brackets, and leave them in growing
     steps where theirs lie elsewhere. An undecided run counts for neither side: the border is then looked for on both
     of its sides. Where several runs are made at once, and no more are needed, the outcome of those under way is
-    anticipated.
+    anticipated, as long as no other seed tells what to expect.
 
     Args:
         where: The range.
@@ -171,7 +171,8 @@ class BorderSearch:
                 needs = self._needed(gap, inside, hint) if hint or not seed else None
                 if needs is not None:
                     return seed, needs
-                anticipated.append((seed, gap, inside))
+                if hint is None:
+                    anticipated.append((seed, gap, inside))
         for seed, gap, inside in anticipated:
             edges = [gap[0], *sorted(inside), gap[1]]
             # The widest first, and of two alike the upper one: lower learning rates take longer to converge.

@@ -30,7 +30,7 @@ from lit_sphere.report.border_search import (
     write_result,
 )
 from lit_sphere.report.chart_figures import draw_chart
-from lit_sphere.report.comparison import short_name
+from lit_sphere.report.comparison import short_name, short_number
 from lit_sphere.report.picture import NoPicture, write_picture
 from lit_sphere.report.runs import read_run, read_runs
 from lit_sphere.sweep import Fit, LocalProcesses, Plan, Sweep, SweepError, SweepResult
@@ -39,14 +39,14 @@ from lit_sphere.sweep.local import import_early
 from lit_sphere.sweep.plan import read_folder_plan
 from lit_sphere.sweep.view import Lines, LiveTable, one_line
 
-_ELR, _LOW, _HIGH = "model.elr", 1e-5, 1.0
-_LOW_LR, _HIGH_LR = 1e-3, 10.0
+_ELR = "model.elr"
+_RANGE, _RANGE_LR = "1e-5:1", "1e-3:10"
 _STOPS = "['convergence','chaotic equilibrium','divergence']"
 _PICTURE = "borders.png"
 _EXAMPLES = """All other options go to every run, see lit-sphere fit --help.
 
 examples:
-  lit-sphere borders --config elr.yaml                  on the digits, some 12 runs, a minute or two on two cores
+  lit-sphere borders --config elr.yaml                  on the digits: some 10 runs, a minute on two cores
   lit-sphere borders --config elr.yaml --seeds 3 --jobs 2
   lit-sphere borders --config resnet18.yaml --over model.elr=1e-4:0.1 --precision 1.5 --budget 1000
   lit-sphere borders --config elr.yaml --runs sweeps/digits      runs of a sweep are used where they fit
@@ -89,7 +89,7 @@ def make_parser() -> ArgumentParser:
         default=_ELR,
         metavar="OPTION=LOW:HIGH",
         help="What varies, and the range that is searched: the effective learning rate, or a learning rate in the "
-        f"whole space. Without a range {_LOW:g}:{_HIGH:g} for {_ELR}, and {_LOW_LR:g}:{_HIGH_LR:g} for others.",
+        f"whole space. Without a range {_RANGE} for {_ELR}, and {_RANGE_LR} for others.",
     )
     add("--precision", type=float, default=1.25, help="Ratio of the two ends of a border that is close enough.")
     add(
@@ -167,15 +167,15 @@ def _split(args: Sequence[str], parser: ArgumentParser) -> tuple[list[str], list
 def _asked(config: Namespace) -> _Asked:
     option, equals, text = config.over.partition("=")
     option = option.strip().removeprefix("--")
-    ends = [_LOW, _HIGH] if option == _ELR else [_LOW_LR, _HIGH_LR]
-    wrong = f"--over {config.over}: expected OPTION=LOW:HIGH, e.g. model.elr=1e-5:1"
-    if equals or not option:
-        try:
-            ends = [float(end) for end in text.split(":")]
-        except ValueError:
-            raise CommandLineError(wrong) from None
-        if len(ends) != 2 or not option:
-            raise CommandLineError(wrong)
+    wrong = f"--over {config.over}: expected OPTION=LOW:HIGH, e.g. {_ELR}={_RANGE}"
+    if not equals:
+        text = _RANGE if option == _ELR else _RANGE_LR
+    try:
+        ends = [float(end) for end in text.split(":")]
+    except ValueError:
+        raise CommandLineError(wrong) from None
+    if len(ends) != 2 or not option:
+        raise CommandLineError(wrong)
     for name in ("seeds", "budget", "jobs"):
         value, least = config[name], 0 if name == "seeds" else 1
         if value is not None and not least <= value <= (1000 if name == "seeds" else value):
@@ -270,8 +270,8 @@ class _Search:
         before = f"; {done} runs are done already" if done else ""
         at_once = f"{jobs} run{'s' if jobs > 1 else ''} at once, {threads} thread{'s' if threads > 1 else ''} each"
         _say(
-            f"{self.folder}: {asked.name} from {where.low:g} to {where.high:g}, as close as ×{where.precision:g}"
-            f"{seeds}; {at_once}{before}"
+            f"{self.folder}: {asked.name} from {short_number(where.low)} to {short_number(where.high)}, as close as "
+            f"×{where.precision:g}{seeds}; {at_once}{before}"
         )
         launcher = LocalProcesses(jobs, threads, self.resources.gpus, PRELOAD)
         in_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
