@@ -30,6 +30,7 @@ from lit_sphere.report.border_search import (
     write_result,
 )
 from lit_sphere.report.runs import read_run
+from lit_sphere.sweep.border_chooser import fitting_runs
 from lit_sphere.sweep.borders import search_borders
 from lit_sphere.sweep.point_run import Outcome, Task
 
@@ -213,20 +214,48 @@ def test_a_range_without_a_border_is_an_answer(
     assert words in result.out
 
 
+def test_old_runs_are_used_where_they_fit(tmp_path: Path) -> None:
+    wanted = read_run(write_run(tmp_path / "wanted", 1e-4, epochs=1)).config
+    write_run(tmp_path / "fits", 2e-2, seed=1)
+    write_run(tmp_path / "again", 2e-2, seed=1, regime="divergence")
+    write_run(tmp_path / "linked", 3e-2, options={"num_classes": 10}, regime="divergence")
+    write_run(tmp_path / "third seed", 3e-2, seed=2)
+    write_run(tmp_path / "wider", 3e-2, options={"width": 9})
+    write_run(tmp_path / "short", 3e-2, epochs=20)
+    write_run(tmp_path / "whole space", None, options={"optimizer": "SGD"})
+    names = ["fits", "again", "linked", "third seed", "wider", "short", "whole space"]
+    runs = [read_run(tmp_path / name) for name in names]
+    found, refused = fitting_runs(runs, wanted, "model.elr", 2, 40, ["model.num_classes"])
+    assert [(run.seed, run.at, run.regime, run.is_old) for run in found] == [
+        (1, 2e-2, "convergence", True),
+        (0, 3e-2, "divergence", True),
+    ]
+    assert [line.partition(f"{tmp_path}/")[2] for line in refused] == [
+        "third seed: its seed is another one",
+        "wider: it differs in width 9",
+        "short: it was trained for 20 epochs",
+        "whole space: no regime was named",
+    ]
+    # Without seeds, those of the configuration.
+    assert [run.at for run in fitting_runs(runs, wanted, "model.elr", 0, 40, ["model.num_classes"])[0]] == [3e-2]
+
+
 @pytest.mark.slow
-def test_old_runs_are_used_where_they_fit(played: type[Played], lit_sphere: LitSphere) -> None:
+def test_a_search_on_old_runs_alone(played: type[Played], lit_sphere: LitSphere) -> None:
     assert borders(lit_sphere, "--sweep", "first").status == 0
     made = len(played.started)
-    config = yaml.safe_load(Path("first", played.started[0], "config.yaml").read_text())
-    assert made > 6
-    played.started.clear()
-    # The made-up runs name few of their options: those of a real one.
-    for folder in Path("first").glob("elr=*"):
-        path = folder / "config.yaml"
-        config = yaml.safe_load(path.read_text())
-        path.write_text(yaml.safe_dump({**config, "trainer": {"max_epochs": 40}}))
     result = borders(lit_sphere, "--runs", "first")
-    assert f"of {made} old runs" in result.err
+    assert re.search(rf"^\d+ of {made} old runs fit", result.err, re.MULTILINE)
+    assert result.status == 0
+
+
+def test_a_border_that_was_not_reached() -> None:
+    runs = [BorderRun(0.01, 0, "convergence", "why", 30), BorderRun(0.02, 0, "convergence", "why", 30)]
+    said = sentences(SearchResult("model.elr", SearchRange(1e-3, 1.0, 1.5), 1, 100, runs))
+    assert said[0] == "Border 1|2 was not reached before the search ended: up to ELR 0.02 runs are below it."
+    undecided = [BorderRun(1.0, 0, "undecided", "too short; more", 30)]
+    said = sentences(SearchResult("model.elr", SearchRange(1e-3, 1.0, 1.5), 1, 100, undecided))
+    assert said[0] == "Border 1|2: not to be told, since no run has a regime (too short)."
 
 
 def test_runs_that_contradict_each_other_are_named(empty_folder: Path) -> None:

@@ -15,6 +15,7 @@ from lit_sphere.analysis.regimes import SHORTEST_RUN
 from lit_sphere.cli import main
 from lit_sphere.cli.config_names import default_config
 from lit_sphere.cli.errors import CommandLineError, written_to
+from lit_sphere.cli.shipped_classes import LINKED
 from lit_sphere.cli.subcommand_parser import make_subcommand_parser, split_arguments
 from lit_sphere.cli.suggestions import option_strings, suggesting
 from lit_sphere.cli.sweep import PRELOAD, configs_in, digests, epochs_of, gpus_of, share_out
@@ -249,7 +250,8 @@ class _Search:
         runs, left_out = read_runs(folders)
         if not runs:
             raise CommandLineError(f"--runs: no run there: {'; '.join(left_out[:3])}")
-        fitting, refused = fitting_runs(runs, wanted, self.asked.option, seeds, self.epochs)
+        linked = {f"model.{name}" for name in LINKED}
+        fitting, refused = fitting_runs(runs, wanted, self.asked.option, seeds, self.epochs, linked)
         inside = [run for run in fitting if self.folder.resolve() not in Path(run.folder).resolve().parents]
         more = f"; the others not, e.g. {refused[0]}" if refused else ""
         _say(f"{len(inside)} of {len(runs)} old runs fit{more}")

@@ -245,20 +245,36 @@ def _of_border(result: SearchResult, border: FoundBorder, name: str) -> str:
         return _bracketed(result, border, name)
     lowest, highest = (short_number(pick(run.at for run in result.runs)) for pick in (min, max))
     of_all = [bracket.last == 0 for bracket in border.of_seeds], [b.first == math.inf for b in border.of_seeds]
-    open_ = "" if border.is_closed else " of what was run; the budget ended before the border was found"
+    if not border.is_closed:
+        return _not_reached(border, name, (lowest, highest))
     if border.number == 1 and all(of_all[0]):
         return (
-            f"No convergence at all, down to {name} {lowest}{open_}: the network may be too small for the data, the "
+            f"No convergence at all, down to {name} {lowest}: the network may be too small for the data, the "
             "run too short, or the range too high."
         )
     if border.number == 2 and all(of_all[1]):
-        return f"Nothing diverges up to {name} {highest}{open_}."
+        return f"Nothing diverges up to {name} {highest}."
     if border.number == 1 and all(of_all[1]):
-        return f"Convergence up to {name} {highest}, the end of the range{open_}: the border lies above it."
+        return f"Convergence up to {name} {highest}, the end of the range: the border lies above it."
     if border.number == 2 and all(of_all[0]):
-        return f"Divergence from {name} {lowest} on, the beginning of the range{open_}: the border lies below it."
+        return f"Divergence from {name} {lowest} on, the beginning of the range: the border lies below it."
     each = "; ".join(f"seed {seed}: {_edge(bracket, below, name)}" for seed, bracket in enumerate(border.of_seeds))
     return f"Border {_NAMES[border.number]} is not the same for all seeds: {each}."
+
+
+def _not_reached(border: FoundBorder, name: str, ends: tuple[str, str]) -> str:
+    """What the runs show of a border that the search has not come to."""
+    head = f"Border {_NAMES[border.number]} was not reached before the search ended"
+    lasts, firsts = (
+        [b.last for b in border.of_seeds if b.last],
+        [b.first for b in border.of_seeds if b.first < math.inf],
+    )
+    parts = []
+    if lasts:
+        parts.append(f"up to {name} {short_number(max(lasts))} runs are below it")
+    if firsts:
+        parts.append(f"from {name} {short_number(min(firsts))} on they are above it")
+    return f"{head}: {', '.join(parts) or f'nothing is known of it between {name} {ends[0]} and {ends[1]}'}."
 
 
 def _edge(bracket: Bracket, below: Regime, name: str) -> str:

@@ -1,6 +1,6 @@
 """The borders of the regimes, found by the runs of a sweep that are chosen one after the other."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,12 @@ class BorderChooser:
 
 
 def fitting_runs(
-    runs: Sequence[Run], wanted: Mapping[str, Any], option: str, seeds: int, epochs: int | None
+    runs: Sequence[Run],
+    wanted: Mapping[str, Any],
+    option: str,
+    seeds: int,
+    epochs: int | None,
+    follows: Collection[str] = (),
 ) -> tuple[list[BorderRun], list[str]]:
     """Choose old runs that are like those of a search, but for what varies.
 
@@ -122,6 +127,7 @@ def fitting_runs(
         option: What varies in it.
         seeds: Number of seeds; 0 for those of the configuration.
         epochs: Of a run that nothing stops; None if not known.
+        follows: Options that follow from others, and may stand in one configuration only.
 
     Returns:
         Those that fit, one for each seed and learning rate, and a line for each of the others.
@@ -132,7 +138,7 @@ def fitting_runs(
     for run in runs:
         at = run.option(option)
         seed = _seed_of(run, like, seeds)
-        why = _why_not(run, like, option, epochs)
+        why = _why_not(run, like, {option, *follows}, epochs)
         if why is None and seed is None:
             why = "its seed is another one"
         if why is None and (isinstance(at, bool) or not isinstance(at, (int, float)) or at <= 0):
@@ -151,12 +157,12 @@ def _seed_of(run: Run, like: Run, seeds: int) -> int | None:
     return 0 if run.seeds == like.seeds else None
 
 
-def _why_not(run: Run, like: Run, option: str, epochs: int | None) -> str | None:
+def _why_not(run: Run, like: Run, free: Collection[str], epochs: int | None) -> str | None:
     if run.verdict is None:
         return "no regime was named"
     bare = [Run(each.folder, _without_monitor(each.config), {}) for each in (like, run)]
     comparison = Comparison(bare)
-    differs = [name for name in comparison.varies if name != option]
+    differs = [name for name in comparison.varies if name not in free]
     if differs:
         return f"it differs in {shown(differs[0], comparison.value(bare[1], differs[0]))}"
     if run.epochs < (epochs or 0) and run.option("trainer.max_epochs") != epochs:
