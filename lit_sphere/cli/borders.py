@@ -269,7 +269,7 @@ class _Search:
         jobs, threads, where = self.resources.jobs, sweep.threads, asked.where
         seeds = f", {asked.seeds} seeds" if asked.seeds > 1 else ""
         done = sum(state.state == "done" for state in sweep.states)
-        before = f"; {done} runs are done already" if done else ""
+        before = f"; {done} run{'s are' if done > 1 else ' is'} done already" if done else ""
         at_once = f"{jobs} run{'s' if jobs > 1 else ''} at once, {threads} thread{'s' if threads > 1 else ''} each"
         _say(
             f"{self.folder}: {asked.name} from {short_number(where.low)} to {short_number(where.high)}, as close as "
