@@ -148,6 +148,10 @@ class RunSummary(RegimeWatch):
         if regime is not None:
             first, *more = regime.evidence.split("; ")
             table += [("regime", regime.regime, first), *(("", "", each) for each in more)]
+        if watch.settled is not None:
+            of_all = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+            epochs = f"{trainer.current_epoch}{of_all} epochs"
+            table.append(("stopped early", epochs, "{} was named in {} epochs in a row".format(*watch.settled)))
         table.append(("run folder", str(folder or "none"), ""))
         wide = max(len(name) for name, _, _ in table)
         took = f"; {seconds:.1f} s, {steps / seconds:.0f} steps/s" if self._started else ""

@@ -162,6 +162,14 @@ REGISTRY: dict[str, Entry] = {
         pictures=("regime.png",),
         waits_for_nothing=True,
     ),
+    "regime-stop": Entry(
+        lambda _: RegimeMonitor(stop_when=["convergence", "divergence"], patience=2),
+        lambda _: RegimeMonitor(every_n_steps=2, stop_when=["convergence"]),
+        logs=("regime",),
+        stays_out=True,
+        pictures=("regime.png",),
+        waits_for_nothing=True,
+    ),
     "schedule": Entry(
         lambda _: CosineRegimeAnalysis(),
         lambda _: CosineRegimeAnalysis(num_classes=3),

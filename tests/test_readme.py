@@ -77,6 +77,7 @@ _SMALL = ["--trainer.max_epochs", "1", "--wandb", "disabled"]
 _SMALLER = {
     "fit": [*_SMALL, "--data.train_size", "256"],
     "sweep": [*_SMALL, "--data.train_size", "128"],
+    "borders": [*_SMALL[2:], "--trainer.max_epochs", "20", "--data.train_size", "128", "--budget", "40"],
     "reproduce": [*_SMALL, "--data.train_size", "128"],
     "interpolate": ["--points", "3", "--data.train_size", "256"],
     "report": ["--formats"],  # no files of figures, which take longest

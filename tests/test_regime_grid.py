@@ -44,17 +44,21 @@ class Hundred(Digits):
 
 
 class Recorded(RegimeMonitor):
-    """Keeps what was announced, by epoch."""
+    """Keeps what was announced, and the epoch and regime at which ``stop_when`` would have ended the run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.told: list[Regime] = []
+        self.early: tuple[int, Regime] | None = None
 
     def _judge(self) -> None:
         before = self.announced
         super()._judge()
         if self.announced != before:
             self.told.append(self.announced)
+        regime: Regime = self.verdict.regime if self.verdict else "undecided"
+        if self.early is None and regime != "undecided" and self.streak >= self.patience:
+            self.early = (len(self.rows), regime)
 
 
 def run(data: LightningDataModule, elr: float, seed: int, epochs: int, **network: int) -> Recorded:
@@ -78,18 +82,20 @@ def run(data: LightningDataModule, elr: float, seed: int, epochs: int, **network
 
 def check(monitors: dict[float, Recorded], allowed: Callable[[float], set[str]]) -> None:
     """Named rightly, in the order of the regimes, and nothing taken back (of some twenty announcements)."""
-    last, taken_back = 0, []
+    last, taken_back, too_early = 0, [], []
     for elr, monitor in monitors.items():
         verdict = monitor.verdict
         assert verdict is not None
-        print(f"ELR {elr:g}: {verdict.regime}: {verdict.evidence}; announced {monitor.told}")
+        print(f"ELR {elr:g}: {verdict.regime}: {verdict.evidence}; announced {monitor.told}, settled {monitor.early}")
         assert verdict.regime in allowed(elr), f"ELR {elr:g}: {verdict}"
         number = REGIME_NUMBERS[verdict.regime]
         assert number == 0 or number >= last, f"ELR {elr:g} goes back: {verdict}"
         last = max(last, number)
         taken_back += [elr for each in monitor.told if each != verdict.regime]
+        too_early += [elr] if monitor.early and monitor.early[1] != verdict.regime else []
     # In these runs none was; one chaotic run of a border may differ on another machine.
     assert len(taken_back) <= 1, taken_back
+    assert len(too_early) <= 1, too_early
 
 
 def on_digits(elr: float) -> set[str]:

@@ -22,6 +22,7 @@ from lit_sphere.analysis.regimes import RegimeVerdict
 from lit_sphere.callbacks import EffectiveLearningRateMonitor, FineTuneSwitch, RegimeMonitor, RunSummary, Switch
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet
+from lit_sphere.observe.stopping import can_stop
 from lit_sphere.optim import SphereSGD
 from lit_sphere.report import draw_regimes, read_metrics
 from lit_sphere.report.regime_curves import RegimeSegment
@@ -241,6 +242,67 @@ def test_the_summary_says_what_the_monitor_says(tmp_path: Path, capsys: pytest.C
     )
 
 
+SETTLED = [2.0] * 4 + [1e-3] * 36
+"""Converges from epoch 4 on: named first at the end of epoch 19, when there are twenty."""
+
+
+@pytest.mark.parametrize("reports", ["outputs", "epoch_end"])
+def test_a_settled_regime_ends_the_run(reports: Reports, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor, keep = RegimeMonitor(stop_when=["convergence"], patience=3), ModelCheckpoint(tmp_path, save_last=True)
+    module = Scripted(SETTLED, [0.0] * 40, reports)
+    trainer = fit(module, monitor, RunSummary(), keep, folder=tmp_path)
+    # An error that is logged at the end of an epoch is known an epoch later.
+    assert trainer.current_epoch == (22 if reports == "outputs" else 23)
+    assert monitor.settled == ("convergence", 3)
+    assert re.search(
+        r"stopped early +2[23] of 40 epochs +convergence was named in 3 epochs in a row", capsys.readouterr().out
+    )
+    assert (tmp_path / "regime.png").exists()
+
+    def again(**options: Any) -> int:
+        return fit(Scripted(SETTLED, [0.0] * 40, reports), *callbacks, ckpt_path=tmp_path / "last.ckpt").current_epoch
+
+    callbacks = [RegimeMonitor(stop_when=["convergence"], patience=3)]
+    assert again() == trainer.current_epoch  # does not go on
+    callbacks = [RegimeMonitor(stop_when=["convergence"], patience=5)]
+    assert again() == trainer.current_epoch + 2
+    callbacks = [RegimeMonitor()]
+    assert again() == 40
+
+
+def test_a_killed_run_stops_at_the_same_epoch(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, save_last=True)
+    fit(Scripted(SETTLED, [0.0] * 40), RegimeMonitor(stop_when=["convergence"], patience=5), keep, max_epochs=21)
+    resumed = RegimeMonitor(stop_when=["convergence"], patience=5)
+    module = Scripted(SETTLED, [0.0] * 40)
+    assert fit(module, resumed, ckpt_path=tmp_path / "last.ckpt").current_epoch == 24
+    assert resumed.settled == ("convergence", 5)
+
+
+def test_other_regimes_and_shorter_runs_are_not_stopped() -> None:
+    other = RegimeMonitor(stop_when=["chaotic equilibrium", "divergence"], patience=1)
+    assert fit(Scripted([1e-3] * 25, [0.0] * 25), other).current_epoch == 25
+    assert other.settled is None
+    least = RegimeMonitor(stop_when=["convergence"], patience=1)
+    assert fit(Scripted([1e-3] * 25, [0.0] * 25), least, min_epochs=23).current_epoch == 23
+
+
+def test_all_ranks_stop_at_once(tmp_path: Path) -> None:
+    class Told(Callback):
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            (tmp_path / str(trainer.global_rank)).write_text(str(trainer.current_epoch))
+
+    monitor = RegimeMonitor(stop_when=["convergence"], patience=2)
+    fit(Scripted(SETTLED, [0.0] * 40), monitor, Told(), devices=2, strategy="ddp_fork")
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["21", "21"]
+
+
+def test_a_pass_is_not_interrupted_where_the_run_may_end() -> None:
+    assert can_stop(Trainer(callbacks=[RegimeMonitor()], accelerator="cpu", logger=False))
+    stops = RegimeMonitor(stop_when=["convergence"])
+    assert not can_stop(Trainer(callbacks=[stops], accelerator="cpu", logger=False))
+
+
 def test_a_run_without_a_loss_is_told_so() -> None:
     class Silent(Scripted):
         def __init__(self) -> None:
@@ -259,7 +321,15 @@ def test_a_run_without_a_loss_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_classes": 1}, {"converged_loss": 0.0}, {"converged_loss": math.nan}, {"every_n_steps": 0}]
+    "options",
+    [
+        {"num_classes": 1},
+        {"converged_loss": 0.0},
+        {"converged_loss": math.nan},
+        {"every_n_steps": 0},
+        {"stop_when": ["undecided"]},
+        {"patience": 0},
+    ],
 )
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"RegimeMonitor: {next(iter(options))}"):

@@ -25,10 +25,12 @@ from lit_sphere.sweep import Fit, Plan, PointState, Sweep, SweepError, SweepResu
 from lit_sphere.sweep import run as sweep_run
 from lit_sphere.sweep.afterwards import commands_afterwards
 from lit_sphere.sweep.local import LocalProcesses
+from lit_sphere.sweep.plan import read_folder_plan
 from lit_sphere.sweep.point_run import Outcome, Task
 from lit_sphere.sweep.slurm import SlurmOptions
 from lit_sphere.sweep.states import write_states
 from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line, seconds_left
+from lit_sphere.sweep.wandb_sweep import wandb_sweep
 
 PLAN = Plan(("--wandb", "disabled"), {"model.elr": ("1e-3", "1e-2", "1e-1")})
 NAMES = [point.name for point in PLAN.points]
@@ -362,7 +364,7 @@ def test_a_sweep_in_a_file_says_where_its_mistake_is(
     Path("mine.yaml").write_text("fit: --config elr.yaml\nover: {model.elr: [1, 2]}\nzipp: {}\n")
     result = lit_sphere("sweep", "mine.yaml")
     assert result.status == 2
-    keys = "title, fit, over, zip, seeds, experiments, then"
+    keys = "title, fit, over, zip, seeds, only, experiments, then"
     assert result.err == f"lit-sphere: mine.yaml: zipp is no part of a plan; there are {keys}\n"
 
 
@@ -588,3 +590,33 @@ def test_jobs_of_submitit_and_commands_afterwards(empty_folder: Path, monkeypatc
     assert run_sweep(plan, Path("s"), slurm=SlurmOptions(cpus=1, time=5), cluster="local").afterwards
     assert not Path("s/b").exists(), "a command that has succeeded was run again"
     release_folders()
+
+
+def test_only_some_points_of_a_grid(empty_folder: Path) -> None:
+    plan = Plan(PLAN.fit, PLAN.over, only=(NAMES[2], NAMES[0]))
+    assert [point.name for point in plan.points] == [NAMES[0], NAMES[2]]
+    assert play(Played(), plan).is_done
+    begun = read_folder_plan(Path("s"))
+    assert begun is not None
+    assert begun.plan.points == plan.points
+    with pytest.raises(SweepError, match="elr=5 is no point of the grid"):
+        _ = Plan(PLAN.fit, PLAN.over, only=("elr=5",)).points
+    with pytest.raises(SweepError, match="only some points"):
+        wandb_sweep(plan, "s", "p")
+
+
+def test_points_that_are_chosen_as_the_sweep_goes(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def choose(states: Sequence[PointState]) -> Plan | None:
+        done = [state.point.name for state in states if state.state == "done"]
+        return Plan(PLAN.fit, PLAN.over, only=(NAMES[1], NAMES[len(done) + 1])) if len(done) == 1 else None
+
+    launcher, plan = Played(), Plan(PLAN.fit, PLAN.over, only=(NAMES[1],))
+    try:
+        result = Sweep(plan, Path("s"), Fit(_nothing, {}, [2]), 1).run(launcher, Lines(grows=True), choose)
+    finally:
+        release_folders()
+    assert result.is_done
+    assert [task.folder.name for task in launcher.started] == NAMES[1:]
+    assert [state.point.name for state in result.states] == NAMES[1:]
+    assert list(table("s")) == NAMES[1:]
+    assert capsys.readouterr().err.startswith(f"1  {NAMES[1]}")

@@ -27,6 +27,9 @@ SHORTEST_RUN = 20
 ANNOUNCED_AFTER = 10
 """Epochs in a row for which an equilibrium or a divergence is named before :func:`announced_regime` tells it."""
 
+SETTLED_AFTER = 15
+"""Epochs in a row for which a regime is named before ``RegimeMonitor`` takes it for settled, where not told else."""
+
 _WINDOW = 10  # epochs, at least
 _CHANCE = 0.95  # of the error of guessing
 _CHANCE_LOSS = 0.8  # of the loss of guessing: at chance the loss wanders by a tenth and more

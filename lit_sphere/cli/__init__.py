@@ -92,6 +92,11 @@ def _answer(args: list[str]) -> None:
 
             run_sweep_command(args[1:])
             return
+        if args[0] == "borders":
+            from lit_sphere.cli.borders import run_borders
+
+            run_borders(args[1:])
+            return
         if args[0] == "dashboard":
             from lit_sphere.cli.dashboard import run_dashboard
 
@@ -143,6 +148,7 @@ examples:
   lit-sphere interpolate runs/A/checkpoints/last.ckpt runs/B/checkpoints/last.ckpt
   lit-sphere report runs/A runs/B                       a page that compares runs
   lit-sphere sweep --config elr.yaml --over model.elr=1e-4,1e-3,1e-2     a grid of runs, two or more at once
+  lit-sphere borders --config elr.yaml                  where convergence ends, and divergence begins
   lit-sphere toy                                        the three regimes of a function on the sphere
   lit-sphere dashboard --entity ME --dry-run            the W&B workspace that compares the runs of a project
   lit-sphere reproduce E1                               an experiment of the papers, and its page

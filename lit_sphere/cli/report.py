@@ -23,6 +23,7 @@ from lit_sphere.cli.suggestions import did_you_mean, option_strings, suggesting
 from lit_sphere.experiments import EXPERIMENTS, NotDrawn
 from lit_sphere.files import write_whole
 from lit_sphere.report import in_short
+from lit_sphere.report.border_search import BORDERS_FILE, border_section, read_result
 from lit_sphere.report.chart import Chart, colour_scale, numbers
 from lit_sphere.report.chart_figures import draw_chart
 from lit_sphere.report.comparison import Comparison, answer
@@ -160,6 +161,7 @@ def write_report(
     left_out += [line for folder in plans for line in _unfinished(folder)]
     ids = list(experiments) or list(dict.fromkeys([*_ids_of(plans), *EXPERIMENTS]))
     sections, not_drawn = _sections(comparison, [Path(path) for path in paths], ids)
+    sections = [*_searches(paths, left_out), *sections]
     if not runs and not sections:  # paths between runs, and the toy, are tables without a run
         raise CommandLineError(_no_run(paths, left_out))
     if not runs:
@@ -241,6 +243,21 @@ def _unfinished(folder: Path) -> list[str]:
         for point, state, line in points
         if state not in ("", "done")
     ]
+
+
+def _searches(paths: Sequence[str | Path], left_out: list[str]) -> list[Section]:
+    """What searches for borders among the paths came to."""
+    sections = []
+    for folder in map(Path, paths):
+        if (folder / BORDERS_FILE).is_file():
+            try:
+                result = read_result(folder)
+            except ValueError as error:
+                left_out.append(str(error))
+                continue
+            if result.runs:
+                sections.append(border_section(result, "" if len(paths) == 1 else f" in {folder.name}"))
+    return sections
 
 
 def _ids_of(plans: Mapping[Path, Plan]) -> list[str]:

@@ -36,6 +36,12 @@ SUBCOMMANDS = {
         "states (states.csv) and the folder of each run. The same command again goes on: finished runs are skipped, "
         "others go on from their checkpoints, new values are added.",
     ),
+    "borders": Subcommand(
+        "the ELRs at which convergence ends and divergence begins, by bisection",
+        "Find the effective learning rates at which convergence ends, and at which divergence begins: runs of fit, "
+        "chosen by bisection and stopped once their regime is settled. Leaves a folder with the answer and its "
+        "evidence (borders.json), a picture (borders.png), and the runs as of lit-sphere sweep.",
+    ),
     "interpolate": Subcommand(
         "loss and error between two checkpoints, and the barrier",
         "Measure loss and error on the train and test images along the path between two checkpoints of one network, "

@@ -30,7 +30,7 @@ from lit_sphere.sweep.states import STATES_FILE, read_states
 from lit_sphere.sweep.view import Lines, LiveTable, counts, one_line
 from lit_sphere.sweep.wandb_sweep import wandb_sweep
 
-_PRELOAD = ("lit_sphere.cli.run_imports",)
+PRELOAD = ("lit_sphere.cli.run_imports",)
 
 
 def make_parser() -> ArgumentParser:
@@ -164,14 +164,14 @@ def run_sweep(
     if jobs is not None and jobs < 1:
         raise SweepError(f"--jobs must be at least 1, got {jobs}")
     if slurm is None:
-        import_early(_resources(plan, jobs, ()).threads, _PRELOAD)  # beside what this process imports now
+        import_early(share_out(jobs, (), len(plan.points)).threads, PRELOAD)  # beside what this process imports now
     with quick_imports():
         from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
     parsed = parse_points(plan, with_files=slurm is None and not (folder / PLAN_FILE).exists())
-    resources = _resources(plan, jobs, _gpus(parsed))
+    resources = share_out(jobs, gpus_of(parsed), len(plan.points))
     afterwards = commands_afterwards(plan, folder)
-    fit = Fit(main, _digests(plan), [_epochs(each) for each in parsed])
+    fit = Fit(main, digests(plan), [epochs_of(each) for each in parsed])
     launcher: LocalProcesses | SlurmJobs
     if slurm is not None:
         slurm.parameters(folder.name)
@@ -179,7 +179,7 @@ def run_sweep(
     sweep = Sweep(plan, folder, fit, resources.threads if slurm is None else slurm.cpus)
     written_to.set(folder)
     if slurm is None:
-        launcher = LocalProcesses(resources.jobs, sweep.threads, resources.gpus, _PRELOAD)
+        launcher = LocalProcesses(resources.jobs, sweep.threads, resources.gpus, PRELOAD)
     else:
         launcher = SlurmJobs(folder, slurm, jobs, cluster)
     _announce(sweep, resources, slurm)
@@ -192,7 +192,7 @@ def run_sweep(
     return result
 
 
-def _announce(sweep: Sweep, resources: "_Resources", slurm: SlurmOptions | None) -> None:
+def _announce(sweep: Sweep, resources: "Resources", slurm: SlurmOptions | None) -> None:
     done = sum(state.state == "done" for state in sweep.states)
     before = f", {done} of them done already" if done else ""
     threads = f"{sweep.threads} thread{'s' if sweep.threads > 1 else ''} each"
@@ -208,7 +208,7 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
         from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
 
     parse_points(plan)
-    begun_in(folder, plan, _digests(plan))
+    begun_in(folder, plan, digests(plan))
     left = [state.point for state in read_states(folder / STATES_FILE, plan.points) if state.state != "done"]
     commands = [
         shlex.join(["lit-sphere", "fit", *plan.arguments(point), "--run", str(folder / point.name)]) for point in left
@@ -238,23 +238,47 @@ def _export(plan: Plan, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Resources:
+class Resources:
+    """What runs get.
+
+    Attributes:
+        jobs: Runs at once.
+        threads: Of each.
+        gpus: Ids of the GPUs of a run each.
+    """
+
     jobs: int
     threads: int
     gpus: tuple[str, ...]
 
 
-def _resources(plan: Plan, jobs: int | None, gpus: tuple[str, ...]) -> _Resources:
-    """Share out the cores, or the GPUs."""
+def share_out(jobs: int | None, gpus: tuple[str, ...], most: int) -> Resources:
+    """Share out the cores, or the GPUs.
+
+    Args:
+        jobs: Runs at once; None for one for each GPU, or without one for each core.
+        gpus: Ids of the GPUs of a run each.
+        most: Runs that there are at all.
+
+    Returns:
+        What each gets.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = min(jobs or len(gpus) or cores, len(plan.points))
+    jobs = min(jobs or len(gpus) or cores, most)
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(given) if given.isdecimal() and int(given) else max(1, cores // jobs)
-    return _Resources(jobs, threads, gpus)
+    return Resources(jobs, threads, gpus)
 
 
-def _gpus(parsed: Sequence[Namespace]) -> tuple[str, ...]:
-    """Ids of the GPUs of a run each; several with commas between them where a run takes several."""
+def gpus_of(parsed: Sequence[Namespace]) -> tuple[str, ...]:
+    """Find the GPUs.
+
+    Args:
+        parsed: The configuration of each run.
+
+    Returns:
+        Ids of those of a run each; several with commas between them where a run takes several.
+    """
     import torch
 
     if all(each.trainer.accelerator == "cpu" for each in parsed):
@@ -297,14 +321,21 @@ def _default_folder(name: str | None, plan: Plan) -> Path:
             return path.parent if Path(name).is_dir() else Path("sweeps") / f"{path.resolve().parent.name}-again"
         is_file = Path(name).exists()
         return Path("sweeps") / (path.stem if is_file else name.removesuffix(".yaml").replace("/", "-"))
-    configs = _configs_in(plan.fit)
+    configs = configs_in(plan.fit)
     path = Path(configs[-1] if configs and not configs[-1].startswith("{") else default_config())
     varied = [option.rpartition(".")[2] for option in (*plan.over, *plan.zipped)]
     return Path("sweeps") / "-".join([path.stem, "over", *(varied or ["seed"])])
 
 
-def _configs_in(arguments: Sequence[str]) -> list[str]:
-    """What stands behind each --config."""
+def configs_in(arguments: Sequence[str]) -> list[str]:
+    """Find the configs of a command line.
+
+    Args:
+        arguments: Of a run.
+
+    Returns:
+        What stands behind each --config.
+    """
     return [
         text.removeprefix("--config=") if text.startswith("--config=") else after
         for text, after in zip(arguments, [*arguments[1:], ""], strict=False)
@@ -312,13 +343,28 @@ def _configs_in(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _digests(plan: Plan) -> dict[str, str]:
-    """A digest of the content of each config by name: has one changed since the sweep began?"""
-    names = {name for point in plan.points for name in _configs_in(plan.arguments(point))}
+def digests(plan: Plan) -> dict[str, str]:
+    """Tell whether a config has changed since a sweep began.
+
+    Args:
+        plan: The sweep.
+
+    Returns:
+        A digest of the content of each config by name.
+    """
+    names = {name for point in plan.points for name in configs_in(plan.arguments(point))}
     return {name: digest(read_config(name)) for name in sorted(names or {Path(default_config()).name})}
 
 
-def _epochs(parsed: Namespace) -> int | None:
+def epochs_of(parsed: Namespace) -> int | None:
+    """Give the epochs that a run is to train.
+
+    Args:
+        parsed: Its configuration.
+
+    Returns:
+        The number; None without a limit.
+    """
     epochs = parsed.trainer.max_epochs
     return epochs if isinstance(epochs, int) and epochs > 0 else None
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lit_sphere.analysis.epoch_rows import regime_of_rows, rows_to_judge
+from lit_sphere.analysis.epoch_rows import Row, regime_of_rows, rows_to_judge
 from lit_sphere.analysis.regimes import (
     SHORTEST_RUN,
     Regime,
@@ -25,6 +25,8 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         verdict: The :class:`~lit_sphere.analysis.RegimeVerdict` of the present curve; None before the first epoch's
             end, and right after :meth:`restart`.
         announced: The regime that stands by :func:`~lit_sphere.analysis.regimes.announced_regime`.
+        streak: Number of epochs in a row in which the present verdict was named.
+        settled: The regime that ended the run before its time, and its streak; None if none did.
     """
 
     announces: ClassVar[bool] = False
@@ -53,7 +55,8 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
     def _begin(self, epoch: int) -> None:
         self._first_epoch, self.verdict = epoch, None
         self.announced: Regime = "undecided"
-        self._streak = 0  # epochs in a row with the present verdict
+        self.streak = 0
+        self.settled: tuple[Regime, int] | None = None
         self._judged = -1  # the last of them
 
     def restart(self, epoch: int) -> None:
@@ -93,6 +96,11 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         return self._curves.stays_out
 
     @property
+    def rows(self) -> list[Row]:
+        """The curves so far, an epoch each."""
+        return self._curves.rows
+
+    @property
     def segments(self) -> list[RegimeSegment]:
         """The curve's parts between changes of the effective learning rate, the present one last."""
         rows = self._curves.rows
@@ -112,8 +120,8 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         self.verdict = regime_of_rows(rows, self._classes, self._converged, self._curves.equal_steps)
         if rows[-1]["epoch"] != self._judged:  # the last epoch is judged again at the end of the run
             same = before is not None and before.regime == self.verdict.regime
-            self._streak, self._judged = self._streak + 1 if same else 1, rows[-1]["epoch"]
-        self.announced = announced_regime(self.announced, self._streak, self.verdict.regime)
+            self.streak, self._judged = self.streak + 1 if same else 1, rows[-1]["epoch"]
+        self.announced = announced_regime(self.announced, self.streak, self.verdict.regime)
 
     def state_dict(self) -> dict[str, Any]:
         """Curves and verdicts, so that a resumed run continues them."""
@@ -124,8 +132,9 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
             "segments": [dict(segment) for segment in self._segments],
             "verdict": verdict,
             "announced": self.announced,
-            "streak": self._streak,
+            "streak": self.streak,
             "judged": self._judged,
+            "settled": self.settled,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -134,7 +143,8 @@ class RegimeWatch(CurveCallback, DynamicsObserver):
         self._begin(state_dict["first_epoch"])
         if "announced" in state_dict:  # else of lit-sphere 0.1, which announced every verdict
             self.announced = state_dict["announced"]
-            self._streak, self._judged = state_dict["streak"], state_dict["judged"]
+            self.streak, self._judged = state_dict["streak"], state_dict["judged"]
+        self.settled = state_dict.get("settled")
         self._segments = [dict(segment) for segment in state_dict["segments"]]
         verdict = state_dict["verdict"]
         self.verdict = None if verdict is None else RegimeVerdict(**verdict)

@@ -69,7 +69,8 @@ def can_stop(trainer: Trainer) -> bool:
         Whether it may.
     """
     others = trainer.callbacks  # type: ignore[attr-defined]
-    may_end = any(is_a(each, EarlyStopping) or getattr(each, "stop_after_last", None) for each in others)
+    options = ("stop_after_last", "stop_when")  # of FineTuneSwitch and RegimeMonitor
+    may_end = any(is_a(each, EarlyStopping) or any(getattr(each, name, None) for name in options) for each in others)
     return trainer.world_size == 1 and not may_end and not nothing_is_left(trainer)
 
 

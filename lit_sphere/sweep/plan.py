@@ -17,7 +17,7 @@ from lit_sphere.sweep.grid import Point, SweepError, points_of, read_values
 PLAN_FILE = "sweep.yaml"
 """Name of the plan in a sweep's folder."""
 
-_KEYS = ("title", "fit", "over", "zip", "seeds", "experiments", "then")
+_KEYS = ("title", "fit", "over", "zip", "seeds", "only", "experiments", "then")
 _OF_THE_FOLDER = ("threads", "configs")  # what a folder's plan holds beside these
 _RESERVED = {
     "run": "each point has its own folder",
@@ -40,6 +40,7 @@ class Plan:
         experiments: Ids of the experiments that the report is to show.
         then: Commands of ``lit-sphere`` that are run after the grid; ``{0}`` is the folder of the first point,
             ``{sweep}`` that of the sweep.
+        only: Names of the points that are run, where not all of the grid are: of a search for borders.
     """
 
     fit: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class Plan:
     title: str = ""
     experiments: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     @cached_property
     def points(self) -> list[Point]:
@@ -56,8 +58,13 @@ class Plan:
 
         Raises:
             SweepError: If nothing varies, two points are the same, or an option cannot vary.
-        """  # noqa: DOC502
+        """
         points = points_of(self.over, self.zipped, self.seeds)
+        if self.only:
+            strange = sorted({*self.only} - {point.name for point in points})
+            if strange:
+                raise SweepError(f"only: {strange[0]} is no point of the grid, such as {points[0].name}")
+            points = [point for point in points if point.name in self.only]
         self._check_options()
         return points
 
@@ -126,13 +133,14 @@ def plan_of(content: Any, where: str) -> Plan:
             }
         )
     texts = {}
-    for name in ("fit", "experiments", "then"):
+    for name in ("fit", "experiments", "then", "only"):
         given = fit if name == "fit" else content.get(name) or []
         if not isinstance(given, list) or not all(isinstance(each, (str, int, float)) for each in given):
             raise SweepError(f"{where}: {name}: must be a list of texts")
         texts[name] = tuple(map(str, given))
     over, zipped = axes
-    return Plan(texts["fit"], over, zipped, seeds, str(content.get("title") or ""), texts["experiments"], texts["then"])
+    title, rest = str(content.get("title") or ""), (texts["experiments"], texts["then"], texts["only"])
+    return Plan(texts["fit"], over, zipped, seeds, title, *rest)
 
 
 def read_plan(path: Path) -> Plan:
@@ -222,6 +230,7 @@ def write_folder_plan(folder: Path, begun: FolderPlan) -> None:
         "seeds": plan.seeds,
         "experiments": list(plan.experiments),
         "then": list(plan.then),
+        "only": list(plan.only),
     }
     content = {key: value for key, value in content.items() if value}
     content |= {"threads": begun.threads, "configs": dict(begun.configs)}

@@ -67,6 +67,10 @@ class Launcher(Protocol):
         """End what still runs."""
 
 
+Chooser = Callable[[Sequence[PointState]], Plan | None]
+"""Gives a sweep that has room the plan with one more point, by where its points stand; None for none at the moment."""
+
+
 class View(Protocol):
     """Who shows a sweep while it runs."""
 
@@ -169,18 +173,40 @@ class Sweep:
             "WANDB_TAGS": ",".join([*given, *(tag.replace(",", ";") for tag in tags)]),
         }
 
-    def run(self, launcher: Launcher, view: View) -> SweepResult:
+    def extend(self, plan: Plan) -> list[PointState]:
+        """Take up more points.
+
+        Args:
+            plan: That of the sweep, with more points.
+
+        Returns:
+            What is new.
+        """
+        known, epochs = {state.point.name: state for state in self.states}, self.states[0].epochs
+        new = [
+            PointState(point, self.folder / point.name, epochs=epochs)
+            for point in plan.points
+            if point.name not in known
+        ]
+        known |= {state.point.name: state for state in new}
+        self.states[:] = [known[point.name] for point in plan.points]
+        self.plan = plan
+        write_folder_plan(self.folder, FolderPlan(plan, self.threads, dict(self.fit.configs)))
+        return new
+
+    def run(self, launcher: Launcher, view: View, choose: Chooser | None = None) -> SweepResult:
         """Run all points that are not done.
 
         Args:
             launcher: Where.
             view: Who shows it.
+            choose: Chooses more points while it runs.
 
         Returns:
             What has become of them.
         """
         with _signals() as signals:
-            loop = _Loop(self, launcher, view, signals)
+            loop = _Loop(self, launcher, view, signals, choose)
             try:
                 view.show(self.states)
                 launcher.prepare()
@@ -213,8 +239,11 @@ class Sweep:
 class _Loop:
     """Starts points, waits for them, looks at them."""
 
-    def __init__(self, sweep: Sweep, launcher: Launcher, view: View, signals: "_Signals") -> None:
+    def __init__(
+        self, sweep: Sweep, launcher: Launcher, view: View, signals: "_Signals", choose: Chooser | None
+    ) -> None:
         self._sweep, self._launcher, self._view, self._signals = sweep, launcher, view, signals
+        self._choose = choose
         self.table = _Table(sweep.folder / STATES_FILE, sweep.states)
         self._by_name = {state.point.name: state for state in sweep.states}
         self._running: dict[str, _Clock] = {}
@@ -248,7 +277,11 @@ class _Loop:
         return True
 
     def _start(self) -> None:
-        while self._waiting and self._launcher.has_room and not self._signals.count:
+        while self._launcher.has_room and not self._signals.count:
+            if not self._waiting:
+                self._waiting = self._chosen()
+            if not self._waiting:
+                break
             state = self._waiting.pop(0)
             clock = _Clock(state)
             self._sweep.start(state, self._launcher)
@@ -257,6 +290,12 @@ class _Loop:
             else:
                 self._running[state.point.name] = clock
             self.table.is_due = True
+
+    def _chosen(self) -> list[PointState]:
+        plan = None if self._choose is None else self._choose(self._sweep.states)
+        new = [] if plan is None else self._sweep.extend(plan)
+        self._by_name |= {state.point.name: state for state in new}
+        return new
 
     def _look(self) -> None:
         """See how far those have come that run; the more runs there are and the longer, the less often."""

@@ -31,9 +31,14 @@ _RIGHT = ("epoch", "loss", "time", "left")
 
 
 class Lines:
-    """Prints a line for each point that ends."""
+    """Prints a line for each point that ends.
 
-    def __init__(self) -> None:
+    Args:
+        grows: Whether more points may come: how many there will be is not known.
+    """
+
+    def __init__(self, grows: bool = False) -> None:
+        self._grows = grows
         self._ended = set[str]()  # by this command: those that failed before are tried again
 
     def show(self, states: Sequence[PointState]) -> None:
@@ -43,7 +48,8 @@ class Lines:
         """Print it."""
         self._ended.add(state.point.name)
         over = sum(each.state == "done" or each.point.name in self._ended for each in states)
-        print(f"{over}/{len(states)}  {one_line(state)}", file=sys.stderr, flush=True)
+        of_all = "" if self._grows else f"/{len(states)}"
+        print(f"{over}{of_all}  {one_line(state)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing."""

@@ -19,8 +19,13 @@ def wandb_sweep(plan: Plan, name: str, project: str) -> dict[str, Any]:
         The content of the YAML file.
 
     Raises:
-        SweepError: If options change together, or seeds vary: W&B knows products of single options only.
+        SweepError: If not all points of the grid are run, options change together, or seeds vary: W&B knows products
+            of single options only.
     """
+    if plan.only:
+        raise SweepError(
+            "--export wandb: a grid of W&B is whole, and only some points of this one are to be run (only)"
+        )
     if plan.zipped:
         raise SweepError(
             f"--export wandb: a grid of W&B is a product, and {', '.join(plan.zipped)} change together (zip); run it "
