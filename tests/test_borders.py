@@ -159,6 +159,7 @@ def test_what_is_there_is_used_and_reported(played: type[Played], lit_sphere: Li
     assert "borders.json: is no result of lit-sphere borders" in report.out
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on(played: type[Played], lit_sphere: LitSphere) -> None:
     played.killed_after = 4
     assert borders(lit_sphere).status == 130
@@ -347,17 +348,16 @@ def test_a_search_from_python_that_cannot_be_made(options: dict[str, Any], words
 @pytest.mark.timeout(1500)
 def test_real_runs_are_searched_killed_and_gone_on_with(empty_folder: Path) -> None:
     few = ["--model.width", "4", "--data.train_size", "512", "--trainer.max_epochs", "40", "--wandb", "disabled"]
-    asked = ["--over", "model.elr=1e-3:1", "--precision", "3", "--jobs", "2", "--config", "elr.yaml", *few]
+    asked = ["--over", "model.elr=5e-3:0.5", "--precision", "3", "--jobs", "2", "--config", "elr.yaml", *few]
     command = with_default_signals([sys.executable, "-m", "lit_sphere", "borders", *asked])
-    # Of its own group: the process that is forked for each run must not get the signal.
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert first.stderr is not None
     lines = []
-    for line in first.stderr:
-        lines.append(line)
-        if re.match(r"2  elr=", line):
-            first.send_signal(signal.SIGTERM)
-    assert first.wait(timeout=300) == 128 + signal.SIGTERM, lines
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as first:
+        assert first.stderr is not None
+        for line in first.stderr:
+            lines.append(line)
+            if re.match(r"2  elr=", line):
+                first.send_signal(signal.SIGTERM)
+    assert first.returncode == 128 + signal.SIGTERM, lines
     began = {path.parent.name for path in FOLDER.glob("elr=*/checkpoints")}
     second = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert second.returncode == 0, second.stderr
@@ -367,7 +367,7 @@ def test_real_runs_are_searched_killed_and_gone_on_with(empty_folder: Path) -> N
     assert any(run.epochs == 34 for run in result.runs)  # named at the end of the twentieth epoch, and 14 more
     one, two = result.borders
     assert one.last is not None
-    assert 5e-3 < one.last < 0.1
+    assert 5e-3 <= one.last < 0.1
     assert two.first is not None
     assert two.first > one.last
     assert len(result.runs) <= 10
