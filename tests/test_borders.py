@@ -25,6 +25,7 @@ from lit_sphere.report.border_search import (
     BorderRun,
     SearchResult,
     border_chart,
+    border_run,
     read_result,
     sentences,
     write_result,
@@ -273,6 +274,20 @@ def test_runs_that_contradict_each_other_are_named(empty_folder: Path) -> None:
     write_result(empty_folder, result)
     assert read_result(empty_folder) == result
     assert {panel.title for panel in border_chart(result).panels} >= {"train loss, last epoch"}
+
+
+def test_a_run_that_ended_by_nan_has_diverged(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 1.0, epochs=8, regime="divergence")
+    keys = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    row = {"epoch": "8", "step": "100", "train/loss": "nan"}  # as StopOnNonFinite leaves it, without an error
+    with (folder / "metrics.csv").open("a") as file:
+        file.write(",".join(row.get(key, "") for key in keys) + "\n")
+    run = border_run(read_run(folder), 1.0, 0)
+    assert (run.regime, run.evidence) == ("divergence", "train loss NaN or infinite since epoch 8")
+    result = SearchResult("model.elr", SearchRange(0.1, 1.0, 1.5), 1, 100, [run])
+    write_result(tmp_path, result)
+    assert read_result(tmp_path).runs[0].loss is None
+    assert "nan" not in sentences(result)[0]
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"runs": []}', '{"option": "a", "low": 1, "high": 0}'])
