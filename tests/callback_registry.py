@@ -165,6 +165,7 @@ REGISTRY: dict[str, Entry] = {
     "regime-stop": Entry(
         lambda _: RegimeMonitor(stop_when=["convergence", "divergence"], patience=2),
         lambda _: RegimeMonitor(every_n_steps=2, stop_when=["convergence"]),
+        cases=("layer_norm", "ours"),
         logs=("regime",),
         stays_out=True,
         pictures=("regime.png",),

@@ -19,6 +19,8 @@ ACCURACY_KEYS = ("train/acc", "train_acc", "train/accuracy", "train_accuracy")
 def known_rows(rows: Sequence[Row]) -> list[Row]:
     """Leave out epochs whose loss is not known, and the last one where only its error is not known yet.
 
+    An epoch whose loss is NaN or infinite stays, with or without an error: it tells that the run has blown up.
+
     Args:
         rows: An epoch each.
 
@@ -27,7 +29,8 @@ def known_rows(rows: Sequence[Row]) -> list[Row]:
         epoch before.
     """
     rows = [row for row in rows if row["loss"] is not None]
-    if rows and rows[-1]["error"] is None and any(row["error"] is not None for row in rows):
+    blew_up = bool(rows) and not math.isfinite(rows[-1]["loss"])  # and ended the run, before its error was logged
+    if rows and rows[-1]["error"] is None and not blew_up and any(row["error"] is not None for row in rows):
         rows = rows[:-1]
     known: list[Row] = []
     for row in rows:
