@@ -231,8 +231,8 @@ def predicted_rotation(
 
     For SGD and Adam with their options the prediction is that of :mod:`lit_sphere.theory.rotation` for white gradients,
     at the present effective gradient norms. For any other optimizer it is made from what its update does
-    (:func:`~lit_sphere.theory.rotation.measured_equilibrium`), weight decay taken to be decoupled and an update's
-    length not to depend on the norm, as of Lion.
+    (:func:`~lit_sphere.theory.rotation.measured_equilibrium`), an update's length taken not to depend on the norm, and
+    weight decay to be decoupled, as Lion's is, unless more of the norm is taken away than that.
 
     Args:
         rule: Of :func:`decay_rule`.
@@ -271,11 +271,9 @@ def _of_all(
     rule: DecayRule, grad_norms: Sequence[float], sizes: Sequence[float]
 ) -> tuple[tuple[float, float, float, float], float | None] | None:
     """ESS, distance, norm and time constant of all groups together, and SP's effective learning rate."""
-    if rule.kind == "SGD":  # the groups' balance is that of the whole (PB §3)
-        settled = rule.settled(torch.tensor(grad_norms[:1], dtype=torch.float64), torch.ones(1))
-        assert settled is not None
-        return _numbers(settled), rule.lr / (settled.norm.item() ** 2 * (1 - settled.distance.item()))
     known = [(g, d) for g, d in zip(grad_norms[1:], sizes, strict=True) if g > 0 and isfinite(g)]
+    if rule.kind != "Adam":  # the balance of the groups is that of the whole: all have one ESS
+        known = [(grad_norms[0], sum(sizes))]
     if not known:
         return None
     g, d = torch.tensor(known, dtype=torch.float64).unbind(1)
@@ -287,17 +285,14 @@ def _of_all(
     distance = (squares * settled.distance).sum() / norm.square()
     ess = (distance * (2 - distance)).sqrt() / (1 - distance)
     steps = squares.sum() / (squares / settled.steps).sum()
-    elr = None
-    if not rule.clipped:
+    rotation = (ess.item(), distance.item(), norm.item(), steps.item())
+    if rule.clipped:
+        return rotation, None
+    divisor = torch.ones(())
+    if rule.kind != "SGD":
         l2 = rule.weight_decay if rule.kind == "Adam" else 0.0
         divisor = ((g.square() / squares + l2**2 * squares).sum() / d.sum()).sqrt()
-        elr = (rule.lr / (divisor * norm.square() * (1 - distance))).item()
-    return _numbers(Rotation(ess, distance, norm, steps)), elr
-
-
-def _numbers(rotation: Rotation) -> tuple[float, float, float, float]:
-    ess, distance, norm, steps = (each.item() for each in rotation)
-    return ess, distance, norm, steps
+    return rotation, (rule.lr / (divisor * norm.square() * (1 - distance))).item()
 
 
 def _by_update(rule: DecayRule, total: Mapping[str, float], weights_compared: bool) -> tuple[float, float]:
@@ -305,6 +300,8 @@ def _by_update(rule: DecayRule, total: Mapping[str, float], weights_compared: bo
     share = rule.lr * rule.weight_decay
     if rule.kind == "SGD" and rule.momentum:
         share = -expm1(-0.5 / (rule.steps or inf))  # its decay goes through the buffer
+    elif rule.kind == "any":
+        share = max(share, total["radial"])  # more than that of decoupled decay: it is coupled, and steps are across
     elif rule.kind == "Adam" and not weights_compared:
         share = total["elr"] * total["norm"] ** 2 * (1 - total["radial"]) * rule.weight_decay  # η_eλ
     if not (0 < share < 1 and total["radial"] < 1):

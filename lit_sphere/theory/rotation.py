@@ -323,7 +323,7 @@ def relaxed_norm(norm_ratio: Number, time: Number, law: Law) -> Tensor:
     if law == "fixed":
         return (1 + (u.square() - 1) * torch.exp(-span)).sqrt()
     near, far = torch.ones_like(u + span), u + 0 * span
-    for _ in range(60):  # bisection: the time from u on rises towards 1
+    for _ in range(40):  # bisection: the time from u on rises towards 1
         middle = (near + far) / 2
         late = _l2_time(middle) - _l2_time(u) > span
         near, far = torch.where(late, middle, near), torch.where(late, far, middle)
