@@ -316,16 +316,17 @@ class EffectiveLearningRateMonitor(FindsGroups):
         if self._compared or steps is None:
             return
         self._compared = True
-        # The data are loaded by now; under a warm-up the rate is not yet what it will be.
+        # Under a warm-up the rate is not yet what it will be.
         groups = () if self._watch.means is None else self._watch.means.quantities.param_groups
         peaks = [max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0)) for group in groups]
         steps *= min(
             (float(group["lr"]) / peak for group, peak in zip(groups, peaks, strict=True) if peak), default=1.0
         )
-        length = float(trainer.estimated_stepping_batches)
+        length = _length_of(trainer)
         if length < steps:
+            about = in_steps(float(f"{steps:.2g}"))
             rank_zero_warn(
-                f"{_NAME}: this run of {in_steps(length)} steps is shorter than the about {in_steps(steps)} in which "
+                f"{_NAME}: this run of {in_steps(length)} steps is shorter than the about {about} in which "
                 "weight decay brings norms to their equilibrium: the initial norms still decide the effective learning "
                 "rates of the groups. More steps, a higher learning rate or more weight decay get there"
             )
@@ -381,6 +382,14 @@ class EffectiveLearningRateMonitor(FindsGroups):
 def _log(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
     if metrics:  # else nothing was stepped
         log_numbers(trainer, {"epoch": trainer.current_epoch, **metrics}, step)
+
+
+def _length_of(trainer: Trainer) -> float:
+    """Steps of the whole run as it is set up; the trainer's own estimate refuses schedules of accumulation."""
+    epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs)
+    an_epoch = float(trainer.num_training_batches) / trainer.accumulate_grad_batches
+    by_epochs = epochs * (math.ceil(an_epoch) if math.isfinite(an_epoch) else an_epoch)
+    return min(by_epochs, trainer.max_steps) if trainer.max_steps > 0 else by_epochs
 
 
 def _logged(found: Prediction, is_papers: bool) -> dict[str, float]:

@@ -165,13 +165,13 @@ _STATE = ("reached", "steps", "ratio", "foretold", "window_begins", "model", "wi
 
 
 def in_steps(count: float) -> str:
-    """Write a number of steps, thousands apart: two digits of what is estimated would hide what is exact.
+    """Write a number of steps, rounded to a whole number, with a space before thousands.
 
     Args:
-        count: Number of steps, finite.
+        count: Number of steps.
 
     Returns:
-        Rounded to a whole number.
+        The number in words; ∞ for an infinite one.
 
     Example:
         >>> in_steps(3100.2)
