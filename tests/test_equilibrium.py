@@ -324,12 +324,12 @@ def test_a_real_network_comes_near_the_predicted_equilibrium(name: str, seed: in
     torch.manual_seed(seed)
     monitor, logger = EffectiveLearningRateMonitor(), CSVLogger(tmp_path, name="", version="")
     quiet: Any = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(
-        max_epochs=40, callbacks=[monitor], logger=logger, limit_val_batches=0, accelerator="cpu", **quiet
-    )
+    options: Any = {"max_epochs": 40, "limit_val_batches": 0, "accelerator": "cpu", "log_every_n_steps": 12}
+    trainer = Trainer(callbacks=[monitor], logger=logger, **options, **quiet)
     module = SIConvNet(width=8, in_channels=1, optimizer=make[name])
     trainer.fit(module, Digits(label_noise=0.5))
-    logged = {key: fmean(each.values[20:]) for key, each in read_metrics(tmp_path / "metrics.csv").items()}
+    series = read_metrics(tmp_path / "metrics.csv")
+    logged = {key: fmean(each.values[20:]) for key, each in series.items() if len(each.values) == 40}
     assert logged["ess/total"] == pytest.approx(logged["equilibrium/ess"], rel=0.2)
     assert logged["ess/total"] == pytest.approx(logged["equilibrium/ess_by_update"], rel=0.15)
     assert 0.65 < logged["norm/total"] / logged["equilibrium/norm"] < 1.1
