@@ -16,15 +16,20 @@ from lit_sphere.analysis import equal_ess
 from lit_sphere.effective import (
     NOT_STEPPED,
     QUANTITIES,
+    DecayRule,
     EquilibriumRule,
+    Prediction,
+    Settling,
     Source,
     StepSummary,
     mean_where_stepped,
     predicted_equilibrium,
     predicted_interval,
+    predicted_rotation,
     quantile_name,
     quantiles_over_groups,
 )
+from lit_sphere.effective.settling import in_steps
 from lit_sphere.observe.dynamics import controls_of
 from lit_sphere.observe.module_groups import FindsGroups, GroupNames, GroupOptions, Network
 from lit_sphere.observe.optimizer_steps import StepWatch
@@ -63,8 +68,16 @@ class EffectiveLearningRateMonitor(FindsGroups):
     weights, ⟨∇, w⟩/(‖∇‖ρ) without its sign, 0 of what is scale-invariant |
     | ``radial/step_max``, ``ess/step_max``, ``step_length/step_max`` | largest of the groups' absolute values at a \
     measured step of the epoch: SP §5 bounds maxima |
-    | ``equilibrium/ess`` | predicted: the ESS at which a group's ELR stays (TR eq. (5); PB §3) |
+    | ``equilibrium/ess`` | predicted: the ESS at which a group's ELR stays (TR eq. (5); PB §3); of momentum and \
+    adaptive steps where norms stay (Kosson et al. 2023) |
     | ``equilibrium/elr`` | predicted from it: the ELR of all groups at the present g̃, in the whole space |
+    | ``equilibrium/norm`` | predicted: the norm ρ of all groups at the present g̃, in the whole space |
+    | ``equilibrium/steps`` | number of steps in which weight decay alone would bring ρ² to 1/e: about 1/(2ηλ) |
+    | ``equilibrium/distance`` | with momentum or adaptive steps: predicted cosine distance of a step |
+    | ``equilibrium/ess_by_update`` | the same: the ESS foretold from what updates now do to norms, whatever gradients \
+    are like |
+    | ``equilibrium/reached``, ``equilibrium/foretold`` | at the end of fit: number of steps after which the ESS was \
+    within 10 % of the predicted over half of ``equilibrium/steps``; and after which it should have been |
     | ``equilibrium/elr_low``, ``equilibrium/elr_high`` | predicted: between these the ELR of all groups stays while \
     g̃ does as in this epoch, [√(2ηλ)/L, √(2ηλ)/ℓ] of PB §3 |
     | ``equilibrium/norm_low``, ``equilibrium/norm_high`` | the same of the norm ρ of all groups, κℓ ≤ ρ² ≤ κL |
@@ -81,11 +94,16 @@ class EffectiveLearningRateMonitor(FindsGroups):
       scaler), and parameters of half precision (``bf16-true``), to which steps are rounded: weights before and after
       the step, for which one copy of them is kept. ``elr`` = ``ess`` / g̃ then.
 
-    Predictions (:func:`~lit_sphere.effective.predicted_equilibrium`) are made where the papers make them, for
-    ``SphereSGD`` on one sphere and for ``torch.optim.SGD`` with weight decay and without momentum (and without
-    ``FixedNorm``): a group's ELR rises while its ESS is below ``equilibrium/ess``. ℓ and L are the extremes of g̃ of
-    all groups over the measured steps of the epoch (:func:`~lit_sphere.effective.predicted_interval`).
-    :class:`~lit_sphere.callbacks.RunSummary` draws them dashed.
+    Predictions are made under weight decay without ``FixedNorm``, at the present learning rate: for ``SphereSGD`` on
+    one sphere and plain ``torch.optim.SGD`` those of the papers
+    (:func:`~lit_sphere.effective.predicted_equilibrium`): a group's ELR rises while its ESS is below
+    ``equilibrium/ess``. ℓ and L are the extremes of g̃ of all groups over the
+    measured steps of the epoch (:func:`~lit_sphere.effective.predicted_interval`). For ``SGD`` with momentum,
+    dampening or Nesterov's, ``AdamW`` and ``Adam`` with L2 those for gradients of random directions
+    (:mod:`lit_sphere.theory.rotation`), and for any other optimizer that has ``lr`` and ``weight_decay`` those that its
+    updates tell (:func:`~lit_sphere.effective.predicted_rotation`). None where weight decay or another option differs
+    between the watched groups. :class:`~lit_sphere.callbacks.RunSummary` draws them dashed, and says when the
+    equilibrium was reached (:attr:`settling`). A run that is too short for it is warned of once.
 
     Of several optimizers the one that trains most of the groups is watched. Other callbacks find the totals in
     ``trainer.callback_metrics``.
@@ -156,6 +174,11 @@ class EffectiveLearningRateMonitor(FindsGroups):
         self._watch = StepWatch(self, self._on_measured, every_n_steps, granularity, watch=self.watch)
         self._epoch = -1  # of the means: Lightning does not always end an epoch whose last batch was saved
         self._rule: EquilibriumRule | None = None  # of the last step
+        self._decay: DecayRule | None = None  # of the last step, of any optimizer
+        self._sizes: list[float] = []  # of the groups
+        self._steps = 0  # up to and with the last measured one
+        self._compared = False  # the length of the run with the time that the equilibrium takes
+        self.settling = Settling()
         self._last_epochs: list[Tensor] = []  # (elr and effective gradient norm, groups), for the scatter
         self._folder: Path | None = None
 
@@ -185,8 +208,10 @@ class EffectiveLearningRateMonitor(FindsGroups):
         """Find the groups before training, if the module says what its input looks like."""
         self._folder = run_folder_of(trainer) if self.scatter_epochs else None
         self._norm_is_fixed = bool(controls_of(trainer, "norm"))
+        self._sizes = []
         if not self._watch.fit_start(trainer, pl_module):
-            self._epoch, self._rule, self._last_epochs = -1, None, []
+            self._epoch, self._rule, self._last_epochs, self._decay = -1, None, [], None
+            self._steps, self._compared, self.settling = 0, False, Settling()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Find the groups from the inputs of the first batch otherwise; and again for another optimizer."""
@@ -200,11 +225,15 @@ class EffectiveLearningRateMonitor(FindsGroups):
         means = self._watch.means
         assert means is not None
         if self._epoch != trainer.current_epoch:
-            self._summary_of_epoch()
+            self._see_rest_of_epoch(trainer)
             self._epoch = trainer.current_epoch
         means.add()
+        self._steps = self._watch.steps
         # Of this step: options may be others at the end of the epoch.
         self._rule = None if self._norm_is_fixed else means.quantities.equilibrium
+        self._decay = None if self._norm_is_fixed else means.quantities.decay
+        if not self._compared and self._decay is not None:
+            self._compare_length(trainer, self._decay.steps)
         if self.per == "step":
             self._log(trainer, means.last(), trainer.global_step)
 
@@ -251,19 +280,64 @@ class EffectiveLearningRateMonitor(FindsGroups):
         if quantiles is None and len(self._watch.names) > _MOST_CURVES:
             quantiles = list(_QUARTERS)
         names = ["total", *self._watch.names]
+        means = dict(zip(self._quantities, measured.tolist(), strict=True))
         if quantiles is not None and self._watch.names:
             names = ["total", *map(quantile_name, quantiles)]
             measured = quantiles_over_groups(measured, quantiles)
         rows = dict(zip(self._quantities, measured.tolist(), strict=True))
         predicted = predicted_equilibrium(self._rule, rows["effective_grad_norm"][0], rows["ess"][0])
+        predicted = self._predict(trainer, means) | predicted
         metrics = {**more}
         metrics.update({f"equilibrium/{quantity}": value for quantity, value in predicted.items()})
         for quantity, row in rows.items():
             metrics.update({f"{quantity}/{name}": value for name, value in zip(names, row, strict=False)})
         _log(trainer, _present(metrics), step)
 
+    def _predict(self, trainer: Trainer, means: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Predict where norms settle from means over the last steps, and see whether they have."""
+        assert self._watch.means is not None
+        if self._decay is not None and not self._sizes:
+            self._sizes = self._watch.means.quantities.sizes
+        found = predicted_rotation(self._decay, means, self._sizes, self._watch.source == "weights")
+        if found is not None:
+            self._compare_length(trainer, found.steps)
+        steps = self._steps - self.settling.steps
+        self.settling.observe(self._steps, steps, means["ess"][0], means["norm"][0], found)
+        return {} if found is None else _logged(found, self._rule is not None)
+
+    def _see_rest_of_epoch(self, trainer: Trainer) -> None:
+        """See what settled in an epoch that ended in the run that was resumed."""
+        summary = self._summary_of_epoch()
+        if summary is not None and self.per == "epoch":
+            self._predict(trainer, dict(zip(self._quantities, summary.mean.tolist(), strict=True)))
+
+    def _compare_length(self, trainer: Trainer, steps: float | None) -> None:
+        """Warn once of a run that is shorter than the time to its equilibrium."""
+        if self._compared or steps is None:
+            return
+        self._compared = True
+        # Under a warm-up the rate is not yet what it will be.
+        groups = () if self._watch.means is None else self._watch.means.quantities.param_groups
+        peaks = [max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0)) for group in groups]
+        steps *= min(
+            (float(group["lr"]) / peak for group, peak in zip(groups, peaks, strict=True) if peak), default=1.0
+        )
+        length = _length_of(trainer)
+        if length < steps:
+            about = in_steps(float(f"{steps:.2g}"))
+            rank_zero_warn(
+                f"{_NAME}: this run of {in_steps(length)} steps is shorter than the about {about} in which "
+                "weight decay brings norms to their equilibrium: the initial norms still decide the effective learning "
+                "rates of the groups. More steps, a higher learning rate or more weight decay get there"
+            )
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the scatter over the last epochs."""
+        """Log when the equilibrium was reached, and draw the scatter over the last epochs."""
+        self._see_rest_of_epoch(trainer)
+        found = {"reached": self.settling.reached, "foretold": self.settling.foretold}
+        when = {f"equilibrium/{name}": float(each) for name, each in found.items() if each and math.isfinite(each)}
+        if when:
+            log_numbers(trainer, {"epoch": trainer.current_epoch - 1, **when}, trainer.global_step - 1)
         if not self._last_epochs:
             return
         elrs, grad_norms = mean_where_stepped(torch.stack(self._last_epochs)).tolist()
@@ -283,18 +357,49 @@ class EffectiveLearningRateMonitor(FindsGroups):
 
     def state_dict(self) -> dict[str, Any]:
         """State of an unfinished epoch, so that a resumed run continues its series."""
-        return {**self._watch.state(), "epoch": self._epoch, "rule": self._rule, "last_epochs": list(self._last_epochs)}
+        return {
+            **self._watch.state(),
+            "epoch": self._epoch,
+            "rule": self._rule,
+            "last_epochs": list(self._last_epochs),
+            "decay": None if self._decay is None else tuple(self._decay),
+            "steps_measured": self._steps,
+            "compared": self._compared,
+            "settling": self.settling.state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, once the groups are found."""
         self._watch.load_state(state_dict)
         self._epoch, self._last_epochs = state_dict["epoch"], state_dict.get("last_epochs", [])
-        self._rule = state_dict.get("rule")
+        self._rule, decay = state_dict.get("rule"), state_dict.get("decay")
+        self._decay = None if decay is None else DecayRule(*decay)
+        self._steps = state_dict.get("steps_measured", state_dict["steps"])
+        self._compared = state_dict.get("compared", True)
+        self.settling.load_state(state_dict.get("settling", {}))
 
 
 def _log(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
     if metrics:  # else nothing was stepped
         log_numbers(trainer, {"epoch": trainer.current_epoch, **metrics}, step)
+
+
+def _length_of(trainer: Trainer) -> float:
+    """Steps of the whole run as it is set up; the trainer's own estimate refuses schedules of accumulation."""
+    epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs)
+    an_epoch = float(trainer.num_training_batches) / trainer.accumulate_grad_batches
+    by_epochs = epochs * (math.ceil(an_epoch) if math.isfinite(an_epoch) else an_epoch)
+    return min(by_epochs, trainer.max_steps) if trainer.max_steps > 0 else by_epochs
+
+
+def _logged(found: Prediction, is_papers: bool) -> dict[str, float]:
+    """Give the predictions by name; of momentum and adaptive steps also what the papers' equilibrium is without."""
+    values = {"ess": found.ess, "norm": found.norm, "steps": found.steps}
+    if not is_papers:
+        values |= {"distance": found.distance, "ess_by_update": found.ess_by_update}
+        if found.elr is not None:
+            values["elr"] = found.elr
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _present(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from lit_sphere.observe.both_lightnings import is_a
 from lit_sphere.observe.publishing import save_picture
 from lit_sphere.observe.regime import RegimeWatch, regime_watch_of
 from lit_sphere.observe.stopping import NonFinite, is_finding
-from lit_sphere.observe.watched_groups import marked_groups
+from lit_sphere.observe.watched_groups import marked_groups, settling_of
 from lit_sphere.optim import SphereSGD, joint_norm
 from lit_sphere.report import draw_curves, in_short, read_metrics
 
@@ -27,6 +27,9 @@ class RunSummary(RegimeWatch):
 
     The regime is what ``RegimeMonitor`` says. Of a run on the sphere without one, this callback watches it in the same
     way and at the same steps, and comes to the same verdict.
+
+    With an ``EffectiveLearningRateMonitor`` beside it the table says when effective step sizes came to their
+    equilibrium under weight decay, and when theory said that they would (:class:`~lit_sphere.effective.Settling`).
 
     The figure needs a ``CSVLogger`` among the trainer's loggers, beside whose file it is put; W&B gets it too.
     It is drawn for interrupted and failed runs as well. Groups that are not scale-invariant are dotted.
@@ -145,6 +148,10 @@ class RunSummary(RegimeWatch):
         if diverged is not None:
             table = [(name, value, note.replace("last", "last whole")) for name, value, note in table]
             table.append(("diverged", f"epoch {diverged.epoch}", str(diverged).partition(", ")[2]))
+        settling = settling_of(trainer)
+        if settling is not None:
+            when, beside = settling.in_words()
+            table += [("equilibrium", when, beside)] if when else []
         if regime is not None:
             first, *more = regime.evidence.split("; ")
             table += [("regime", regime.regime, first), *(("", "", each) for each in more)]

@@ -37,6 +37,8 @@ ANYWHERE = ("resnet", "layer_norm", "manual", "accumulated", "lion", "ours")
 DECAYING = ANYWHERE[:-1]
 """Ours is on the sphere, where there is no weight decay."""
 
+SHORT = dict.fromkeys(DECAYING, "this run of .* steps is shorter")
+
 PUBLIC = {
     name: each
     for name in lit_sphere.callbacks.__all__
@@ -95,12 +97,14 @@ REGISTRY: dict[str, Entry] = {
         logs=(r"(norm|effective_grad_norm|elr|ess|angle|radial)/total", r"(elr|ess)/.*weight.*"),
         stays_out=True,
         waits_for_nothing=True,
+        says=SHORT,
     ),
     "elr-step": Entry(
         lambda _: EffectiveLearningRateMonitor("filter", per="step", every_n_steps=3),
         lambda _: EffectiveLearningRateMonitor("filter", per="step", every_n_steps=2),
         logs=(r"norm/total", r"effective_grad_norm/total"),
         stays_out=True,
+        says=SHORT,
     ),
     "elr-scatter": Entry(
         lambda _: EffectiveLearningRateMonitor("filter", quantiles=[0.05, 0.5, 0.95], scatter_epochs=2),
@@ -109,6 +113,7 @@ REGISTRY: dict[str, Entry] = {
         stays_out=True,
         pictures=("equal_ess.png",),
         waits_for_nothing=True,
+        says=SHORT,
     ),
     "elr-matrices": Entry(
         lambda _: EffectiveLearningRateMonitor(watch="matrices", scatter_epochs=1),

@@ -309,3 +309,16 @@ def test_errors_of_two_losses_are_not_compared(tmp_path: Path) -> None:
     ]
     (chart,) = regime_map(Comparison(read_runs([tmp_path]).runs))
     assert [panel.title for panel in chart.panels] == ["loss cross_entropy", "loss mse"]
+
+
+def test_only_the_equilibrium_of_the_papers_asks_for_equal_steps(tmp_path: Path) -> None:
+    """With momentum and adaptive steps it is logged with its distance; a run does not judge by it either."""
+    for name, predicted in {"papers": ("ess",), "any": ("ess", "distance")}.items():
+
+        def unequal(row: dict[str, Any], predicted: tuple[str, ...] = predicted) -> dict[str, Any]:
+            keys = {f"equilibrium/{key}": 0.6 for key in predicted}
+            return {**row, "ess/a": 0.1, **keys} if "ess/a" in row else row
+
+        run = read_run(write_run(tmp_path / name, 1e-2, epochs=100, regime="chaotic equilibrium", change=unequal))
+        assert run.verdict is not None
+        assert run.verdict.regime == ("undecided" if name == "papers" else "chaotic equilibrium"), run.verdict

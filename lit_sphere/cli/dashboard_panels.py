@@ -137,7 +137,7 @@ def _of_groups() -> list[PanelSection]:
             "Norms and angles",
             "",
             [
-                _curve("Norm ρ", "norm/total"),
+                _curve("Norm ρ, total and predicted", ["norm/total", "equilibrium/norm"]),
                 _curve("Angle of a step [rad]", "angle/total", log=True),
                 _curve("Cosine distance of consecutive iterates", "distance/total", log=True),
                 _curve("Length of a step across the weights", "step_length/total", log=True),

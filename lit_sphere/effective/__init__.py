@@ -7,12 +7,17 @@ with momentum, weight decay or adaptive steps ELR and ESS are those of SP Theore
 
 from lit_sphere.effective.atoms import Atoms
 from lit_sphere.effective.equilibrium import (
+    DecayRule,
     EquilibriumRule,
+    Prediction,
+    decay_rule,
     equilibrium_rule,
     predicted_equilibrium,
     predicted_interval,
+    predicted_rotation,
 )
 from lit_sphere.effective.quantities import NOT_STEPPED, QUANTITIES, EffectiveQuantities
+from lit_sphere.effective.settling import Settling
 from lit_sphere.effective.sources import Source, rounds_steps, source_of
 from lit_sphere.effective.spread import quantile_name, quantiles_over_groups
 from lit_sphere.effective.step_means import (
@@ -28,18 +33,23 @@ __all__ = [
     "NOT_STEPPED",
     "QUANTITIES",
     "Atoms",
+    "DecayRule",
     "EffectiveQuantities",
     "EquilibriumRule",
+    "Prediction",
+    "Settling",
     "Source",
     "StepMean",
     "StepMeans",
     "StepSummary",
     "StepTrace",
+    "decay_rule",
     "equilibrium_rule",
     "mean_of_state",
     "mean_where_stepped",
     "predicted_equilibrium",
     "predicted_interval",
+    "predicted_rotation",
     "quantile_name",
     "quantiles_over_groups",
     "rounds_steps",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sphere.effective.atoms import Atoms
-from lit_sphere.effective.equilibrium import EquilibriumRule, equilibrium_rule
+from lit_sphere.effective.equilibrium import DecayRule, EquilibriumRule, decay_rule, equilibrium_rule
 from lit_sphere.effective.sources import Undone, rounds_steps, source_of, step_taken, undo
 from lit_sphere.effective.step_options import OptionsOfAtoms, StepOptions, has_filter_spheres
 from lit_sphere.groups import Group
@@ -100,10 +100,11 @@ class EffectiveQuantities:
         for group in groups:
             if not trained >= set(group.parameters):
                 raise ValueError(f"{type(optimizer).__name__} does not train the group {group.name}")
-        self.source = source_of(optimizer, altered, rounds_steps(p for group in groups for p in group.parameters))
+        self._rounded = rounds_steps(p for group in groups for p in group.parameters)
+        self.source = source_of(optimizer, altered, self._rounded)
         self.quantities = (*QUANTITIES, "gradient_radial") if radial_gradients else QUANTITIES
         self._radial_gradients = radial_gradients
-        self._optimizer = optimizer
+        self._optimizer, self._altered = optimizer, altered
         by_row = any(has_filter_spheres(group) for group in optimizer.param_groups)
         self._atoms = atoms = Atoms(groups, by_row)
         self._blocks = self.source == "gradients"
@@ -129,6 +130,21 @@ class EffectiveQuantities:
         if not self._blocks or self._radial_gradients:
             return None
         return equilibrium_rule(self.param_groups, len(self._atoms.params))
+
+    @property
+    def decay(self) -> DecayRule | None:
+        """How weight decay and the present step balance, of any optimizer; None where nothing is predicted."""
+        if self._radial_gradients:
+            return None
+        return decay_rule(self._optimizer, self.param_groups, self._altered, self._rounded)
+
+    @property
+    def sizes(self) -> list[float]:
+        """Numbers of elements of the groups; waits for the device."""
+        owner, kept = self._atoms.owner(False), self._atoms.owner(False) >= 0
+        sizes = self._atoms.sizes.new_zeros(self._atoms.groups)
+        found: list[float] = sizes.index_add_(0, owner[kept], self._atoms.sizes[kept]).tolist()
+        return found
 
     @torch.no_grad()
     def keep_gradients(self) -> None:

@@ -46,10 +46,10 @@ def source_of(optimizer: Optimizer, altered: bool = False, rounded: bool = False
     if rounded:
         return "weights"
     cls: Any = type(optimizer)
-    kind = _kind(cls)
+    kind = step_kind(cls)
     if kind is SphereSGD and not altered:
         return "gradients"
-    if kind not in (SGD, Adam) or any(_on_device(group) for group in optimizer.param_groups):
+    if kind not in (SGD, Adam) or any(on_device(group) for group in optimizer.param_groups):
         return "weights"  # to read a learning rate from a device would wait for it
     if kind is SGD and not altered and not any(group["momentum"] for group in optimizer.param_groups):
         return "gradients"
@@ -178,8 +178,15 @@ def _adam(
 
 
 @lru_cache(maxsize=64)
-def _kind(cls: type[Optimizer]) -> type[Optimizer] | None:
-    """The known class whose step this one takes; its name or its ancestry alone say nothing."""
+def step_kind(cls: type[Optimizer]) -> type[Optimizer] | None:
+    """Find the known class whose step an optimizer takes; its name or its ancestry alone say nothing.
+
+    Args:
+        cls: Its class.
+
+    Returns:
+        ``SphereSGD``, ``torch.optim.SGD`` or ``Adam``; None for any other step.
+    """
     for known in (SphereSGD, SGD, Adam):
         if issubclass(cls, known) and all(
             _own(cls, name) is _own(known, name) for name in ("step", "_move", "_init_group")
@@ -193,6 +200,14 @@ def _own(cls: type[Optimizer], name: str) -> Any:
     return inspect.unwrap(getattr(cls, name)) if hasattr(cls, name) else None
 
 
-def _on_device(group: dict[str, Any]) -> bool:
-    options = (group["lr"], *group.get("betas", ()))
+def on_device(group: dict[str, Any]) -> bool:
+    """Return whether to read a parameter group's options would wait for a device.
+
+    Args:
+        group: Of any optimizer.
+
+    Returns:
+        Whether one of them is a tensor that does not lie on the CPU.
+    """
+    options = (group["lr"], group.get("weight_decay"), *group.get("betas", ()))
     return any(isinstance(value, Tensor) and value.device.type != "cpu" for value in options)

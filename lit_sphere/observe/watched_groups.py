@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from lit_sphere.effective import Settling
 from lit_sphere.groups import Group, GroupGranularity
 from lit_sphere.observe.dynamics import callbacks_of
 from lit_sphere.observe.module_groups import NoGroups, groups_of
@@ -51,6 +52,25 @@ def marked_groups(trainer: Trainer) -> frozenset[str]:
     """
     marking = [each for each in callbacks_of(trainer) if isinstance(each, MarksGroups)]
     return frozenset().union(*(each.not_scale_invariant for each in marking))
+
+
+@runtime_checkable
+class FollowsSettling(Protocol):
+    """A callback that follows a run to its equilibrium under weight decay."""
+
+    settling: Settling
+
+
+def settling_of(trainer: Trainer) -> Settling | None:
+    """Find what follows a run to its equilibrium.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        That of the first callback that does; None without one.
+    """
+    return next((each.settling for each in callbacks_of(trainer) if isinstance(each, FollowsSettling)), None)
 
 
 def watched_groups(

@@ -33,8 +33,8 @@ def draw_curves(
     first epoch with the new value; the legend of the first panel says what was switched. Where
     ``equilibrium/…`` was logged, the step size at which effective learning rates stay is dashed, and the effective
     learning rates that it gives at the present gradient norms: of a few groups in their colours, of more groups the
-    least, the median and the greatest, under weight decay that of the whole. The intervals of ELR and norm under
-    weight decay (PB §3) are shaded, and the norm has a panel then.
+    least, the median and the greatest, under weight decay that of the whole. Under weight decay the norm has a panel,
+    too, and the intervals of both (PB §3) are shaded.
 
     Args:
         series: Series by key, as :func:`~lit_sphere.report.read_metrics` gives them.
@@ -55,7 +55,7 @@ def draw_curves(
         (_grad_norms, ("effective_grad_norm/total",)),
         (_elrs, ("elr/total",)),
         (_esses, ("ess/total",)),
-        (_norms, ("equilibrium/norm_low",)),
+        (_norms, ("equilibrium/norm_low", "equilibrium/norm")),
     ]
     drawn = [draw for draw, keys in possible if (all if draw is _path else any)(key in series for key in keys)]
     if not drawn:
@@ -131,6 +131,7 @@ def _esses(axes: Axes, series: Mapping[str, Series], validation_name: str) -> No
 
 def _norms(axes: Axes, series: Mapping[str, Series], validation_name: str) -> None:
     _line(axes, series, "norm/total", "total", _TRAIN)
+    _equilibrium(axes, series, "norm", (), few=True)
     _interval(axes, series, "norm")
     axes.set(title="norm ρ", xlabel="epoch", yscale="log")
     axes.legend(fontsize=7)

@@ -276,8 +276,10 @@ class Run:
         converged = (monitor or {}).get("converged_loss")
         if converged is None:
             converged = default_converged_loss(self.loss_name, self.num_classes)
+        # That of momentum and adaptive steps is one of noise, and logged with its distance: regimes are not told by it.
+        equal_steps = "equilibrium/ess" in self.series and "equilibrium/distance" not in self.series
         try:
-            return regime_of_rows(rows, self.num_classes, converged, "equilibrium/ess" in self.series)
+            return regime_of_rows(rows, self.num_classes, converged, equal_steps)
         except ValueError as error:
             return RegimeVerdict("undecided", f"the curves tell none: {error}")
 
