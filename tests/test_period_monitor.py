@@ -1,19 +1,26 @@
 """PeriodMonitor: on the toy in the plane, whose curves are known, and on real digits."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader
 
 from lit_sphere.analysis import read_checkpoint, segment_periods
-from lit_sphere.callbacks import CheckpointSimilarity, EffectiveLearningRateMonitor, FixedNorm, PeriodMonitor
+from lit_sphere.callbacks import (
+    CheckpointSimilarity,
+    EffectiveLearningRateMonitor,
+    FixedNorm,
+    LinearInterpolationBarrier,
+    PeriodMonitor,
+)
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet
 from lit_sphere.report import read_metrics
@@ -45,11 +52,17 @@ class Plane(LightningModule):
 
 
 def train(
-    *callbacks: Any, epochs: int, steps: int = 1, module: LightningModule | None = None, folder: Path | None = None
+    *callbacks: Any,
+    epochs: int,
+    steps: int = 1,
+    module: LightningModule | None = None,
+    folder: Path | None = None,
+    ckpt_path: Path | None = None,
 ) -> Trainer:
     logger = CSVLogger(folder, name="", version="") if folder is not None else False
     trainer = Trainer(max_epochs=epochs, callbacks=list(callbacks), logger=logger, **QUIET)
-    trainer.fit(module or Plane(), DataLoader(torch.zeros(steps, 1), batch_size=1))  # type: ignore[arg-type]
+    batches: Any = torch.zeros(steps, 1)
+    trainer.fit(module or Plane(), DataLoader(batches, batch_size=1), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -130,9 +143,93 @@ def test_minima_are_kept_and_compared(tmp_path: Path) -> None:
     assert (tmp_path / "similarity.png").is_file()
 
 
-def test_periods_that_nobody_finds_are_refused() -> None:
+def barrier(**options: Any) -> LinearInterpolationBarrier:
+    return LinearInterpolationBarrier("periods", points=3, groups=["point"], **options)
+
+
+def test_barriers_between_minima(tmp_path: Path) -> None:
+    watch, paths = monitor(), barrier()
+    train(watch, paths, epochs=25, folder=tmp_path)
+    count = len(watch.minima)
+    assert count >= 2
+    assert list(paths.results) == [f"barrier-period-{i}-to-period-{i + 1}" for i in range(1, count)]
+    for i, path in enumerate(paths.results.values()):
+        start, end = (kept["weights"]["point"] for kept in watch.minima[i : i + 2])
+        expected = [(point[0].square() / point.square().sum()).item() for point in (start, end)]
+        assert [path.curves["train_loss"][at] for at in (0, -1)] == pytest.approx(expected, rel=1e-6)
+        assert path.separation.cosine == pytest.approx(torch.cosine_similarity(start, end, dim=0).item())
+    assert len(read_metrics(tmp_path / "metrics.csv")["barrier/train_loss"].values) == count - 1
+    assert (tmp_path / "barrier-period-1-to-period-2.png").is_file()
+
+
+@pytest.mark.parametrize("every", [pytest.param("epoch", marks=pytest.mark.slow), "last step"])
+def test_a_resumed_run_has_the_same_minima_and_paths(every: str, tmp_path: Path) -> None:
+    """Lightning does not end an epoch again whose last step was saved."""
+
+    def parts() -> tuple[PeriodMonitor, LinearInterpolationBarrier, CheckpointSimilarity]:
+        return monitor(), barrier(), CheckpointSimilarity(between="periods", groups=["point"])
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if every == "last step" and trainer.global_step % 2 == 0:
+                trainer.save_checkpoint(tmp_path / f"{trainer.global_step // 2}.ckpt", weights_only=False)
+
+        def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+            if every == "epoch":
+                trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch + 1}.ckpt", weights_only=False)
+
+    whole = parts()
+    train(*whole, Save(), epochs=20, steps=2)
+    least = [kept["epochs"] for kept in whole[0].minima]
+    assert len(least) >= 3
+    for epoch in range(least[1], least[1] + 3):  # at a minimum, and at the destabilisation after it
+        resumed = parts()
+        train(*resumed, epochs=20, steps=2, ckpt_path=tmp_path / f"{epoch}.ckpt")
+        assert [kept["epochs"] for kept in resumed[0].minima] == least
+        for one, other in zip(whole[0].minima, resumed[0].minima, strict=True):
+            assert torch.equal(one["weights"]["point"], other["weights"]["point"])
+        assert resumed[1].results.items() <= whole[1].results.items()
+        assert len(resumed[1].results) >= len(least) - 2
+        assert resumed[2].pairs == whole[2].pairs
+
+
+def test_minima_of_a_loss_that_is_only_logged() -> None:
+    class Logs(Plane):
+        """Its loss is known after callbacks have heard of the epoch's end."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> None:  # type: ignore[override]
+            optimizer = self.optimizers()
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            loss = super().training_step(batch, batch_idx)
+            self.manual_backward(loss)
+            optimizer.step()  # type: ignore[union-attr]
+            self.log("train/loss", loss, on_step=False, on_epoch=True)
+
+    returned, logged = monitor(keep_minima=True), monitor(keep_minima=True)
+    train(returned, epochs=40)
+    train(logged, epochs=40, module=Logs())
+    assert len(logged.minima) >= 3
+    for one, other in zip(returned.minima, logged.minima, strict=False):
+        assert one["epochs"] == other["epochs"]
+        assert torch.equal(one["weights"]["point"], other["weights"]["point"])
+
+
+@pytest.mark.parametrize("make", [lambda: CheckpointSimilarity(between="periods", groups=["point"]), barrier])
+def test_periods_that_nobody_finds_are_refused(make: Callable[[], Callback]) -> None:
     with pytest.raises(ValueError, match="needs PeriodMonitor"):
-        train(CheckpointSimilarity(between="periods", groups=["point"]), epochs=2)
+        train(make(), epochs=2)
+
+
+def test_paths_between_periods_are_as_long_as_these(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="leave every_n_epochs out"):
+        barrier(every_n_epochs=2)
+    with caplog.at_level("INFO"):
+        train(monitor(), barrier(), epochs=2)
+    assert "it needs the minima of two finished periods, and there are none" in caplog.text
 
 
 @pytest.mark.parametrize("decay", [0.0])

@@ -185,6 +185,7 @@ class PeriodWatch(CurveCallback):
         self._reader = PeriodReader(STEP_WINDOW if self.per == "step" else 1)
         self._digested = self._read = 0  # rows
         self._lowest: tuple[float, Snapshot] | None = None  # of the present period
+        self._put = 0  # periods whose minimum was put aside, if there was one
 
     @property
     def state_key(self) -> str:
@@ -229,28 +230,41 @@ class PeriodWatch(CurveCallback):
             self._begin()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete the last epoch's row."""
+        """Complete the last epoch's row with a loss that was only logged."""
         super().on_train_epoch_start(trainer, pl_module)
         self._catch_up()
+        self._keep_minimum(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Make up for the end of an epoch whose last batch was the last thing saved, before the first step."""
+        rows = len(self._curves.rows)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if len(self._curves.rows) > rows:
+            self._catch_up()
+            self._keep_minimum(trainer, pl_module, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the end of a period, and keep the weights at a new minimum."""
-        before = self._reader.count
         self._curves.epoch_end(trainer)
         self._catch_up()
-        if not self._keeps or not self._curves.rows:
-            return
-        if self._reader.count > before:
-            self._put_aside(trainer)
-            return
-        loss = self._curves.rows[-1]["loss"]
-        if loss is not None and (self._lowest is None or loss < self._lowest[0]):
-            self._lowest = (loss, snapshot(trainer, pl_module, trainer.current_epoch + 1))
+        self._keep_minimum(trainer, pl_module, trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once more, at the last epoch as a whole."""
         self._curves.settle(trainer)
         self._catch_up()
+
+    def _keep_minimum(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        """Keep the weights between two epochs, if they are the minimum of the period so far; the same a second time."""
+        if not self._keeps or not self._curves.rows:
+            return
+        if self._reader.count > self._put:
+            self._put_aside(trainer)
+            self._put = self._reader.count
+        row = self._curves.rows[-1]
+        loss = row["loss"] if row["epoch"] == epochs - 1 else None
+        if loss is not None and (self._lowest is None or loss < self._lowest[0]):
+            self._lowest = (loss, snapshot(trainer, pl_module, epochs))
 
     def _put_aside(self, trainer: Trainer) -> None:
         if self._lowest is None:
@@ -319,6 +333,7 @@ class PeriodWatch(CurveCallback):
             "digested": self._digested,
             "minima": [dict(each) for each in self.minima],
             "lowest": None if self._lowest is None else [self._lowest[0], dict(self._lowest[1])],
+            "put": self._put,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -328,6 +343,7 @@ class PeriodWatch(CurveCallback):
         self.minima = list(state_dict["minima"])
         self._digested, lowest = state_dict["digested"], state_dict["lowest"]
         self._lowest = None if lowest is None else (lowest[0], lowest[1])
+        self._put = state_dict.get("put", len(self.minima))
         self._catch_up()
 
 
@@ -356,6 +372,21 @@ def _write_minimum(path: Path, kept: Snapshot) -> None:
     write_whole(path, lambda file: torch.save(content, file))
 
 
-def period_watch_of(trainer: Trainer) -> PeriodWatch | None:
-    """Give the first callback of the trainer that looks for periods, or None."""
-    return next((each for each in callbacks_of(trainer) if isinstance(each, PeriodWatch)), None)
+def needed_period_watch(owner: Callback, trainer: Trainer) -> PeriodWatch:
+    """Give the first callback of a trainer that looks for periods.
+
+    Args:
+        owner: A callback that acts at their minima.
+        trainer: Its trainer.
+
+    Returns:
+        The callback that looks for them.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = next((each for each in callbacks_of(trainer) if isinstance(each, PeriodWatch)), None)
+    if found is None:
+        name = type(owner).__name__
+        raise ValueError(f"{name}: between periods needs PeriodMonitor among the callbacks, which finds them; add it")
+    return found
