@@ -360,5 +360,5 @@ def _format_end(end: str) -> str:
     if end.isdigit():
         return f"epoch {int(end)}"
     if end.startswith("period-"):
-        return f"minimum of {end.replace('-', ' ')}"
+        return end.replace("-", " ")
     return f"before {end.replace('-', ' ')}" if end.startswith("switch-") else end

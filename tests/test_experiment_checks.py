@@ -658,6 +658,7 @@ def test_numbers_of_periods() -> None:
     assert found.verdict == "holds", found.text
     for words in ("0 at LR 0.03, 2 at LR 0.5, 7 at LR 1, 0 at LR 10", "never comes below 4.8"):
         assert words in found.text
+    assert "by 100-fold ones, which PeriodMonitor names: 0 at LR 0.03, 2 at LR 0.5, 7 at LR 1" in found.text
     fewer = [*rates()[:2], whole_space(1.0, apart=30), *rates()[3:]]
     assert check("P10", fewer).verdict == "does not"
     assert check("P10", [whole_space(0.03, apart=9), *rates()[1:]]).verdict == "does not"
@@ -726,6 +727,10 @@ def test_periods_remain(id_: str, kinds: list[dict[str, Any]]) -> None:
     runs = [whole_space(1.0, apart=10, **kind) for kind in kinds]
     found = check(id_, [*runs, whole_space(1.0)])
     assert found.verdict == "holds", found.text
+    swings = [whole_space(1.0, apart=10, lowest=0.04, **kind) for kind in kinds]
+    told = check(id_, swings)
+    assert told.verdict == "holds", told.text
+    assert "by 10-fold swings of the loss: 5 (LR 1); by 100-fold ones, which PeriodMonitor names: 0." in told.text
     assert check(id_, runs[1:]).verdict == "cannot tell"
     assert check(id_, [whole_space(1.0, **kinds[0]), *runs[1:]]).verdict == "does not"
     assert sum(len(panel.curves) for panel in drawn(id_, runs)[0].panels) == 3 * len(kinds)
