@@ -1,5 +1,6 @@
 """PeriodMonitor: on the toy in the plane, whose curves are known, and on real digits."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -239,6 +240,28 @@ def test_a_run_without_decay_is_refused_before_it_begins(decay: float) -> None:
         train(monitor(), epochs=2, module=module)
     assert "\n" not in str(refused.value)
     assert module.point[0] == 0.01
+
+
+@pytest.mark.parametrize(("of_point", "of_head"), [(0.0, 0.1), (0.1, 0.0)])
+def test_weight_decay_of_the_head_alone_is_warned_of(
+    of_point: float, of_head: float, recwarn: pytest.WarningsRecorder
+) -> None:
+    class WithHead(Plane):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+        def configure_optimizers(self) -> Optimizer:
+            point = {"params": [self.point], "weight_decay": of_point}
+            return SGD([point, {"params": [self.head], "weight_decay": of_head}], lr=1.0)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        train(monitor(), epochs=2, module=WithHead())
+    said = [str(each.message) for each in recwarn if "weight decay" in str(each.message)]
+    assert len(said) == (not of_point)
+    if said:
+        assert said[0].startswith("PeriodMonitor: only parameters that are not scale-invariant have weight decay")
 
 
 def test_the_sphere_is_refused(tmp_path: Path) -> None:

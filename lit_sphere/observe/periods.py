@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -69,6 +70,11 @@ class StepCurves(EpochCurves):
         if self._open and self._watch.means is not None:
             self._due.append(trainer.global_step)
             self.rule = self._watch.means.quantities.equilibrium
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups that train what is watched; none before that is found."""
+        return [] if self._watch.means is None else self._watch.means.quantities.param_groups
 
     def batch_end(self, trainer: Trainer, outputs: Any, batch: Any) -> None:
         """Add up loss and error of the step, on their device."""
@@ -177,6 +183,7 @@ class PeriodWatch(CurveCallback):
         self._curves: StepCurves = StepCurves(self, every_n_steps, (loss_key,) if loss_key else LOSS_KEYS)
         self._keeps = keep_minima  # or somebody asked for it
         self._norm_is_fixed = False
+        self._asked = False  # whether what is watched decays
         self._begin()
 
     def _begin(self) -> None:
@@ -228,6 +235,21 @@ class PeriodWatch(CurveCallback):
         super().on_fit_start(trainer, pl_module)
         if self._anew:
             self._begin()
+        self._asked = False
+        self._warn_of_no_decay(trainer)
+
+    def _warn_of_no_decay(self, trainer: Trainer) -> None:
+        """Warn where weight decay leaves the scale-invariant weights out, once these are found."""
+        groups = self._curves.param_groups
+        if self._asked or not groups:
+            return
+        self._asked = True
+        if not any(group.get("weight_decay", 1.0) for group in groups) and not _decay_may_come(trainer):
+            rank_zero_warn(
+                f"{type(self).__name__}: only parameters that are not scale-invariant have weight decay, and periods "
+                "come from that of the others, whose norm cannot fall here; give them weight_decay > 0, or leave the "
+                "callback out"
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete the last epoch's row with a loss that was only logged."""
@@ -239,6 +261,7 @@ class PeriodWatch(CurveCallback):
         """Make up for the end of an epoch whose last batch was the last thing saved, before the first step."""
         rows = len(self._curves.rows)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._warn_of_no_decay(trainer)
         if len(self._curves.rows) > rows:
             self._catch_up()
             self._keep_minimum(trainer, pl_module, trainer.current_epoch)
@@ -347,9 +370,14 @@ class PeriodWatch(CurveCallback):
         self._catch_up()
 
 
+def _decay_may_come(trainer: Trainer) -> bool:
+    """Say whether some callback may switch weight decay on."""
+    return bool(controls_of(trainer, "weight_decay") or controls_of(trainer, "sphere"))
+
+
 def _no_decay(trainer: Trainer, optimizers: Sequence[Optimizer]) -> str | None:
     """Say why a run has no periods, before it begins."""
-    if controls_of(trainer, "weight_decay") or controls_of(trainer, "sphere"):
+    if _decay_may_come(trainer):
         return None
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     if any(group.get("weight_decay", 1.0) for group in groups if group.get("elr") is None):
