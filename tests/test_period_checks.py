@@ -3,6 +3,7 @@
 import csv
 import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,17 @@ LENGTH = 120  # steps of a period
 LR, DECAY = 0.3, 3e-2
 
 
-def columns(periods: int, *, lead: int = 3, noise: float = 0.3, destabilises: bool = True) -> dict[str, list[float]]:
-    """Steps of a run whose gradients fall as 1/(t − t₀), and whose loss rises ``lead`` steps before the norm."""
+def columns(
+    periods: int, *, lead: int = 3, noise: float = 0.3, destabilises: bool = True, fall: float = 1.0
+) -> dict[str, list[float]]:
+    """Steps of a run whose gradients fall as (t − t₀)^−fall, and whose loss rises ``lead`` steps before the norm."""
     noises = random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in ("loss", "norm_squared", "elr", "grad", "distance")}
     norm = 10.0
     for step in range(periods * LENGTH):
         at = step % LENGTH if destabilises else step
         left = LENGTH - 1 - at if destabilises else LENGTH
-        grad = 20 / (at + 1) * math.exp(noise * noises.uniform(-1, 1))
+        grad = 20 / (at + 1) ** fall * math.exp(noise * noises.uniform(-1, 1))
         loss = 3 / (at + 1) ** 2
         if left < lead:
             loss *= 10.0 ** (4 * (lead - left) / lead)
@@ -113,17 +116,19 @@ def test_single_steps_are_needed(id_: str) -> None:
 def test_bounds_of_falling_gradients() -> None:
     finding = check("P13", [make_run()])
     assert finding.verdict == "holds", finding.text
+    held, by_constants = map(int, re.findall(r"for (\d+)%", finding.text))
+    assert held > 90 > 40 > by_constants
+    assert "g̃ goes as (t − t₀)^−1." in finding.text
     (chart,) = drawn("P13", [make_run()])
     assert {curve.label for curve in chart.panels[0].curves} == {"observed", "least", "greatest"}
     assert check("P13", [make_run(momentum=0.9)]).verdict == "cannot tell"  # the theory is that of plain SGD
 
 
 def test_gradients_that_do_not_fall_are_not_bounded_so() -> None:
-    run = make_run()
-    grads = run.series["period/effective_grad_norm"]
-    flat = [20 * math.exp(0.05 * math.sin(i)) for i in range(len(grads.values))]
-    series = {**run.series, "period/effective_grad_norm": Series(grads.epochs, grads.steps, flat)}
-    assert check("P13", [Run(run.folder, run.config, series)]).verdict == "does not"
+    finding = check("P13", [make_run(fall=0.0)])
+    assert finding.verdict == "does not"
+    held, by_constants = map(int, re.findall(r"for (\d+)%", finding.text))
+    assert held < 50 < by_constants, finding.text
 
 
 def write_pairs(folder: Path, cosine: float, ensemble: float, falls: float = 0.3) -> None:
