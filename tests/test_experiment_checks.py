@@ -203,6 +203,11 @@ def test_small_networks() -> None:
         == "cannot tell"
     )
     assert check("E21", grid()).verdict == "cannot tell"
+    # They are no runs of E1, which says so.
+    told = EXPERIMENTS["E1"].charts(runs)
+    assert isinstance(told, NotDrawn)
+    assert told.missing.endswith("with cross-entropy (SIConvNet of width 1 on Digits, too small to converge, is E21's)")
+    assert told.missing in check("E1", runs).text
     assert check("E1", runs).verdict == "cannot tell"
     drawn("E21", runs)
 

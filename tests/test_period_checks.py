@@ -1,6 +1,7 @@
 """P12, P13, P17, P22 and P23, judged on made-up runs that show them, that do not, and that cannot tell."""
 
 import csv
+import json
 import math
 import random
 import re
@@ -156,6 +157,33 @@ def test_minima(cosine: float, ensemble: float, verdict: str, tmp_path: Path) ->
     assert finding.verdict == verdict, finding.text
     (chart,) = drawn("P17", runs)
     assert len(chart.panels) == 2
+
+
+def write_independent(folder: Path, runs: Sequence[Run], cosine: float, left: float) -> None:
+    """What ``lit-sphere interpolate`` says of minima of two runs."""
+    folder.mkdir(exist_ok=True)
+    start, end = (f"x/{run.folder.name}/minima/period-02.ckpt" for run in runs)
+    ensemble = {"error": 0.1 * left, "member_errors": [0.08, 0.12]}
+    about = {"start": start, "end": end, "cosine": cosine, "ensemble": ensemble}
+    (folder / "interpolation.json").write_text(json.dumps(about), encoding="utf-8")
+    (folder / "interpolation.csv").write_text("position,train_loss\n0,0\n0.5,1\n1,0\n", encoding="utf-8")
+
+
+def test_minima_beside_independent_networks(tmp_path: Path) -> None:
+    runs = [make_run(folder=tmp_path / f"seed={seed}", seed=seed, callbacks=[OF_PERIODS]) for seed in range(2)]
+    for run in runs:
+        write_pairs(run.folder, 0.5, 0.02)
+    assert "independent" not in check("P17", runs).text
+    write_independent(tmp_path / "independent", runs, 0.01, 0.4)
+    finding = check("P17", runs)
+    assert finding.verdict == "holds", finding.text
+    assert "of different seeds is at most 0.01, of one run 0.31 in the mean." in finding.text
+    assert "80% of their members' error, and do not reach those of two seeds, which have 40% of it" in finding.text
+    assert [mark.label for chart in drawn("P17", runs) for mark in chart.panels[0].marks] == ["other seeds"] * 2
+    write_independent(tmp_path / "independent", runs, 0.01, 0.9)
+    assert "and reach those of two seeds" in check("P17", runs).text
+    write_independent(tmp_path / "independent", runs, 0.4, 0.4)
+    assert check("P17", runs).verdict == "does not"
 
 
 def test_minima_that_nobody_compared(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from lit_sphere.experiments.drawing import GROUP_COLOURS, charts_of_settings
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
 from lit_sphere.experiments.grids import name_of
 from lit_sphere.experiments.levels import by_epoch
+from lit_sphere.experiments.paths import paths_between
 from lit_sphere.experiments.toys import TOY, tables_of
 from lit_sphere.report.chart import Chart, Curve, Mark, Panel
 from lit_sphere.report.metrics_csv import Series
@@ -25,6 +26,8 @@ STEP_LOSS, STEP_NORM, STEP_ELR, STEP_GRAD, STEP_DISTANCE = (
 _SHARE = 0.8  # of periods in which phases A and B must be what they are said to be
 _FIRST = 0.5  # of periods in which the loss must lead by a step or more: others are thrown out in one
 _ALIKE = 0.9  # cosine between minima of periods that did not grow apart
+_NOTHING_IN_COMMON = 0.1  # cosine between networks of different seeds, at most
+_REACHED = 1.1  # times the error that is left to ensembles of independent networks
 _FEWEST = 2  # periods
 _SHORTEST_B = 40  # steps of phase B to which bounds are fitted
 _PERIOD_OF = {0.03: 17.0, 0.1: 11.0, 0.2: 5.0}  # of the toy, in steps
@@ -319,9 +322,13 @@ def _pair(row: dict[str, Any]) -> Pair:
 
 
 def check_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
-    """Judge P17 by the runs whose minima were compared."""
-    found = [(run, pairs_of(run)) for run in runs]
-    findings = [(_with_seed(run), conclude(minima(pairs))) for run, pairs in found if pairs]
+    """Judge P17 by the runs whose minima were compared, with each other and with those of other seeds."""
+    found = [(run, pairs) for run in runs if (pairs := pairs_of(run))]
+    findings = [(_with_seed(run), conclude(minima(pairs))) for run, pairs in found]
+    for name, independent in _independent(runs, folders).items():
+        mine = [pair for run, pairs in found if setting_of(run) == name for pair in pairs]
+        if mine:
+            findings.append((f"{name}, beside independent networks", conclude(beside_independent(mine, independent))))
     return conclude_over_settings(
         findings, "Missing: a run with PeriodMonitor and CheckpointSimilarity (between: periods), of two periods."
     )
@@ -359,6 +366,51 @@ def minima(pairs: Sequence[Pair]) -> list[Claim]:
             )
         )
     return claims
+
+
+def _independent(runs: Sequence[Run], folders: Sequence[Path]) -> dict[str, list[Pair]]:
+    """Pairs of minima of two runs of one setting, by the setting, as ``lit-sphere interpolate`` compared them."""
+    found: dict[str, list[Pair]] = {}
+    for path, end in paths_between(runs, folders):
+        one = decay_of(path.run) and setting_of(path.run)
+        alike = one and decay_of(end) and one == setting_of(end) and path.run.seeds != end.seeds
+        if one and alike and path.of_minima and path.cosine is not None:
+            found.setdefault(one, []).append(Pair((0, 0), path.cosine, *(path.ensemble or (None, None))))
+    return found
+
+
+def beside_independent(pairs: Sequence[Pair], independent: Sequence[Pair]) -> list[Claim]:
+    """Compare minima of one run with those of other seeds.
+
+    Args:
+        pairs: Of minima within runs.
+        independent: Of minima of different runs, which have nothing in common but their data.
+
+    Returns:
+        The claims: independent networks have nothing in common, minima of one run still have; and how much of the error
+        of their members is left to ensembles, which says how far minima are on the way to be independent.
+    """
+    nothing, cosine = max(abs(pair.cosine) for pair in independent), fmean(pair.cosine for pair in pairs)
+    text = (
+        f"The cosine between minima of different seeds is at most {nothing:.2f}, of one run {cosine:.2f} in the mean."
+    )
+    claims = [Claim(nothing < _NOTHING_IN_COMMON and nothing < cosine, text)]
+    left = [_error_left(each) for each in (pairs, independent)]
+    if None in left:
+        return claims
+    within, between = (each or 0.0 for each in left)
+    reach = "reach those" if within < _REACHED * between else "do not reach those"
+    text = f"Ensembles of two minima of one run have {within:.0%} of their members' error, and {reach} of two seeds"
+    return [*claims, Claim(True, f"{text}, which have {between:.0%} of it.")]
+
+
+def _error_left(pairs: Sequence[Pair]) -> float | None:
+    """Error of ensembles over that of their members, both in the mean; None where it is not known, or 0."""
+    known = [(pair.ensemble, pair.members) for pair in pairs if pair.ensemble is not None and pair.members is not None]
+    if not known:
+        return None
+    ensemble, members = (fmean(each) for each in zip(*known, strict=True))
+    return ensemble / members if members else None
 
 
 def check_fixed_norms(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
@@ -514,6 +566,7 @@ def _bound_curves(steps: Steps, bounds: Bounds) -> list[Curve]:
 def draw_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:
     """Draw how alike minima are, by the periods between them, and the errors of their ensembles."""
     settings = []
+    independent = _independent(runs, folders)
     for run in _ordered(runs):
         pairs = pairs_of(run)
         at = sorted({epoch for pair in pairs for epoch in pair.epochs})
@@ -521,7 +574,10 @@ def draw_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart
         apart = [place[pair.epochs[1]] - place[pair.epochs[0]] for pair in pairs]
         hover = [f"epochs {pair.epochs[0]} and {pair.epochs[1]}" for pair in pairs]
         cosines = Curve(apart, [pair.cosine for pair in pairs], run=run.name, kind="points", hover=hover)
-        panels = [Panel("cosine of two minima", "periods between them", curves=[cosines] if pairs else [])]
+        others = independent.get(setting_of(run), []) if pairs else []
+        level = [Mark(y=fmean(pair.cosine for pair in others), label="other seeds")] if others else []
+        x_title = "periods between them"
+        panels = [Panel("cosine of two minima", x_title, curves=[cosines] if pairs else [], marks=level)]
         known = [pair for pair in pairs if pair.ensemble is not None and pair.members is not None]
         if known:
             x = [pair.epochs[1] for pair in known]
@@ -537,7 +593,8 @@ def draw_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart
             settings.append((_with_seed(run), panels))
     caption = (
         "Weights at the minima of periods: cosine similarity of the scale-invariant weights, and errors of the "
-        "ensemble of each minimum with the one before. PB."
+        "ensemble of each minimum with the one before. Dashed: the cosine of independent networks, minima of other "
+        "seeds. PB."
     )
     return charts_of_settings(
         "P17", settings, "Minima of periods", caption, "runs with CheckpointSimilarity of periods"
