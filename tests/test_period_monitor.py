@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader
 
-from lit_sphere.analysis import read_checkpoint, segment_periods
+from lit_sphere.analysis import Periods, read_checkpoint, segment_periods
 from lit_sphere.callbacks import (
     CheckpointSimilarity,
     EffectiveLearningRateMonitor,
@@ -308,21 +308,37 @@ def test_it_announces_each_destabilisation_and_gives_a_verdict(caplog: pytest.Lo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("lr", "decay", "epochs", "verdict"),
-    [
-        (0.3, 3e-3, 12, "not yet"),  # of those seen in 250 epochs none has one
-        (3.0, 1e-2, 25, "no periods"),  # it never converges
+    ("lr", "decay", "epochs", "least"),
+    [  # Destabilisations of seeds 0, 1 and 2 in 250 epochs; in brackets the epochs of the first ones
+        (0.3, 1e-2, 100, 1),  # 5, 4, 6 (68, 58, 58)
+        (3.0, 1e-3, 130, 2),  # 7, 6, 5 (30 and 61, 29 and 84, 73 and 102)
+        (1.0, 1e-3, 12, 0),  # 1, 1, 1 (149, 208, 92)
+        (0.3, 3e-3, 12, 0),  # of this and what follows none in 250 epochs, while the norm falls
+        (0.1, 1e-2, 12, 0),
+        (0.1, 1e-3, 12, 0),
     ],
 )
-def test_runs_on_digits_without_periods(lr: float, decay: float, epochs: int, verdict: str, seed: int) -> None:
-    """Those that have them: ``reproduce P12`` (tests/test_experiments.py), with three seeds."""
+def test_periods_of_runs_on_digits(lr: float, decay: float, epochs: int, least: int) -> None:
+    """How often they come goes with learning rate times weight decay. With three seeds: ``reproduce P12``."""
+    found = periods_on_digits(lr, decay, epochs)
+    if least:
+        assert found.count >= least, found.sentence
+    else:
+        assert found.count == 0
+        assert found.verdict == "not yet", found.sentence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_on_digits_that_never_converges_has_none(seed: int) -> None:
+    assert periods_on_digits(3.0, 1e-2, 25, seed).count == 0
+
+
+def periods_on_digits(lr: float, decay: float, epochs: int, seed: int = 0) -> Periods:
     seed_everything(seed, verbose=False)
     watch = PeriodMonitor()
     trainer = Trainer(max_epochs=epochs, callbacks=[watch], logger=False, **QUIET)
     trainer.fit(SIConvNet(width=8, in_channels=1, optimizer=partial(SGD, lr=lr, weight_decay=decay)), Digits())
     assert watch.periods is not None
-    assert watch.periods.count == 0
-    if verdict == "not yet":
-        assert watch.periods.verdict == verdict
+    return watch.periods
