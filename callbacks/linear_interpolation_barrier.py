@@ -1,12 +1,10 @@
 """Loss barriers between points of a run, along the path in weight space that joins them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch.optim import Optimizer
 
 from lit_sphere.analysis import (
     Interpolation,
@@ -23,7 +21,7 @@ from lit_sphere.observe.dynamics import DynamicsObserver
 from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.observe.passes import add_up_ranks, criterion_of, untouched
 from lit_sphere.observe.periods import needed_period_watch
-from lit_sphere.observe.publishing import save_picture
+from lit_sphere.observe.publishing import PlannedRun, save_picture
 from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
 from lit_sphere.report import draw_interpolation, write_interpolation
 
@@ -161,18 +159,17 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
             statistics=self.statistics,
         )
 
-    def check_run(self, trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
+    def check_run(self, run: PlannedRun) -> None:
         """Refuse a run in which nobody looks for the periods that are asked for.
 
         Args:
-            trainer: The trainer.
-            optimizers: Of the run.
+            run: The run.
 
         Raises:
             ValueError: If there is no ``PeriodMonitor``.
         """  # noqa: DOC502
         if self.between == "periods":
-            needed_period_watch(self, trainer)
+            needed_period_watch(self, run.trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the checkpoint to start from, and find what is scale-invariant."""

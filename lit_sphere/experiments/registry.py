@@ -366,7 +366,7 @@ _ALL = [
         "Weights at the minima of periods grow apart, and ensembles of two are better than their members.",
         check_minima,
         draw_minima,
-        ("periods",),
+        ("minima",),
         ("paper/periods",),
     ),
     Experiment(

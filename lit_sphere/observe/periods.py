@@ -19,6 +19,7 @@ from lit_sphere.files import write_whole
 from lit_sphere.observe.dynamics import callbacks_of, controls_of
 from lit_sphere.observe.epoch_curves import CurveCallback, EpochCurves
 from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
+from lit_sphere.observe.publishing import PlannedRun
 from lit_sphere.observe.snapshots import Snapshot, snapshot
 from lit_sphere.observe.train_loss import samples_in, undivided_loss
 from lit_sphere.theory.weight_decay import jump_norm, steps_before_jump
@@ -214,23 +215,22 @@ class PeriodWatch(CurveCallback):
         """Keep the weights at minima in this run, whatever the options say; for others who need them."""
         self._keeps = True
 
-    def check_run(self, trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
+    def check_run(self, run: PlannedRun) -> None:
         """Refuse a run that cannot have periods.
 
         Args:
-            trainer: Its callbacks may switch weight decay on.
-            optimizers: Of the run.
+            run: The run; its callbacks may switch weight decay on.
 
         Raises:
             ValueError: If no optimizer has a weight decay, and none is switched on.
         """
-        reason = _no_decay(trainer, optimizers)
+        super().check_run(run)
+        reason = _no_decay(run.trainer, run.optimizers())
         if reason is not None:
             raise ValueError(f"{type(self).__name__}: {reason}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run that cannot have periods, and find the groups before training."""
-        self.check_run(trainer, trainer.optimizers)
         self._norm_is_fixed = bool(controls_of(trainer, "norm"))
         super().on_fit_start(trainer, pl_module)
         if self._anew:
