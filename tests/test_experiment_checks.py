@@ -338,6 +338,9 @@ def test_distances() -> None:
     assert found.verdict == "holds"
     near = make_run(3e-2, curves_of(steady(2), 0.5, steady(9), 0.8) | {"angle/total": lambda _: 1.3})
     assert check("E26", [*grid(), near]).verdict == "does not"
+    # Where the distance itself was logged, which is no function of the mean angle, it is taken.
+    logged = curves_of(steady(2), 0.5, steady(9), 0.8) | {"angle/total": lambda _: 1.3, "distance/total": lambda _: 0.2}
+    assert check("E26", [*grid(), make_run(3e-2, logged)]).verdict == "holds"
     assert check("E26", grid()[:4]).verdict == "cannot tell"
     drawn("E26", grid())
 
