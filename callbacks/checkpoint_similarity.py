@@ -1,17 +1,15 @@
 """How alike the points of a run are: cosine similarity of snapshots, and what their ensembles gain."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch.optim import Optimizer
 
 from lit_sphere.analysis import cosine_matrix, ensemble_errors, take_weights
 from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.observe.passes import add_up_ranks, runs_everywhere, untouched
-from lit_sphere.observe.periods import period_watch_of
-from lit_sphere.observe.publishing import check_single, save_picture
+from lit_sphere.observe.periods import needed_period_watch
+from lit_sphere.observe.publishing import PlannedRun, check_single, save_picture
 from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
 from lit_sphere.report import PairOfSnapshots, draw_similarity, write_similarity
 
@@ -107,30 +105,25 @@ class CheckpointSimilarity(StoppablePasses):
             options["between"] = self.between
         return self._generate_state_key(**options)
 
-    def check_run(self, trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
+    def check_run(self, run: PlannedRun) -> None:
         """Refuse a run in which nobody looks for the periods that are asked for.
 
         Args:
-            trainer: The trainer.
-            optimizers: Of the run.
+            run: The run.
 
         Raises:
             ValueError: If there is no ``PeriodMonitor``.
-        """
-        if self.between == "periods" and period_watch_of(trainer) is None:
-            raise ValueError(
-                "CheckpointSimilarity: between periods needs PeriodMonitor among the callbacks, which finds them"
-            )
+        """  # noqa: DOC502
+        if self.between == "periods":
+            needed_period_watch(self, run.trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is scale-invariant, and say if there will be nothing to compare."""
         check_single(self, CheckpointSimilarity, trainer, "similarity/…, ensemble/… and similarity.csv")
         super().on_fit_start(trainer, pl_module)
         epochs = trainer.max_epochs
-        self.check_run(trainer, trainer.optimizers)
-        watch = period_watch_of(trainer)
-        if self.between == "periods" and watch is not None:
-            watch.keep()
+        if self.between == "periods":
+            needed_period_watch(self, trainer).keep()
         if self._stays_out or self.between == "periods":
             return
         if epochs and 0 < epochs < 2 * self.every_n_epochs:
@@ -154,9 +147,8 @@ class CheckpointSimilarity(StoppablePasses):
 
     def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         if self.between == "periods":
-            watch = period_watch_of(trainer)
-            while watch is not None and self._minima < len(watch.minima):
-                self._add(trainer, pl_module, watch.minima[self._minima], epochs)
+            for each in needed_period_watch(self, trainer).minima[self._minima :]:
+                self._add(trainer, pl_module, each, epochs)
                 self._minima += 1
         elif epochs % self.every_n_epochs == 0:
             self._add(trainer, pl_module, snapshot(trainer, pl_module, epochs), epochs)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_sphere.analysis import (
     Interpolation,
@@ -20,19 +20,21 @@ from lit_sphere.analysis.interpolation import Statistics
 from lit_sphere.observe.dynamics import DynamicsObserver
 from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
 from lit_sphere.observe.passes import add_up_ranks, criterion_of, untouched
-from lit_sphere.observe.publishing import save_picture
+from lit_sphere.observe.periods import needed_period_watch
+from lit_sphere.observe.publishing import PlannedRun, save_picture
 from lit_sphere.observe.snapshots import Snapshot, StoppablePasses, snapshot
 from lit_sphere.report import draw_interpolation, write_interpolation
 
-Between = Literal["snapshots", "checkpoint", "switches"]
+Between = Literal["snapshots", "checkpoint", "switches", "periods"]
 
 
 class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
     """Monitor: measures loss and error on the path between two points of weight space, and their barrier.
 
     The path runs between consecutive snapshots of a run (TR §5), from a checkpoint of any run of the same
-    network to the weights now, or from the weights before a switch of the learning rate (marked by
-    ``FineTuneSwitch``, or by :meth:`mark`) to the next one and to the end. The scale-invariant weights, found
+    network to the weights now, from the weights before a switch of the learning rate (marked by
+    ``FineTuneSwitch``, or by :meth:`mark`) to the next one and to the end, or between the minima of consecutive periods
+    of training with weight decay (PB §5). The scale-invariant weights, found
     from the module's behaviour, stay on their joint sphere: at every point they are rescaled to ρ, the norm of
     the end points (between two norms, where these differ). A barrier is the height of the curve above its chord:
     max over the path of (value − chord), at least 0; the dip is the depth below it.
@@ -59,11 +61,14 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
 
     Args:
         between: ``snapshots``: consecutive ones, ``every_n_epochs`` apart; ``checkpoint``: from ``start`` to the
-            weights now; ``switches``: from each :meth:`mark` to the next and from the last to the weights now.
+            weights now; ``switches``: from each :meth:`mark` to the next and from the last to the weights now;
+            ``periods``: from the weights at the end of the epoch of least train loss of each finished period to those
+            of the next one, measured when its destabilisation has come. List
+            :class:`~lit_sphere.callbacks.PeriodMonitor`, which finds them, before this callback.
             Default: ``checkpoint`` if ``start`` is given, ``snapshots`` otherwise.
         start: A Lightning checkpoint, for ``checkpoint``.
         every_n_epochs: Epochs between two snapshots (default 20), or between two paths to the weights now
-            (default: only at the end of ``fit``).
+            (default: only at the end of ``fit``); none with ``periods``.
         points: Number of points on the path, both ends among them.
         great_circle: Along the great circle of the sphere, not along the segment.
         statistics: ``batch``: batch norms take each batch's own statistics, on all sets. ``reestimated``: their
@@ -80,7 +85,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
 
     Raises:
         ValueError: If an argument is out of range; at the start of ``fit``, if ``start`` cannot be read or is of
-            another architecture, or batches cannot be read in order or give no loss.
+            another architecture, if there is no ``PeriodMonitor`` where its periods count, or batches cannot be read in
+            order or give no loss.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -123,6 +129,10 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
             )
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ValueError(f"LinearInterpolationBarrier: every_n_epochs must be at least 1, got {every_n_epochs}")
+        if between == "periods" and every_n_epochs is not None:
+            raise ValueError(
+                "LinearInterpolationBarrier: between 'periods' paths are as long as periods; leave every_n_epochs out"
+            )
         if between == "snapshots" and every_n_epochs is None:
             every_n_epochs = 20
         try:
@@ -149,6 +159,18 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
             statistics=self.statistics,
         )
 
+    def check_run(self, run: PlannedRun) -> None:
+        """Refuse a run in which nobody looks for the periods that are asked for.
+
+        Args:
+            run: The run.
+
+        Raises:
+            ValueError: If there is no ``PeriodMonitor``.
+        """  # noqa: DOC502
+        if self.between == "periods":
+            needed_period_watch(self, run.trainer)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the checkpoint to start from, and find what is scale-invariant."""
         twins = [each for each in trainer.callbacks if isinstance(each, LinearInterpolationBarrier)]  # type: ignore[attr-defined]
@@ -165,6 +187,8 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
             )
         if self.start is not None:
             self._ends = [(Path(self.start).stem, self._read(self.start, pl_module))]
+        if self.between == "periods":
+            needed_period_watch(self, trainer).keep()
         super().on_fit_start(trainer, pl_module)
         epochs = trainer.max_epochs
         if self._stays_out:
@@ -240,6 +264,10 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
             self.mark(trainer, pl_module)
 
     def _after_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        if self.between == "periods":
+            new = needed_period_watch(self, trainer).minima[self._marks :]
+            self._ends += [(f"period-{self._marks + 1 + i}", each) for i, each in enumerate(new)]
+            self._marks += len(new)
         while len(self._ends) > 1:
             self._measure(trainer, pl_module, self._ends[0], self._ends[1], epochs)
             del self._ends[0]
@@ -261,9 +289,14 @@ class LinearInterpolationBarrier(StoppablePasses, DynamicsObserver):
             rank_zero_warn(
                 "LinearInterpolationBarrier measured nothing: no switch was marked; add FineTuneSwitch, or call mark"
             )
+        if self.between == "periods" and self._marks < 2:
+            rank_zero_info(
+                f"LinearInterpolationBarrier measured nothing: it needs the minima of two finished periods, and there "
+                f"{'is one' if self._marks else 'are none'}; train longer, or with a higher LR or weight decay"
+            )
         epochs = trainer.current_epoch
         done = self._ends and self._measured == (self._ends[-1][0], trainer.global_step)
-        if self.between != "snapshots" and self._ends and not done:
+        if self.between in ("checkpoint", "switches") and self._ends and not done:
             self._to_now(trainer, pl_module, epochs)
 
     def _measure(
@@ -323,4 +356,6 @@ def _format_end(end: str) -> str:
     """Format the name of an end point."""
     if end.isdigit():
         return f"epoch {int(end)}"
+    if end.startswith("period-"):
+        return end.replace("-", " ")
     return f"before {end.replace('-', ' ')}" if end.startswith("switch-") else end

@@ -55,7 +55,8 @@ class PeriodMonitor(PeriodWatch):
 
     Works under automatic and manual optimisation, under DDP, with gradient accumulation. Costs one pass over parameters
     and gradients at every n-th step, shared with other monitors; nothing waits for the device within an epoch. Where
-    nothing is scale-invariant, or no optimizer trains a group as a whole, it warns and stays out.
+    nothing is scale-invariant, or no optimizer trains a group as a whole, it warns and stays out. It warns where weight
+    decay leaves the scale-invariant weights out.
 
     Args:
         per: ``epoch`` or ``step``: what a value of the curves is.

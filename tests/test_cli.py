@@ -20,12 +20,13 @@ import yaml
 from conftest import LitSphere
 
 from lit_sphere import __version__
-from lit_sphere.cli.config_names import find_config, shipped_configs
+from lit_sphere.cli.config_names import find_config, find_sweep, shipped_configs, shipped_sweeps
 from lit_sphere.cli.quick_imports import quick_imports
 from lit_sphere.cli.shipped_classes import shipped_classes
 from lit_sphere.cli.subcommands import SUBCOMMANDS
 from lit_sphere.modules import sphere_module
 from lit_sphere.report.wandb_files import read_wandb
+from lit_sphere.sweep import read_plan
 
 TINY = ("fit", "--trainer.max_epochs", "2", "--data.train_size", "256", "--wandb", "disabled")
 
@@ -187,6 +188,32 @@ def test_shipped_config(name: str, empty_folder: Path, lit_sphere: LitSphere) ->
         result = lit_sphere("fit", "--config", name, *few, "--data.root", root)
         assert result.status == 0, result.err
         assert column("r", "train/loss")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.*never took place",
+    "ignore:FineTuneSwitch.*will not take place",
+    "ignore:OptimizerComparison.*will not take place",
+    "ignore:LinearInterpolationBarrier measure",
+)
+@pytest.mark.parametrize("name", [name for name in shipped_sweeps() if name.startswith("paper/")])
+def test_a_sweep_of_the_papers_trains(name: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
+    root = os.environ.get("LIT_SPHERE_CIFAR10")
+    planned = lit_sphere("sweep", name, "--dry-run", "--data.root", "nowhere")
+    assert planned.status == 0, planned.err
+    if not root:
+        pytest.skip("LIT_SPHERE_CIFAR10 names no folder with CIFAR-10")
+    plan = read_plan(Path(find_sweep(name)))
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    few += ["--data.train_size", "64", "--data.batch_size", "16", "--data.eval_batch_size", "16"]
+    few += ["--data.root", str(Path(__file__).resolve().parent.parent / root), "--wandb", "disabled", "--run", "r"]
+    for width in ("--model.width", "--model.network.width"):
+        result = lit_sphere("fit", *plan.arguments(plan.points[0]), *few, width, "4")
+        if result.status != 2:
+            break
+    assert result.status == 0, result.err
+    assert column("r", "train/loss")
 
 
 @pytest.mark.parametrize("name", ["elr.yaml", "elr"])

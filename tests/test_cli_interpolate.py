@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import LitSphere
 
-from lit_sphere.analysis import loss_and_error, separation
+from lit_sphere.analysis import ensemble_errors, loss_and_error, separation
 from lit_sphere.cli import main
 from lit_sphere.data import Digits
 from lit_sphere.modules import SIConvNet
@@ -79,6 +79,11 @@ def test_two_checkpoints_are_all_that_is_needed(runs: Path, lit_sphere: LitSpher
             expected = loss_and_error(model.train(), one_pass())
             assert found[f"{name}_loss"][end] == pytest.approx(expected.loss, rel=1e-6)
             assert found[f"{name}_error"][end] == pytest.approx(expected.error)
+
+    together = ensemble_errors(model, states, data.test_dataloader())
+    assert about["ensemble"]["error"] == pytest.approx(together.ensemble)
+    assert about["ensemble"]["member_errors"] == pytest.approx(together.members)
+    assert f"{together.ensemble:.2%} test error of both together" in result.out
 
     lines = {line[:13].strip(): line[13:].split() for line in result.out.splitlines() if line.startswith("  ")}
     names = [name for name, p in model.named_parameters() if p.requires_grad]

@@ -203,6 +203,11 @@ def test_small_networks() -> None:
         == "cannot tell"
     )
     assert check("E21", grid()).verdict == "cannot tell"
+    # They are no runs of E1, which says so.
+    told = EXPERIMENTS["E1"].charts(runs)
+    assert isinstance(told, NotDrawn)
+    assert told.missing.endswith("with cross-entropy (SIConvNet of width 1 on Digits, too small to converge, is E21's)")
+    assert told.missing in check("E1", runs).text
     assert check("E1", runs).verdict == "cannot tell"
     drawn("E21", runs)
 
@@ -333,6 +338,9 @@ def test_distances() -> None:
     assert found.verdict == "holds"
     near = make_run(3e-2, curves_of(steady(2), 0.5, steady(9), 0.8) | {"angle/total": lambda _: 1.3})
     assert check("E26", [*grid(), near]).verdict == "does not"
+    # Where the distance itself was logged, which is no function of the mean angle, it is taken.
+    logged = curves_of(steady(2), 0.5, steady(9), 0.8) | {"angle/total": lambda _: 1.3, "distance/total": lambda _: 0.2}
+    assert check("E26", [*grid(), make_run(3e-2, logged)]).verdict == "holds"
     assert check("E26", grid()[:4]).verdict == "cannot tell"
     drawn("E26", grid())
 
@@ -658,6 +666,7 @@ def test_numbers_of_periods() -> None:
     assert found.verdict == "holds", found.text
     for words in ("0 at LR 0.03, 2 at LR 0.5, 7 at LR 1, 0 at LR 10", "never comes below 4.8"):
         assert words in found.text
+    assert "by 100-fold ones, which PeriodMonitor names: 0 at LR 0.03, 2 at LR 0.5, 7 at LR 1" in found.text
     fewer = [*rates()[:2], whole_space(1.0, apart=30), *rates()[3:]]
     assert check("P10", fewer).verdict == "does not"
     assert check("P10", [whole_space(0.03, apart=9), *rates()[1:]]).verdict == "does not"
@@ -726,6 +735,10 @@ def test_periods_remain(id_: str, kinds: list[dict[str, Any]]) -> None:
     runs = [whole_space(1.0, apart=10, **kind) for kind in kinds]
     found = check(id_, [*runs, whole_space(1.0)])
     assert found.verdict == "holds", found.text
+    swings = [whole_space(1.0, apart=10, lowest=0.04, **kind) for kind in kinds]
+    told = check(id_, swings)
+    assert told.verdict == "holds", told.text
+    assert "by 10-fold swings of the loss: 5 (LR 1); by 100-fold ones, which PeriodMonitor names: 0." in told.text
     assert check(id_, runs[1:]).verdict == "cannot tell"
     assert check(id_, [whole_space(1.0, **kinds[0]), *runs[1:]]).verdict == "does not"
     assert sum(len(panel.curves) for panel in drawn(id_, runs)[0].panels) == 3 * len(kinds)

@@ -1,8 +1,10 @@
 """P12, P13, P17, P22 and P23, judged on made-up runs that show them, that do not, and that cannot tell."""
 
 import csv
+import json
 import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,17 @@ LENGTH = 120  # steps of a period
 LR, DECAY = 0.3, 3e-2
 
 
-def columns(periods: int, *, lead: int = 3, noise: float = 0.3, destabilises: bool = True) -> dict[str, list[float]]:
-    """Steps of a run whose gradients fall as 1/(t − t₀), and whose loss rises ``lead`` steps before the norm."""
+def columns(
+    periods: int, *, lead: int = 3, noise: float = 0.3, destabilises: bool = True, fall: float = 1.0
+) -> dict[str, list[float]]:
+    """Steps of a run whose gradients fall as (t − t₀)^−fall, and whose loss rises ``lead`` steps before the norm."""
     noises = random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in ("loss", "norm_squared", "elr", "grad", "distance")}
     norm = 10.0
     for step in range(periods * LENGTH):
         at = step % LENGTH if destabilises else step
         left = LENGTH - 1 - at if destabilises else LENGTH
-        grad = 20 / (at + 1) * math.exp(noise * noises.uniform(-1, 1))
+        grad = 20 / (at + 1) ** fall * math.exp(noise * noises.uniform(-1, 1))
         loss = 3 / (at + 1) ** 2
         if left < lead:
             loss *= 10.0 ** (4 * (lead - left) / lead)
@@ -113,17 +117,19 @@ def test_single_steps_are_needed(id_: str) -> None:
 def test_bounds_of_falling_gradients() -> None:
     finding = check("P13", [make_run()])
     assert finding.verdict == "holds", finding.text
+    held, by_constants = map(int, re.findall(r"for (\d+)%", finding.text))
+    assert held > 90 > 40 > by_constants
+    assert "g̃ goes as (t − t₀)^−1." in finding.text
     (chart,) = drawn("P13", [make_run()])
     assert {curve.label for curve in chart.panels[0].curves} == {"observed", "least", "greatest"}
     assert check("P13", [make_run(momentum=0.9)]).verdict == "cannot tell"  # the theory is that of plain SGD
 
 
 def test_gradients_that_do_not_fall_are_not_bounded_so() -> None:
-    run = make_run()
-    grads = run.series["period/effective_grad_norm"]
-    flat = [20 * math.exp(0.05 * math.sin(i)) for i in range(len(grads.values))]
-    series = {**run.series, "period/effective_grad_norm": Series(grads.epochs, grads.steps, flat)}
-    assert check("P13", [Run(run.folder, run.config, series)]).verdict == "does not"
+    finding = check("P13", [make_run(fall=0.0)])
+    assert finding.verdict == "does not"
+    held, by_constants = map(int, re.findall(r"for (\d+)%", finding.text))
+    assert held < 50 < by_constants, finding.text
 
 
 def write_pairs(folder: Path, cosine: float, ensemble: float, falls: float = 0.3) -> None:
@@ -151,6 +157,33 @@ def test_minima(cosine: float, ensemble: float, verdict: str, tmp_path: Path) ->
     assert finding.verdict == verdict, finding.text
     (chart,) = drawn("P17", runs)
     assert len(chart.panels) == 2
+
+
+def write_independent(folder: Path, runs: Sequence[Run], cosine: float, left: float) -> None:
+    """What ``lit-sphere interpolate`` says of minima of two runs."""
+    folder.mkdir(exist_ok=True)
+    start, end = (f"x/{run.folder.name}/minima/period-02.ckpt" for run in runs)
+    ensemble = {"error": 0.1 * left, "member_errors": [0.08, 0.12]}
+    about = {"start": start, "end": end, "cosine": cosine, "ensemble": ensemble}
+    (folder / "interpolation.json").write_text(json.dumps(about), encoding="utf-8")
+    (folder / "interpolation.csv").write_text("position,train_loss\n0,0\n0.5,1\n1,0\n", encoding="utf-8")
+
+
+def test_minima_beside_independent_networks(tmp_path: Path) -> None:
+    runs = [make_run(folder=tmp_path / f"seed={seed}", seed=seed, callbacks=[OF_PERIODS]) for seed in range(2)]
+    for run in runs:
+        write_pairs(run.folder, 0.5, 0.02)
+    assert "independent" not in check("P17", runs).text
+    write_independent(tmp_path / "independent", runs, 0.01, 0.4)
+    finding = check("P17", runs)
+    assert finding.verdict == "holds", finding.text
+    assert "of different seeds is at most 0.01, of one run 0.31 in the mean." in finding.text
+    assert "80% of their members' error, and do not reach those of two seeds, which have 40% of it" in finding.text
+    assert [mark.label for chart in drawn("P17", runs) for mark in chart.panels[0].marks] == ["other seeds"] * 2
+    write_independent(tmp_path / "independent", runs, 0.01, 0.9)
+    assert "and reach those of two seeds" in check("P17", runs).text
+    write_independent(tmp_path / "independent", runs, 0.4, 0.4)
+    assert check("P17", runs).verdict == "does not"
 
 
 def test_minima_that_nobody_compared(tmp_path: Path) -> None:

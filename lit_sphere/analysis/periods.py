@@ -22,6 +22,13 @@ On digits it rises 100- to 100 000-fold (250 epochs, three seeds). In chaotic eq
 rate and decay are thrown about without having converged, it moves by a factor of up to 52 from epoch to epoch, and of
 up to 80 in medians of five steps."""
 
+SWING_RISE = 10.0
+"""Factor by which the loss rises in a swing, at least, with which the norm swings, too (:data:`NORM_RISE`).
+
+A swing is less than a destabilisation. With momentum, augmentation or all parameters trained the loss of epochs on
+digits rises 15- to 40-fold, again and again: swings are what is left of the periods there. They are counted only where
+it is known otherwise that the run is in no chaotic equilibrium, which swings as much."""
+
 PLANE_RISE = 3.0
 """The same of the toy in the plane (:mod:`lit_sphere.theory.toy_plane`), which has no noise."""
 
@@ -140,7 +147,8 @@ def segment_periods(
         elrs: Effective learning rates > 0, in place of norms where the learning rate is constant: ρ is taken to go as
             their inverse root. Without either the loss decides alone.
         window: For the loss of single steps: its median over this many values up to each is looked at.
-        loss_rise: Factor over its minimum by which the loss rises in a destabilisation, at least.
+        loss_rise: Factor over its minimum by which the loss rises in a destabilisation, at least; lower, such as
+            :data:`SWING_RISE`, for what else comes and goes.
         relaxation: Values in which a norm settles, 1/(4ηλ) steps of SGD; None if not known.
         certain_by: Values by which a first jump is certain, such as t_max of
             :func:`~lit_sphere.theory.weight_decay.steps_before_jump`; None, or infinite, if not known.

@@ -11,9 +11,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
 from lit_sphere.analysis import (
+    EnsembleErrors,
     Interpolation,
     WeightPath,
     difference,
+    ensemble_errors,
     interpolate,
     not_finite,
     path_positions,
@@ -136,18 +138,20 @@ def run_interpolate(args: list[str]) -> None:
     data.setup()
     folder = results_folder(config.run, "interpolate", "interpolation.csv")
     result = _measure(model, data, states, config, positions, device)
+    together = ensemble_errors(model, states, _on_device(data.test_dataloader, device)())
     names = _names(paths)
     statistics = "batch statistics" if config.statistics == "batch" else "statistics re-estimated"
     title = f"{type(model).__name__} on {type(data).__name__}, {statistics}"
     try:
         write_interpolation(result, folder / "interpolation.csv")
-        (folder / "interpolation.json").write_text(_about(result, paths, config) + "\n", encoding="utf-8")
+        about = _about(result, together, paths, config)
+        (folder / "interpolation.json").write_text(about + "\n", encoding="utf-8")
     finally:  # a file that cannot be written does not lose what was measured
-        print(_table(result, title, names, folder))
+        print(_table(result, together, title, names, folder))
     leave_picture(folder / "interpolation.png", lambda: draw_interpolation(result, title, names))
 
 
-def _about(result: Interpolation, paths: list[str], config: Namespace) -> str:
+def _about(result: Interpolation, together: EnsembleErrors, paths: list[str], config: Namespace) -> str:
     """What the curves do not say; ``lit-sphere report`` finds the runs at both ends by it."""
     between = result.separation
     about = {
@@ -158,6 +162,7 @@ def _about(result: Interpolation, paths: list[str], config: Namespace) -> str:
         "cosine": between.cosine,
         "norms": list(between.norms),
         "barriers": {name: result.barrier(name) for name in result.curves},
+        "ensemble": {"error": together.ensemble, "member_errors": list(together.members)},
     }
     return json.dumps(about, indent=2)
 
@@ -222,7 +227,7 @@ def _names(paths: list[str]) -> tuple[str, str]:
     return "A", "B"
 
 
-def _table(result: Interpolation, title: str, names: tuple[str, str], folder: Path) -> str:
+def _table(result: Interpolation, together: EnsembleErrors, title: str, names: tuple[str, str], folder: Path) -> str:
     between = result.separation
     kind = "great circle" if result.great_circle else "segment"
     wide = max(12, *(len(name) + 2 for name in names))
@@ -237,6 +242,8 @@ def _table(result: Interpolation, title: str, names: tuple[str, str], folder: Pa
     lines += [
         f"  {'ρ':<13}{between.norms[0]:<{wide}.5g}{between.norms[1]:<{wide}.5g}".rstrip(),
         f"  {'cosine':<13}{between.cosine:.4g}, between the scale-invariant weights",
+        f"  {'ensemble':<13}{together.ensemble:.2%} test error of both together, "
+        f"{together.members[0]:.2%} and {together.members[1]:.2%} of each, in eval mode",
         f"  {'run folder':<13}{folder}",
     ]
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from torch.optim import Optimizer
 
 from lit_sphere.analysis import epochs_done
 from lit_sphere.callbacks import (
@@ -65,8 +66,7 @@ from lit_sphere.cli.wandb_run import WandbMode, check_given_wandb
 from lit_sphere.data import ResidentDataModule
 from lit_sphere.modules import SphereModule
 from lit_sphere.modules.lightning_options import check_trainer
-from lit_sphere.observe.epoch_curves import CurveCallback
-from lit_sphere.observe.publishing import ChecksRun
+from lit_sphere.observe.publishing import ChecksRun, PlannedRun
 from lit_sphere.observe.stopping import is_finding
 from lit_sphere.switching.resume import stays_switched
 
@@ -308,15 +308,14 @@ class SphereCLI(LightningCLI):
     def _ask_callbacks(self, trainer: Trainer) -> None:
         """Let callbacks refuse what they cannot watch, as they would when the run has begun."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        run = PlannedRun(trainer, self.model, self.datamodule, self._make_optimizers)
         for callback in callbacks:
-            if isinstance(callback, CurveCallback):
-                callback.check_threshold(self.model, self.datamodule)
-        checking = [each for each in callbacks if isinstance(each, ChecksRun)]
-        if checking:
-            made = self.model.configure_optimizers()
-            optimizers = made[0] if isinstance(made, tuple) else [made]
-            for each in checking:
-                each.check_run(trainer, optimizers)
+            if isinstance(callback, ChecksRun):
+                callback.check_run(run)
+
+    def _make_optimizers(self) -> list[Optimizer]:
+        made = self.model.configure_optimizers()
+        return list(made[0]) if isinstance(made, tuple) else [made]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; errors that Lightning wraps in many words are told in few."""

@@ -39,6 +39,8 @@ class MeasuredPath:
         elrs: Effective learning rates at which its ends were trained, None where not known.
         cosine: Between the ends' scale-invariant weights, None where not known.
         run: The run, or the first of two.
+        of_minima: Whether both ends are minima of periods, as ``PeriodMonitor`` keeps them.
+        ensemble: Test error of both ends together, and the mean of those of each; None where not known.
     """
 
     name: str
@@ -48,6 +50,8 @@ class MeasuredPath:
     elrs: tuple[float | None, float | None]
     cosine: float | None
     run: Run
+    of_minima: bool = False
+    ensemble: tuple[float, float] | None = None
 
     @property
     def barrier(self) -> float:
@@ -98,12 +102,14 @@ def paths_between(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[tup
     found = []
     for file in sorted(files):
         table, about = _read(file.with_suffix(".csv")), _read_json(file)
-        ends = [named.get(Path(str(about.get(end, ""))).parent.parent.name) for end in ("start", "end")]
+        points = [Path(str(about.get(end, ""))) for end in ("start", "end")]
+        ends = [named.get(point.parent.parent.name) for point in points]
         if table is None or ends[0] is None or ends[1] is None or about.get("great_circle"):
             continue
         start, end = ends[0], ends[1]
-        cosine = about.get("cosine")
-        path = MeasuredPath(file.parent.name, *table, (start.elr, end.elr), cosine, start)
+        of_minima = all(point.parent.name == "minima" for point in points)
+        elrs, cosine, ensemble = (start.elr, end.elr), about.get("cosine"), _ensemble(about.get("ensemble"))
+        path = MeasuredPath(file.parent.name, *table, elrs, cosine, start, of_minima, ensemble)
         found.append((path, end))
     return found
 
@@ -120,6 +126,14 @@ def _read(file: Path) -> tuple[list[float], list[float], list[float]] | None:
         return None
     errors = next((columns[name] for name in ("test_error", "val_error") if name in columns), [])
     return columns["position"], columns["train_loss"], errors
+
+
+def _ensemble(about: Any) -> tuple[float, float] | None:
+    """Errors of an ensemble and, in the mean, of its members, out of what ``lit-sphere interpolate`` says of it."""
+    try:
+        return float(about["error"]), fmean(map(float, about["member_errors"]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, linear_regression, median
 from typing import Any, NamedTuple
 
 from lit_sphere.analysis.periods import LOSS_RISE, PLANE_RISE, STEP_WINDOW, Period, Periods, segment_periods
@@ -12,6 +12,7 @@ from lit_sphere.experiments.drawing import GROUP_COLOURS, charts_of_settings
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
 from lit_sphere.experiments.grids import name_of
 from lit_sphere.experiments.levels import by_epoch
+from lit_sphere.experiments.paths import paths_between
 from lit_sphere.experiments.toys import TOY, tables_of
 from lit_sphere.report.chart import Chart, Curve, Mark, Panel
 from lit_sphere.report.metrics_csv import Series
@@ -24,8 +25,9 @@ STEP_LOSS, STEP_NORM, STEP_ELR, STEP_GRAD, STEP_DISTANCE = (
 
 _SHARE = 0.8  # of periods in which phases A and B must be what they are said to be
 _FIRST = 0.5  # of periods in which the loss must lead by a step or more: others are thrown out in one
-_BETWEEN = 0.9  # of steps
 _ALIKE = 0.9  # cosine between minima of periods that did not grow apart
+_NOTHING_IN_COMMON = 0.1  # cosine between networks of different seeds, at most
+_REACHED = 1.1  # times the error that is left to ensembles of independent networks
 _FEWEST = 2  # periods
 _SHORTEST_B = 40  # steps of phase B to which bounds are fitted
 _PERIOD_OF = {0.03: 17.0, 0.1: 11.0, 0.2: 5.0}  # of the toy, in steps
@@ -185,23 +187,29 @@ def check_bounds(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
 
 
 class Bounds(NamedTuple):
-    """Bounds on the cosine distance of steps in a phase B.
+    """Bounds on the cosine distance of steps in a phase B, with c and C of its first half.
 
     Attributes:
-        steps: Indices of steps that c and C were not fitted to.
+        steps: Indices of the steps of the phase.
         low: Least distance that a step can have, with ℓ(t) = c/(t − t₀).
         high: Greatest, with L(t) = C/(t − t₀).
-        narrower: Width of the bounds on g̃, in orders of magnitude, over that of constant ℓ and L.
+        held: Share of the steps of the second half whose distance lies between them.
+        held_by_constants: The same of bounds with the least and the greatest g̃ of the first half.
+        narrower: Width of such bounds on g̃ over the whole phase, in orders of magnitude, over that of constant ones.
+        power: p of the power law (t − t₀)^p that g̃ follows best.
     """
 
     steps: range
     low: list[float]
     high: list[float]
+    held: float
+    held_by_constants: float
     narrower: float
+    power: float
 
 
 def bounds_of(steps: Steps, period: Period, lr: float, decay: float, power: float) -> Bounds | None:
-    """Fit c and C to every other step of a phase B, and bound the distances of those between.
+    """Fit c and C to the first half of a phase B, and bound the distances of all of it.
 
     Args:
         steps: Of the run.
@@ -222,18 +230,29 @@ def bounds_of(steps: Steps, period: Period, lr: float, decay: float, power: floa
         return None
     begin = first + (last - first) // 10  # right after t₀ the loss has not converged
     start = steps.at[period.start] - 1
-    at, grad, norm = (
-        torch.tensor(each[begin:last], dtype=torch.float64) for each in (steps.at, steps.grad, steps.norm)
+    at, grad, norm, seen = (
+        torch.tensor(each[begin:last], dtype=torch.float64)
+        for each in (steps.at, steps.grad, steps.norm, steps.distance)
     )
-    factors = factors_of(grad[::2], at[::2], start, power)
-    grads = falling_grad_norms(at[1::2], start, factors.low, factors.high, power)
-    found = distance_bounds(norm[1::2], grads.low, grads.high, lr, decay)
-    narrower = math.log(factors.high / factors.low) / math.log(grad.max() / grad.min())
-    return Bounds(range(begin + 1, last, 2), found.low.tolist(), found.high.tolist(), narrower)
+    half = len(at) // 2
+    factors = factors_of(grad[:half], at[:half], start, power)
+    grads = falling_grad_norms(at, start, factors.low, factors.high, power)
+    found = distance_bounds(norm, grads.low, grads.high, lr, decay)
+    constant = distance_bounds(norm, grad[:half].min(), grad[:half].max(), lr, decay)
+    held, by_constants = (
+        ((each.low <= seen) & (seen <= each.high))[half:].double().mean().item() for each in (found, constant)
+    )
+    whole = factors_of(grad, at, start, power)
+    narrower = math.log(whole.high / whole.low) / math.log(grad.max() / grad.min())
+    fitted = linear_regression((at - start).log().tolist(), grad.log().tolist()).slope
+    return Bounds(range(begin, last), found.low.tolist(), found.high.tolist(), held, by_constants, narrower, fitted)
 
 
 def bounds(steps: Steps, lr: float, decay: float, power: float = 1.0) -> list[Claim]:
     """Claim what P13 must show.
+
+    With c and C of all its steps any phase lies between its bounds: what is judged is that they are narrower than those
+    of gradients that do not fall, and that they hold for more of the later steps that they were not fitted to.
 
     Args:
         steps: Of one run.
@@ -242,29 +261,29 @@ def bounds(steps: Steps, lr: float, decay: float, power: float = 1.0) -> list[Cl
         power: Of the fall of gradients.
 
     Returns:
-        The claims: in phases B most distances lie between bounds that were fitted to other steps, and these bounds are
-        narrower than those of gradients that do not fall.
+        The claims.
     """
     found = [bounds_of(steps, period, lr, decay, power) for period in steps.periods.finished]
     known = [each for each in found if each is not None]
     if not known:
         return [Claim(None, f"Missing: a finished period with a phase B of {_SHORTEST_B} steps.")]
-    shares = [
-        fmean(low <= steps.distance[i] <= high for i, low, high in zip(each.steps, each.low, each.high, strict=True))
-        for each in known
-    ]
+    shares = [each.held for each in known]
+    held, by_constants = fmean(shares), fmean(each.held_by_constants for each in known)
     narrower = fmean(each.narrower for each in known)
+    fitted = f"{median(each.power for each in known):.2g}".replace("-", "−")
     law = "1/(t − t₀)²" if power == 2 else "1/(t − t₀)"
     return [
         Claim(
-            fmean(shares) >= _BETWEEN,
-            f"In {len(known)} phases B {min(shares):.0%} to {max(shares):.0%} of the distances lie between bounds with "
-            "c and C of the steps between them.",
+            held > by_constants,
+            f"Bounds with c and C of the first half of a phase B hold for {held:.0%} of the steps of its second half "
+            f"({min(shares):.0%} to {max(shares):.0%} in {len(known)} phases), constant ones for {by_constants:.0%}.",
         ),
         Claim(
             narrower < 1,
-            f"Bounds on g̃ that fall as {law} span {narrower:.2f} times the orders of magnitude of constant ones.",
+            f"Over a whole phase bounds on g̃ that fall as {law} span {narrower:.2f} times the orders of magnitude of "
+            "constant ones.",
         ),
+        Claim(True, f"In the median g̃ goes as (t − t₀)^{fitted}."),
     ]
 
 
@@ -303,9 +322,13 @@ def _pair(row: dict[str, Any]) -> Pair:
 
 
 def check_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
-    """Judge P17 by the runs whose minima were compared."""
-    found = [(run, pairs_of(run)) for run in runs]
-    findings = [(_with_seed(run), conclude(minima(pairs))) for run, pairs in found if pairs]
+    """Judge P17 by the runs whose minima were compared, with each other and with those of other seeds."""
+    found = [(run, pairs) for run in runs if (pairs := pairs_of(run))]
+    findings = [(_with_seed(run), conclude(minima(pairs))) for run, pairs in found]
+    for name, independent in _independent(runs, folders).items():
+        mine = [pair for run, pairs in found if setting_of(run) == name for pair in pairs]
+        if mine:
+            findings.append((f"{name}, beside independent networks", conclude(beside_independent(mine, independent))))
     return conclude_over_settings(
         findings, "Missing: a run with PeriodMonitor and CheckpointSimilarity (between: periods), of two periods."
     )
@@ -343,6 +366,51 @@ def minima(pairs: Sequence[Pair]) -> list[Claim]:
             )
         )
     return claims
+
+
+def _independent(runs: Sequence[Run], folders: Sequence[Path]) -> dict[str, list[Pair]]:
+    """Pairs of minima of two runs of one setting, by the setting, as ``lit-sphere interpolate`` compared them."""
+    found: dict[str, list[Pair]] = {}
+    for path, end in paths_between(runs, folders):
+        one = decay_of(path.run) and setting_of(path.run)
+        alike = one and decay_of(end) and one == setting_of(end) and path.run.seeds != end.seeds
+        if one and alike and path.of_minima and path.cosine is not None:
+            found.setdefault(one, []).append(Pair((0, 0), path.cosine, *(path.ensemble or (None, None))))
+    return found
+
+
+def beside_independent(pairs: Sequence[Pair], independent: Sequence[Pair]) -> list[Claim]:
+    """Compare minima of one run with those of other seeds.
+
+    Args:
+        pairs: Of minima within runs.
+        independent: Of minima of different runs, which have nothing in common but their data.
+
+    Returns:
+        The claims: independent networks have nothing in common, minima of one run still have; and how much of the error
+        of their members is left to ensembles, which says how far minima are on the way to be independent.
+    """
+    nothing, cosine = max(abs(pair.cosine) for pair in independent), fmean(pair.cosine for pair in pairs)
+    text = (
+        f"The cosine between minima of different seeds is at most {nothing:.2f}, of one run {cosine:.2f} in the mean."
+    )
+    claims = [Claim(nothing < _NOTHING_IN_COMMON and nothing < cosine, text)]
+    left = [_error_left(each) for each in (pairs, independent)]
+    if None in left:
+        return claims
+    within, between = (each or 0.0 for each in left)
+    reach = "reach those" if within < _REACHED * between else "do not reach those"
+    text = f"Ensembles of two minima of one run have {within:.0%} of their members' error, and {reach} of two seeds"
+    return [*claims, Claim(True, f"{text}, which have {between:.0%} of it.")]
+
+
+def _error_left(pairs: Sequence[Pair]) -> float | None:
+    """Error of ensembles over that of their members, both in the mean; None where it is not known, or 0."""
+    known = [(pair.ensemble, pair.members) for pair in pairs if pair.ensemble is not None and pair.members is not None]
+    if not known:
+        return None
+    ensemble, members = (fmean(each) for each in zip(*known, strict=True))
+    return ensemble / members if members else None
 
 
 def check_fixed_norms(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
@@ -470,7 +538,7 @@ def draw_bounds(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart
         settings.append((_with_seed(run), [Panel("cosine distance of steps", "step", y_log=True, curves=curves)]))
     caption = (
         "Cosine distance of consecutive iterates, and in each phase B its bounds by ℓ(t) = c/(t − t₀) and "
-        "L(t) = C/(t − t₀), c and C fitted to every other step. PB."
+        "L(t) = C/(t − t₀), with c and C of the first half of the phase: what follows is a prediction. PB."
     )
     return charts_of_settings("P13", settings, "Bounds on steps", caption, "runs whose single steps were logged")
 
@@ -498,6 +566,7 @@ def _bound_curves(steps: Steps, bounds: Bounds) -> list[Curve]:
 def draw_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:
     """Draw how alike minima are, by the periods between them, and the errors of their ensembles."""
     settings = []
+    independent = _independent(runs, folders)
     for run in _ordered(runs):
         pairs = pairs_of(run)
         at = sorted({epoch for pair in pairs for epoch in pair.epochs})
@@ -505,7 +574,10 @@ def draw_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart
         apart = [place[pair.epochs[1]] - place[pair.epochs[0]] for pair in pairs]
         hover = [f"epochs {pair.epochs[0]} and {pair.epochs[1]}" for pair in pairs]
         cosines = Curve(apart, [pair.cosine for pair in pairs], run=run.name, kind="points", hover=hover)
-        panels = [Panel("cosine of two minima", "periods between them", curves=[cosines] if pairs else [])]
+        others = independent.get(setting_of(run), []) if pairs else []
+        level = [Mark(y=fmean(pair.cosine for pair in others), label="other seeds")] if others else []
+        x_title = "periods between them"
+        panels = [Panel("cosine of two minima", x_title, curves=[cosines] if pairs else [], marks=level)]
         known = [pair for pair in pairs if pair.ensemble is not None and pair.members is not None]
         if known:
             x = [pair.epochs[1] for pair in known]
@@ -521,7 +593,8 @@ def draw_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart
             settings.append((_with_seed(run), panels))
     caption = (
         "Weights at the minima of periods: cosine similarity of the scale-invariant weights, and errors of the "
-        "ensemble of each minimum with the one before. PB."
+        "ensemble of each minimum with the one before. Dashed: the cosine of independent networks, minima of other "
+        "seeds. PB."
     )
     return charts_of_settings(
         "P17", settings, "Minima of periods", caption, "runs with CheckpointSimilarity of periods"

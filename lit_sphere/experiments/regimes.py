@@ -37,7 +37,7 @@ def check_three_regimes(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Fi
     """Judge E1 by all grids of convolutional networks with cross-entropy, that are not too small."""
     grids = [grid for grid in grids_of(runs) if _is_usual(grid)]
     findings = [(grid.name, conclude(three_regimes(grid))) for grid in _several(grids)]
-    return conclude_over_settings(findings, "Missing: runs on the sphere at several ELRs, cross-entropy.")
+    return conclude_over_settings(findings, f"Missing: {_missing_usual(runs)}.")
 
 
 def three_regimes(grid: Grid) -> list[Claim]:
@@ -355,7 +355,24 @@ def _span(elrs: Sequence[float]) -> str:
 def draw_three_regimes(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:
     """Draw TR fig. 1: train loss, test error and sharpness over epochs, and sharpness against loss."""
     grids = _several([grid for grid in grids_of(runs) if _is_usual(grid)])
-    return _draw_grids("E1", grids, "Three regimes", _E1_CAPTION)
+    return _draw_grids("E1", grids, "Three regimes", _E1_CAPTION, _missing_usual(runs))
+
+
+def _missing_usual(runs: Sequence[Run]) -> str:
+    """Say which runs E1 needs, and where those belong that are there."""
+    needed = "runs on the sphere at several ELRs, of a convolutional network that can fit its data, with cross-entropy"
+    grids = grids_of(runs)
+    elsewhere = [
+        f"{grid.name}, {why}"
+        for why, fits in (
+            ("too small to converge, is E21's", is_small),
+            ("which is not convolutional, is E22's", _is_other),
+            ("with the mean squared error, is E25's", lambda grid: _loss(grid) == "mse"),
+        )
+        for grid in grids
+        if fits(grid)
+    ]
+    return f"{needed} ({'; '.join(elsewhere)})" if elsewhere else needed
 
 
 _E1_CAPTION = (
@@ -366,9 +383,9 @@ _E1_CAPTION = (
 )
 
 
-def _draw_grids(id: str, grids: Sequence[Grid], title: str, caption: str) -> list[Chart] | NotDrawn:
+def _draw_grids(id: str, grids: Sequence[Grid], title: str, caption: str, missing: str) -> list[Chart] | NotDrawn:
     settings = [(grid.name, _grid_panels(grid)) for grid in grids]
-    return charts_of_settings(id, settings, title, caption, "runs on the sphere with train/loss")
+    return charts_of_settings(id, settings, title, caption, missing)
 
 
 def _grid_panels(grid: Grid) -> list[Panel]:
@@ -410,12 +427,14 @@ def draw_small_networks(runs: Sequence[Run], folders: Sequence[Path] = ()) -> li
     caption = (
         "A network too small to fit its data has no convergence: equilibrium reaches down to the lowest ELRs. TR app."
     )
-    return _draw_grids("E21", grids, "Too small to converge", caption)
+    missing = "runs on the sphere of a network too small for its data, such as --model.width 2 on digits"
+    return _draw_grids("E21", grids, "Too small to converge", caption, missing)
 
 
 def draw_other_networks(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:
     """Draw the runs of networks that are not convolutional, a chart for each network."""
-    return _draw_grids("E22", _several(_grids_of_others(runs)), "Three regimes", _E22_CAPTION)
+    missing = f"runs on the sphere of {' or '.join(_OTHER_NETWORKS)}, with cross-entropy"
+    return _draw_grids("E22", _several(_grids_of_others(runs)), "Three regimes", _E22_CAPTION, missing)
 
 
 _E22_CAPTION = (
@@ -443,4 +462,5 @@ def draw_squared_error(runs: Sequence[Run], folders: Sequence[Path] = ()) -> lis
     """Draw the runs with the mean squared error, a chart for each subset."""
     grids = [grid for grid in grids_of(runs) if _loss(grid) == "mse" and not is_small(grid)]
     caption = "The mean squared error between outputs and one-hot labels in place of cross-entropy. KT; TR app."
-    return _draw_grids("E25", grids, "Mean squared error", caption)
+    missing = "runs on the sphere with the mean squared error (--model.loss mse)"
+    return _draw_grids("E25", grids, "Mean squared error", caption, missing)

@@ -322,7 +322,8 @@ _ALL = [
         "P13",
         "Bounds on steps while gradients fall",
         "PB §3, app.",
-        "In phase B the cosine distance of steps lies between the bounds by ℓ(t) = c/(t − t₀) and L(t) = C/(t − t₀).",
+        "In phase B the bounds ℓ(t) = c/(t − t₀) and L(t) = C/(t − t₀) on gradients, and so on the cosine distance of "
+        "steps, are narrower than constant ones, and hold for more of the steps to come.",
         check_bounds,
         draw_bounds,
         ("periods",),
@@ -365,7 +366,7 @@ _ALL = [
         "Weights at the minima of periods grow apart, and ensembles of two are better than their members.",
         check_minima,
         draw_minima,
-        ("periods",),
+        ("minima",),
         ("paper/periods",),
     ),
     Experiment(

@@ -1,4 +1,8 @@
-"""E17, P10, P14 to P16, P18 to P21: networks in the whole space, under weight decay, and their periods."""
+"""E17, P10, P14 to P16, P18 to P21: networks in the whole space, under weight decay, and their periods.
+
+Periods are counted by swings here (:data:`~lit_sphere.analysis.periods.SWING_RISE`), of which there are more than of
+destabilisations: these are named beside them.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +13,7 @@ from statistics import fmean, median
 from typing import Any
 
 from lit_sphere.analysis.epoch_rows import default_converged_loss, regime_of_rows
-from lit_sphere.analysis.periods import SHORTEST_CURVE, Periods
+from lit_sphere.analysis.periods import LOSS_RISE, SHORTEST_CURVE, SWING_RISE, Periods
 from lit_sphere.analysis.regimes import Regime
 from lit_sphere.experiments.drawing import GROUP_COLOURS, against, charts_of_settings, curve_over_epochs
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
@@ -22,9 +26,6 @@ from lit_sphere.report.runs import SEEDS, Run
 
 LOSS, NORM, ELR, SHARPNESS = "train/loss", "norm/total", "elr/total", "effective_grad_norm/total"
 
-# Factor by which the loss of a period rises, at least. Lower than what PeriodMonitor names periods by: with momentum,
-# augmentation or all parameters trained the loss of epochs rises 15- to 40-fold, again and again, as the norm swings.
-_RISE = 10.0
 _APART = 1.5  # ratio of two learning rates whose numbers of periods are compared
 _STUCK = 0.05  # train loss that a run which is stuck never comes below
 _UNREACHABLE = 20.0  # times the loss that a higher norm of the head reaches
@@ -44,8 +45,8 @@ def in_whole_space(run: Run) -> bool:
     return bool(optimizer_name(run)) and run.lr is not None and weight_decay(run) > 0 and not scheduled
 
 
-def _periods(run: Run) -> Periods | None:
-    found = periods_of(run, _RISE)
+def _periods(run: Run, loss_rise: float = SWING_RISE) -> Periods | None:
+    found = periods_of(run, loss_rise)
     return None if found is None or run.epochs < SHORTEST_CURVE else found
 
 
@@ -54,8 +55,8 @@ def _usable(runs: Iterable[Run]) -> list[Run]:
     return sorted(kept, key=lambda run: (run.lr or 0, weight_decay(run), run.seed or 0, str(run.folder)))
 
 
-def _count(run: Run) -> int:
-    found = _periods(run)
+def _count(run: Run, loss_rise: float = SWING_RISE) -> int:
+    found = _periods(run, loss_rise)
     return 0 if found is None else found.count
 
 
@@ -136,8 +137,15 @@ _AXES: tuple[tuple[str, str, Callable[[Run], float]], ...] = (("LR", _LR, _lr), 
 
 
 def _counts(by: Mapping[float, Sequence[Run]], axis: str) -> str:
-    each = (f"{fmean(map(_count, runs)):.3g} at {axis} {at:g}" for at, runs in by.items())
-    return f"Periods: {', '.join(each)}."
+    swings, destabilisations = (
+        ", ".join(f"{fmean(_count(run, rise) for run in runs):.3g} at {axis} {at:g}" for at, runs in by.items())
+        for rise in (SWING_RISE, LOSS_RISE)
+    )
+    return f"Periods, by {_BY_SWINGS}: {swings}; by {_BY_DESTABILISATIONS}: {destabilisations}."
+
+
+_BY_SWINGS = f"{SWING_RISE:g}-fold swings of the loss"
+_BY_DESTABILISATIONS = f"{LOSS_RISE:g}-fold ones, which PeriodMonitor names"
 
 
 def _ends(by: Mapping[float, Sequence[Run]], axis: str) -> list[Claim]:
@@ -326,7 +334,9 @@ def _remain(runs: Sequence[Run], kinds: Kinds) -> Finding:
         counts = [_count(run) for run in mine]
         if mine:
             named = ", ".join(f"{count} (LR {_lr(run):g})" for run, count in zip(mine, counts, strict=True))
-            claims.append(Claim(min(counts) > 1, f"Periods of runs with {kind}: {named}."))
+            fewer = listed([_count(run, LOSS_RISE) for run in mine])
+            text = f"Periods of runs with {kind}, by {_BY_SWINGS}: {named}; by {_BY_DESTABILISATIONS}: {fewer}."
+            claims.append(Claim(min(counts) > 1, text))
         else:
             claims.append(Claim(None, f"Missing: a run with {kind} under weight decay, ten epochs or more."))
     return conclude(claims)

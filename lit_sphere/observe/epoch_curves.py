@@ -19,7 +19,7 @@ from lit_sphere.analysis.epoch_rows import (
 from lit_sphere.effective import NOT_STEPPED, QUANTITIES, StepMeans
 from lit_sphere.observe.module_groups import FindsGroups
 from lit_sphere.observe.optimizer_steps import StepWatch
-from lit_sphere.observe.publishing import run_folder_of
+from lit_sphere.observe.publishing import PlannedRun, run_folder_of
 from lit_sphere.observe.train_loss import TrainLoss
 
 _QUANTITIES = ("elr", "ess", "effective_grad_norm")
@@ -288,21 +288,21 @@ class CurveCallback(FindsGroups):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups before training."""
+        self.check_run(PlannedRun.at_fit_start(trainer, pl_module))
         self._folder = run_folder_of(trainer)
         self._anew = self._curves.fit_start(trainer, pl_module)
-        self.check_threshold(pl_module, getattr(trainer, "datamodule", None))
 
-    def check_threshold(self, pl_module: LightningModule, data: Any) -> None:
+    def check_run(self, run: PlannedRun) -> None:
         """Find the number of classes and the threshold of the loss; may be called before ``fit``, which does so, too.
 
         Args:
-            pl_module: The module.
-            data: Its data module, if any.
+            run: The run.
 
         Raises:
             ValueError: If the threshold is one of another loss.
         """  # noqa: DOC502
-        self._classes, self._converged = classes_and_threshold(data, pl_module, self.num_classes, self.converged_loss)
+        found = classes_and_threshold(run.data, run.pl_module, self.num_classes, self.converged_loss)
+        self._classes, self._converged = found
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete the last epoch's row."""

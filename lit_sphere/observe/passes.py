@@ -255,7 +255,7 @@ def val_batches(trainer: Trainer) -> Iterable[Any] | None:
     return None if loaders is None else _on_device(trainer, loaders)
 
 
-class ByLabel:
+class CriterionByLabel:
     """The criterion of a pass over the train set, which also tells clean from corrupted labels.
 
     Args:
@@ -297,7 +297,7 @@ class ByLabel:
         return found
 
 
-def criterion_by_label(trainer: Trainer, criterion: Criterion) -> ByLabel | None:
+def criterion_by_label(trainer: Trainer, criterion: Criterion) -> CriterionByLabel | None:
     """Give a criterion that tells clean from corrupted labels, where the data module knows which these are.
 
     Args:
@@ -309,7 +309,7 @@ def criterion_by_label(trainer: Trainer, criterion: Criterion) -> ByLabel | None
     """
     corrupted_in_pass = getattr(getattr(trainer, "datamodule", None), "corrupted_in_pass", None)
     corrupted = None if corrupted_in_pass is None else corrupted_in_pass()
-    return None if corrupted is None else ByLabel(criterion, corrupted)
+    return None if corrupted is None else CriterionByLabel(criterion, corrupted)
 
 
 def add_up_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor]:

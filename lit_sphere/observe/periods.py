@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,6 +19,7 @@ from lit_sphere.files import write_whole
 from lit_sphere.observe.dynamics import callbacks_of, controls_of
 from lit_sphere.observe.epoch_curves import CurveCallback, EpochCurves
 from lit_sphere.observe.module_groups import GroupNames, GroupOptions, Network
+from lit_sphere.observe.publishing import PlannedRun
 from lit_sphere.observe.snapshots import Snapshot, snapshot
 from lit_sphere.observe.train_loss import samples_in, undivided_loss
 from lit_sphere.theory.weight_decay import jump_norm, steps_before_jump
@@ -69,6 +71,11 @@ class StepCurves(EpochCurves):
         if self._open and self._watch.means is not None:
             self._due.append(trainer.global_step)
             self.rule = self._watch.means.quantities.equilibrium
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups that train what is watched; none before that is found."""
+        return [] if self._watch.means is None else self._watch.means.quantities.param_groups
 
     def batch_end(self, trainer: Trainer, outputs: Any, batch: Any) -> None:
         """Add up loss and error of the step, on their device."""
@@ -177,6 +184,7 @@ class PeriodWatch(CurveCallback):
         self._curves: StepCurves = StepCurves(self, every_n_steps, (loss_key,) if loss_key else LOSS_KEYS)
         self._keeps = keep_minima  # or somebody asked for it
         self._norm_is_fixed = False
+        self._asked = False  # whether what is watched decays
         self._begin()
 
     def _begin(self) -> None:
@@ -185,6 +193,7 @@ class PeriodWatch(CurveCallback):
         self._reader = PeriodReader(STEP_WINDOW if self.per == "step" else 1)
         self._digested = self._read = 0  # rows
         self._lowest: tuple[float, Snapshot] | None = None  # of the present period
+        self._put = 0  # periods whose minimum was put aside, if there was one
 
     @property
     def state_key(self) -> str:
@@ -206,51 +215,79 @@ class PeriodWatch(CurveCallback):
         """Keep the weights at minima in this run, whatever the options say; for others who need them."""
         self._keeps = True
 
-    def check_run(self, trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
+    def check_run(self, run: PlannedRun) -> None:
         """Refuse a run that cannot have periods.
 
         Args:
-            trainer: Its callbacks may switch weight decay on.
-            optimizers: Of the run.
+            run: The run; its callbacks may switch weight decay on.
 
         Raises:
             ValueError: If no optimizer has a weight decay, and none is switched on.
         """
-        reason = _no_decay(trainer, optimizers)
+        super().check_run(run)
+        reason = _no_decay(run.trainer, run.optimizers())
         if reason is not None:
             raise ValueError(f"{type(self).__name__}: {reason}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run that cannot have periods, and find the groups before training."""
-        self.check_run(trainer, trainer.optimizers)
         self._norm_is_fixed = bool(controls_of(trainer, "norm"))
         super().on_fit_start(trainer, pl_module)
         if self._anew:
             self._begin()
+        self._asked = False
+        self._warn_of_no_decay(trainer)
+
+    def _warn_of_no_decay(self, trainer: Trainer) -> None:
+        """Warn where weight decay leaves the scale-invariant weights out, once these are found."""
+        groups = self._curves.param_groups
+        if self._asked or not groups:
+            return
+        self._asked = True
+        if not any(group.get("weight_decay", 1.0) for group in groups) and not _decay_may_come(trainer):
+            rank_zero_warn(
+                f"{type(self).__name__}: only parameters that are not scale-invariant have weight decay, and periods "
+                "come from that of the others, whose norm cannot fall here; give them weight_decay > 0, or leave the "
+                "callback out"
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete the last epoch's row."""
+        """Complete the last epoch's row with a loss that was only logged."""
         super().on_train_epoch_start(trainer, pl_module)
         self._catch_up()
+        self._keep_minimum(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Make up for the end of an epoch whose last batch was the last thing saved, before the first step."""
+        rows = len(self._curves.rows)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._warn_of_no_decay(trainer)
+        if len(self._curves.rows) > rows:
+            self._catch_up()
+            self._keep_minimum(trainer, pl_module, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the end of a period, and keep the weights at a new minimum."""
-        before = self._reader.count
         self._curves.epoch_end(trainer)
         self._catch_up()
-        if not self._keeps or not self._curves.rows:
-            return
-        if self._reader.count > before:
-            self._put_aside(trainer)
-            return
-        loss = self._curves.rows[-1]["loss"]
-        if loss is not None and (self._lowest is None or loss < self._lowest[0]):
-            self._lowest = (loss, snapshot(trainer, pl_module, trainer.current_epoch + 1))
+        self._keep_minimum(trainer, pl_module, trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once more, at the last epoch as a whole."""
         self._curves.settle(trainer)
         self._catch_up()
+
+    def _keep_minimum(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        """Keep the weights between two epochs, if they are the minimum of the period so far; the same a second time."""
+        if not self._keeps or not self._curves.rows:
+            return
+        if self._reader.count > self._put:
+            self._put_aside(trainer)
+            self._put = self._reader.count
+        row = self._curves.rows[-1]
+        loss = row["loss"] if row["epoch"] == epochs - 1 else None
+        if loss is not None and (self._lowest is None or loss < self._lowest[0]):
+            self._lowest = (loss, snapshot(trainer, pl_module, epochs))
 
     def _put_aside(self, trainer: Trainer) -> None:
         if self._lowest is None:
@@ -319,6 +356,7 @@ class PeriodWatch(CurveCallback):
             "digested": self._digested,
             "minima": [dict(each) for each in self.minima],
             "lowest": None if self._lowest is None else [self._lowest[0], dict(self._lowest[1])],
+            "put": self._put,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -328,12 +366,18 @@ class PeriodWatch(CurveCallback):
         self.minima = list(state_dict["minima"])
         self._digested, lowest = state_dict["digested"], state_dict["lowest"]
         self._lowest = None if lowest is None else (lowest[0], lowest[1])
+        self._put = state_dict.get("put", len(self.minima))
         self._catch_up()
+
+
+def _decay_may_come(trainer: Trainer) -> bool:
+    """Say whether some callback may switch weight decay on."""
+    return bool(controls_of(trainer, "weight_decay") or controls_of(trainer, "sphere"))
 
 
 def _no_decay(trainer: Trainer, optimizers: Sequence[Optimizer]) -> str | None:
     """Say why a run has no periods, before it begins."""
-    if controls_of(trainer, "weight_decay") or controls_of(trainer, "sphere"):
+    if _decay_may_come(trainer):
         return None
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     if any(group.get("weight_decay", 1.0) for group in groups if group.get("elr") is None):
@@ -356,6 +400,21 @@ def _write_minimum(path: Path, kept: Snapshot) -> None:
     write_whole(path, lambda file: torch.save(content, file))
 
 
-def period_watch_of(trainer: Trainer) -> PeriodWatch | None:
-    """Give the first callback of the trainer that looks for periods, or None."""
-    return next((each for each in callbacks_of(trainer) if isinstance(each, PeriodWatch)), None)
+def needed_period_watch(owner: Callback, trainer: Trainer) -> PeriodWatch:
+    """Give the first callback of a trainer that looks for periods.
+
+    Args:
+        owner: A callback that acts at their minima.
+        trainer: Its trainer.
+
+    Returns:
+        The callback that looks for them.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = next((each for each in callbacks_of(trainer) if isinstance(each, PeriodWatch)), None)
+    if found is None:
+        name = type(owner).__name__
+        raise ValueError(f"{name}: between periods needs PeriodMonitor among the callbacks, which finds them; add it")
+    return found

@@ -4,9 +4,9 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
@@ -127,11 +127,32 @@ def send_log_log_scatter(trainer: Trainer, key: str, columns: Mapping[str, Seque
     _send_to_wandb(trainer, key, send)
 
 
+class PlannedRun(NamedTuple):
+    """What is known of a run before it begins.
+
+    Attributes:
+        trainer: Its callbacks are known.
+        pl_module: The module.
+        data: Its data module, if any.
+        optimizers: Gives those of the run; before ``fit`` they are made for it.
+    """
+
+    trainer: Trainer
+    pl_module: LightningModule
+    data: Any
+    optimizers: Callable[[], Sequence[Optimizer]]
+
+    @classmethod
+    def at_fit_start(cls, trainer: Trainer, pl_module: LightningModule) -> "PlannedRun":
+        """Give that of a trainer that is about to fit."""
+        return cls(trainer, pl_module, getattr(trainer, "datamodule", None), lambda: trainer.optimizers)
+
+
 @runtime_checkable
 class ChecksRun(Protocol):
-    """A callback that knows by the optimizers and the other callbacks whether it can do anything in a run."""
+    """A callback that knows whether it can do anything in a run before this begins."""
 
-    def check_run(self, trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
+    def check_run(self, run: PlannedRun) -> None:
         """Raise ``ValueError`` if it cannot; called again by the callback itself, where nobody called it before."""
 
 

@@ -26,7 +26,7 @@ def draw_interpolation(path: Interpolation, title: str = "", ends: tuple[str, st
     scales = {"loss": 1.0, "error": 100.0}
     drawn = [what for what in scales if any(name.endswith(f"_{what}") for name in path.curves)]
     with house_style():
-        figure = Figure(figsize=(4.2 * len(drawn), 3.6), layout="constrained")
+        figure = Figure(figsize=(max(5.6, 4.2 * len(drawn)), 3.6), layout="constrained")
         for axes, what in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
             scale = scales[what]
             for name in path.curves:
