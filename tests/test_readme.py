@@ -15,6 +15,7 @@ from conftest import REPOSITORY, LitSphere
 from torch.utils.data import DataLoader
 
 from lit_sphere.experiments import EXPERIMENTS
+from lit_sphere.experiments.records import shipped_records
 
 README = "README.md"
 
@@ -265,3 +266,12 @@ def test_every_shipped_config_is_named() -> None:
             assert short in of_experiments or f"lit-sphere sweep {short}" in text
         else:
             assert f"`{name}`" in text
+
+
+def test_the_table_of_experiments_is_made_from_the_registry() -> None:
+    records = shipped_records()
+    rows = [(f"`{each.id}`", each.title, each.source, records[each.id].verdict) for each in EXPERIMENTS.values()]
+    lines = [f"| {' | '.join(row)} |" for row in [("id", "experiment", "source", "last check"), ("---",) * 4, *rows]]
+    table = re.search(r"<!-- experiments -->\n\n(.+?)\n\n", _read(README), re.DOTALL)
+    assert table is not None
+    assert table[1].splitlines() == lines
