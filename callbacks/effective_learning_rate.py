@@ -76,8 +76,8 @@ class EffectiveLearningRateMonitor(FindsGroups):
     | ``equilibrium/distance`` | with momentum or adaptive steps: predicted cosine distance of a step |
     | ``equilibrium/ess_by_update`` | the same: the ESS foretold from what updates now do to norms, whatever gradients \
     are like |
-    | ``equilibrium/reached``, ``equilibrium/foretold`` | at the end of fit: number of steps after which the ESS was \
-    within 10 % of the predicted over half of ``equilibrium/steps``; and after which it should have been |
+    | ``equilibrium/foretold`` | at the end of fit: number of steps after which the ESS should have been within 10 % \
+    of the predicted, over half of ``equilibrium/steps`` |
     | ``equilibrium/elr_low``, ``equilibrium/elr_high`` | predicted: between these the ELR of all groups stays while \
     g̃ does as in this epoch, [√(2ηλ)/L, √(2ηλ)/ℓ] of PB §3 |
     | ``equilibrium/norm_low``, ``equilibrium/norm_high`` | the same of the norm ρ of all groups, κℓ ≤ ρ² ≤ κL |
@@ -103,7 +103,8 @@ class EffectiveLearningRateMonitor(FindsGroups):
     (:mod:`lit_sphere.theory.rotation`), and for any other optimizer that has ``lr`` and ``weight_decay`` those that its
     updates tell (:func:`~lit_sphere.effective.predicted_rotation`). None where weight decay or another option differs
     between the watched groups. :class:`~lit_sphere.callbacks.RunSummary` draws them dashed, and says when the
-    equilibrium was reached (:attr:`settling`). A run that is too short for it is warned of once.
+    equilibrium was reached (:attr:`settling`), which is logged as ``equilibrium/reached`` where it was. A run that is
+    too short for it is warned of once.
 
     Of several optimizers the one that trains most of the groups is watched. Other callbacks find the totals in
     ``trainer.callback_metrics``.

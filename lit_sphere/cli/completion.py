@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import shtab
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lit_sphere.cli import dashboard, interpolate, report, reproduce, sweep, toy
+from lit_sphere.cli import borders, dashboard, interpolate, report, reproduce, sweep, toy
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.shipped_classes import class_options, shipped_classes
 from lit_sphere.cli.sphere_cli import SphereCLI
@@ -41,8 +41,9 @@ def print_completion(shell: str) -> None:
     try:
         _OptionsOnly([])
     except _Found as found:
-        fit = found.options["fit"]  # all of them go to the runs of sweeps and reproductions
-        grids = {"sweep": sweep.make_parser(), "reproduce": reproduce.make_parser()}
+        fit = found.options["fit"]  # all of them go to the runs of sweeps, searches and reproductions
+        makers = {"sweep": sweep, "borders": borders, "reproduce": reproduce}
+        grids = {name: module.make_parser() for name, module in makers.items()}
         of_grids = {name: [*option_strings(parser), *fit] for name, parser in grids.items()}
         print(completion_script(shell, {**found.options, **of_grids, **_other_options()}))
 
