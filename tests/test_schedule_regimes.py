@@ -190,3 +190,14 @@ def test_an_untrained_start_is_no_divergence() -> None:
     )
     assert analysis.verdict == "started too low"
     assert analysis.shares == {"convergence": 1.0}
+
+
+def test_a_network_that_dies_has_diverged_however_little_it_moved() -> None:
+    epochs = 30
+    lrs = [0.5 * (1 + math.cos(math.pi * i / epochs)) for i in range(epochs)]
+    sharpness, esses = [23.7, *[0.0] * (epochs - 1)], [0.05, *[0.0] * (epochs - 1)]
+    steps, losses = [40 * i for i in range(epochs)], [3.6, *[2.31] * (epochs - 1)]
+    analysis = analyse_schedule(lrs, losses, sharpness, [0.9] * epochs, 10, esses=esses, steps=steps)
+    assert analysis.verdict == "no time left to converge"
+    assert analysis.regimes[1:] == ["divergence"] * (epochs - 1)
+    assert "ends in regime 3" in analysis.evidence

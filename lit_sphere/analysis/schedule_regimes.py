@@ -24,6 +24,7 @@ _MONOTONE = 0.2  # part of epochs with such a loss; half of them at an equilibri
 _CHANCE_WINDOW = 3  # epochs whose mean error tells chance
 _CONVERGED_ERROR = 0.01
 _STILL = 0.9  # cosine that is kept where nothing has happened yet
+_DEAD = 1e-6  # part of the greatest sharpness
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def analyse_schedule(
     * *divergence* (3): epochs whose train error is at chance (mean over three epochs above 95 % of (1 − 1/classes);
       without errors: whose loss is above 80 % of ``chance_loss``), or whose loss is NaN or infinite. Not those that
       a run begins with, where it has not moved yet: its steps up to there, of random directions, would have left
-      a cosine Π cos φ above 0.9;
+      a cosine Π cos φ above 0.9; but those of a network that has died, whose gradients are zero;
     * the peak is *passed* at the first epoch from which on the sharpness stays below the geometric mean of its peak
       and its final value, if these differ by a factor of three at least and the run does not end in regime 3;
     * passed before the schedule decayed below 80 % of its highest rate so far: that rate converges by itself,
@@ -138,7 +139,7 @@ def analyse_schedule(
             raise ValueError(f"{epochs} losses but {len(curve)} {name}")
     if epochs == 0:
         raise ValueError("a schedule without an epoch")
-    still = _still(esses, steps, epochs)
+    still = min(_still(esses, steps, epochs), _dead(sharpness))
     diverged = _diverged(losses, errors, num_classes, chance_loss, still)
 
     def at(i: int) -> ScheduleEpoch:
@@ -192,6 +193,12 @@ def _still(esses: Sequence[float] | None, steps: Sequence[int] | None, epochs: i
     angles = [math.atan(ess) if math.isfinite(ess) else math.pi / 2 for ess in esses]
     per_epoch = (steps[-1] - steps[0]) / (epochs - 1)
     return next((i for i in range(epochs) if kept_cosine(angles[: i + 1], per_epoch) < _STILL), epochs)
+
+
+def _dead(sharpness: Sequence[float]) -> int:
+    """First epoch without gradients to speak of; the number of epochs where all have some."""
+    highest = max((each for each in sharpness if math.isfinite(each)), default=0.0)
+    return next((i for i, each in enumerate(sharpness) if each <= _DEAD * highest), len(sharpness))
 
 
 def _diverged(
