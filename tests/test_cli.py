@@ -209,7 +209,7 @@ def test_a_sweep_of_the_papers_trains(name: str, empty_folder: Path, lit_sphere:
     few += ["--data.train_size", "64", "--data.batch_size", "16", "--data.eval_batch_size", "16"]
     few += ["--data.root", str(Path(__file__).resolve().parent.parent / root), "--wandb", "disabled", "--run", "r"]
     for width in ("--model.width", "--model.network.width"):
-        result = lit_sphere("fit", *plan.arguments(plan.points[0]), *few, width, "4")
+        result = lit_sphere("fit", *plan.arguments(plan.points[0]), *few, width, "16")
         if result.status != 2:
             break
     assert result.status == 0, result.err
