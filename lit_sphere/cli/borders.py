@@ -15,11 +15,10 @@ from lit_sphere.analysis.regimes import SHORTEST_RUN
 from lit_sphere.cli import main
 from lit_sphere.cli.config_names import default_config
 from lit_sphere.cli.errors import CommandLineError, written_to
-from lit_sphere.cli.quick_imports import quick_imports
 from lit_sphere.cli.shipped_classes import LINKED
 from lit_sphere.cli.subcommand_parser import make_subcommand_parser, split_arguments
 from lit_sphere.cli.suggestions import option_strings, suggesting
-from lit_sphere.cli.sweep import PRELOAD, configs_in, digests, epochs_of, gpus_of, share_out
+from lit_sphere.cli.sweep import PRELOAD, configs_in, digests, epochs_of, gpus_of, parsed_points, share_out
 from lit_sphere.report.border_search import (
     BORDERS_FILE,
     BorderRun,
@@ -208,12 +207,9 @@ class _Search:
         # More at once would mostly be in anticipation.
         most = asked.jobs or 2 * asked.seeds
         import_early(share_out(asked.jobs, (), most).threads, PRELOAD)  # beside what this process imports now
-        with quick_imports():
-            from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
-
         candidates = asked.where.candidates
         some = tuple(f"{at:.6g}" for at in dict.fromkeys((candidates[0], candidates[1], candidates[-1])))
-        parsed = parse_points(replace(plan, over={asked.option: some}), with_files=True)[0]
+        parsed = parsed_points(replace(plan, over={asked.option: some}), with_files=True)[0]
         self.epochs = epochs_of(parsed)
         self._check_epochs()
         before = _begun(folder)

@@ -225,10 +225,10 @@ def _plan(name: str, seeds: int | None, of_runs: Sequence[str]) -> "Plan":
 def _check_plans(plans: Sequence["Plan"]) -> None:
     """Find what is wrong with a later sweep before the first one runs; that of the first is found when it begins."""
     if len(plans) > 1:
-        from lit_sphere.cli.fit_parser import parse_points
+        from lit_sphere.cli.sweep import parsed_points
 
         for plan in plans[1:]:
-            parse_points(plan)
+            parsed_points(plan)
 
 
 def _make_toy(folder: Path, options: tuple[str, ...]) -> float:

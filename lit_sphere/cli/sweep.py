@@ -165,10 +165,7 @@ def run_sweep(
         raise SweepError(f"--jobs must be at least 1, got {jobs}")
     if slurm is None:
         import_early(share_out(jobs, (), len(plan.points)).threads, PRELOAD)  # beside what this process imports now
-    with quick_imports():
-        from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
-
-    parsed = parse_points(plan, with_files=slurm is None and not (folder / PLAN_FILE).exists())
+    parsed = parsed_points(plan, with_files=slurm is None and not (folder / PLAN_FILE).exists())
     resources = share_out(jobs, gpus_of(parsed), len(plan.points))
     afterwards = commands_afterwards(plan, folder)
     fit = Fit(main, digests(plan), [epochs_of(each) for each in parsed])
@@ -192,6 +189,25 @@ def run_sweep(
     return result
 
 
+def parsed_points(plan: Plan, with_files: bool = False) -> list[Namespace]:
+    """Parse the command lines of all points; Lightning, which takes seconds, is imported here.
+
+    Args:
+        plan: As of :func:`~lit_sphere.cli.fit_parser.parse_points`.
+        with_files: As there.
+
+    Returns:
+        The configuration of each point.
+
+    Raises:
+        CommandLineError: As there.
+    """  # noqa: DOC502
+    with quick_imports():
+        from lit_sphere.cli.fit_parser import parse_points
+
+    return parse_points(plan, with_files)
+
+
 def _announce(sweep: Sweep, resources: "Resources", slurm: SlurmOptions | None) -> None:
     done = sum(state.state == "done" for state in sweep.states)
     before = f", {done} of them done already" if done else ""
@@ -204,10 +220,7 @@ def _announce(sweep: Sweep, resources: "Resources", slurm: SlurmOptions | None) 
 
 
 def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
-    with quick_imports():
-        from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
-
-    parse_points(plan)
+    parsed_points(plan)
     begun_in(folder, plan, digests(plan))
     left = [state.point for state in read_states(folder / STATES_FILE, plan.points) if state.state != "done"]
     commands = [
@@ -225,10 +238,7 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
 
 
 def _export(plan: Plan, folder: Path) -> None:
-    with quick_imports():
-        from lit_sphere.cli.fit_parser import parse_points  # with Lightning, which takes seconds to import
-
-    parsed = parse_points(plan)
+    parsed = parsed_points(plan)
     content = wandb_sweep(plan, folder.name, parsed[0].project)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "wandb-sweep.yaml"

@@ -178,8 +178,12 @@ def decay_rule(
     """
     cls: Any = type(optimizer)
     kind = None if rounded else step_kind(cls)
-    rules = {_rule_of(kind, group, clipped) for group in param_groups}
+    alike = {(*map(group.get, _READ), tuple(group.get("betas") or ())): group for group in param_groups}  # mostly one
+    rules = {_rule_of(kind, group, clipped) for group in alike.values()}
     return rules.pop() if len(rules) == 1 else None
+
+
+_READ = ("elr", "lr", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "decoupled_weight_decay")
 
 
 def _rule_of(kind: type[Optimizer] | None, group: dict[str, Any], clipped: bool) -> DecayRule | None:

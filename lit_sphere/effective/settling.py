@@ -54,6 +54,9 @@ class Settling:
     """
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self.reached: int | None = None
         self.steps = 0
         self.ratio: float | None = None
@@ -129,7 +132,7 @@ class Settling:
         Args:
             state: As given by :meth:`state`.
         """
-        self.__init__()  # type: ignore[misc]
+        self._begin()
         if not state:
             return
         self.reached, self.steps, self.ratio, self._foretold, self._window_begins, model, self._window = (
