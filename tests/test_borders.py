@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_sphere.analysis.border_search import SearchRange
+from lit_sphere.analysis.regimes import Regime
 from lit_sphere.report.border_search import (
     BorderRun,
     SearchResult,
@@ -359,6 +360,24 @@ def test_a_search_from_python_that_cannot_be_made(options: dict[str, Any], words
         search_borders(Foreign, _data, **given)
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (
+            {0.01: "undecided", 0.03: "undecided", 1.0: "divergence"},
+            "Divergence from ELR 1 on; below it to 0.01, the beginning of the range, nothing can be told.",
+        ),
+        (
+            {0.01: "convergence", 0.03: "undecided", 1.0: "undecided"},
+            "Convergence up to ELR 0.01; above it to 1, the end of the range, nothing can be told.",
+        ),
+    ],
+)
+def test_undecided_runs_at_an_end_of_the_range_are_no_border(told: dict[float, Regime], words: str) -> None:
+    runs = [BorderRun(at, 0, regime, "as made up", 40) for at, regime in told.items()]
+    assert words in sentences(SearchResult("model.elr", SearchRange(0.01, 1, 200), 1, 40, runs))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_real_runs_are_searched_killed_and_gone_on_with(empty_folder: Path) -> None:
@@ -387,3 +406,12 @@ def test_real_runs_are_searched_killed_and_gone_on_with(empty_folder: Path) -> N
     assert two.first > one.last
     assert len(result.runs) <= 10
     assert "Convergence ends" in second.stdout
+    advised = subprocess.run(
+        [sys.executable, "-m", "lit_sphere", "fit", "--config", str(FOLDER / "advised.yaml"), "--run", "advised"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert advised.returncode == 0, advised.stderr
+    assert read_run(Path("advised")).verdict.regime == "convergence"  # type: ignore[union-attr]

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from lit_sphere.cli.shipped_classes import LINKED
 from lit_sphere.cli.subcommand_parser import make_subcommand_parser, split_arguments
 from lit_sphere.cli.suggestions import option_strings, suggesting
 from lit_sphere.cli.sweep import PRELOAD, configs_in, digests, epochs_of, gpus_of, parsed_points, share_out
+from lit_sphere.files import write_whole
+from lit_sphere.report.advice import advise
 from lit_sphere.report.border_search import (
     BORDERS_FILE,
     BorderRun,
@@ -44,6 +47,7 @@ _ELR = "model.elr"
 _RANGE, _RANGE_LR = "1e-5:1", "1e-3:10"
 _STOPS = "['convergence','chaotic equilibrium','divergence']"
 _PICTURE = "borders.png"
+_ADVISED = "advised.yaml"
 _EXAMPLES = """All other options go to every run, see lit-sphere fit --help.
 
 examples:
@@ -69,6 +73,7 @@ class _Asked:
     seeds: int
     budget: int | None
     jobs: int | None
+    epochs: int | None  # of the run that is advised on
 
     @property
     def name(self) -> str:
@@ -114,6 +119,13 @@ def make_parser() -> ArgumentParser:
         default=None,
         metavar="N",
         help="Runs at once, as of lit-sphere sweep; by default no more than two for each seed.",
+    )
+    add(
+        "--epochs",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="Length of the run that is advised on, in words and as advised.yaml. Default: that of the search's runs.",
     )
     add("--runs", type=str, nargs="+", default=[], metavar="DIR", help="Folders of old runs, used where they fit.")
     add("--sweep", type=str | None, default=None, metavar="DIR", help="Folder. Default: sweeps/CONFIG-borders.")
@@ -177,7 +189,7 @@ def _asked(config: Namespace) -> _Asked:
         raise CommandLineError(wrong) from None
     if len(ends) != 2 or not option:
         raise CommandLineError(wrong)
-    for name in ("seeds", "budget", "jobs"):
+    for name in ("seeds", "budget", "jobs", "epochs"):
         value, least = config[name], 0 if name == "seeds" else 1
         if value is not None and not least <= value <= (1000 if name == "seeds" else value):
             raise CommandLineError(f"--{name} must be at least {least}, got {value}")
@@ -185,7 +197,7 @@ def _asked(config: Namespace) -> _Asked:
         where = SearchRange(ends[0], ends[1], config.precision)
     except ValueError as error:
         raise CommandLineError(f"--{'precision' if 'precision' in str(error) else 'over'}: {error}") from error
-    return _Asked(option, where, max(1, config.seeds or 0), config.budget, config.jobs)
+    return _Asked(option, where, max(1, config.seeds or 0), config.budget, config.jobs, config.epochs)
 
 
 def _default_name(of_runs: Sequence[str], option: str) -> str:
@@ -203,7 +215,7 @@ class _Search:
     """
 
     def __init__(self, asked: _Asked, plan: Plan, folder: Path, old_folders: Sequence[str]) -> None:
-        self.asked, self.folder = asked, folder
+        self.asked, self.folder, self.typed = asked, folder, plan.fit
         # More at once would mostly be in anticipation.
         most = asked.jobs or 2 * asked.seeds
         import_early(share_out(asked.jobs, (), most).threads, PRELOAD)  # beside what this process imports now
@@ -285,7 +297,8 @@ class _Search:
             seed, at = self.chooser.place(state.point)
             if state.state == "done" and seed < self.asked.seeds:
                 runs.append(border_run(read_run(state.folder), at, seed))
-        return SearchResult(self.asked.option, self.asked.where, self.asked.seeds, self.epochs, runs)
+        asked = self.asked
+        return SearchResult(asked.option, asked.where, asked.seeds, self.epochs, runs, asked.epochs)
 
 
 def _begun(folder: Path) -> Plan | None:
@@ -352,4 +365,30 @@ def _answer(found: SearchResult, search: _Search) -> list[str]:
     if search.chooser.ran_out:
         lines.append(f"The budget of {search.asked.budget} epochs leaves room for no other run; a larger one goes on.")
     folder = shlex.quote(str(search.folder))
-    return [*lines, f"{cost(found)}.", f"{search.folder / BORDERS_FILE}, {_PICTURE}; lit-sphere report {folder}"]
+    return [
+        *lines,
+        f"{cost(found)}.",
+        *_advise(found, search),
+        f"{search.folder / BORDERS_FILE}, {_PICTURE}; lit-sphere report {folder}",
+    ]
+
+
+def _advise(found: SearchResult, search: _Search) -> list[str]:
+    """Say what the borders advise, and write it down as a config."""
+    if found.advised_epochs is None and found.max_epochs is None:
+        return ["Advice is for a number of epochs: give --epochs."]
+    advice = advise(found)
+    path = search.folder / _ADVISED
+    options = advice.options(found.option)
+    if not options:
+        path.unlink(missing_ok=True)  # of an earlier search
+        return list(advice.sentences)
+    from lit_sphere.cli.fit_parser import config_of
+
+    try:
+        config = config_of([*search.typed, *options])
+    except CommandLineError as error:
+        return [*advice.sentences, f"{path} is not written, since fit refuses {shlex.join(options)}: {error}"]
+    words = "".join(f"# {line}\n" for sentence in advice.sentences for line in textwrap.wrap(sentence, 110))
+    write_whole(path, lambda file: file.write(f"{words}{config}".encode()))
+    return [*advice.sentences, f"To train so: lit-sphere fit --config {shlex.quote(str(path))}"]

@@ -42,6 +42,25 @@ def parse_points(plan: Plan, with_files: bool = False) -> list[Namespace]:
     return parsed
 
 
+def config_of(arguments: Sequence[str]) -> str:
+    """Give the config of a command line, so that ``fit --config`` of it makes the same run.
+
+    Args:
+        arguments: After ``fit``.
+
+    Returns:
+        YAML, without options that are not set.
+
+    Raises:
+        CommandLineError: If it cannot be understood.
+    """
+    parser = _FitParser(with_files=False)
+    wrong = parser.what_is_wrong(arguments)
+    if wrong is not None:
+        raise CommandLineError(wrong)
+    return parser.text
+
+
 class _FitParser(SphereCLI):
     """Parses command lines of ``fit``, and does nothing else."""
 
@@ -69,6 +88,17 @@ class _FitParser(SphereCLI):
         except (ArgumentError, ValueError) as error:
             return in_one_line(str(error))
         return self._what_is_refused()
+
+    @property
+    def text(self) -> str:
+        """The configuration that was parsed last, as YAML; null stands only where it is no default."""
+        parser, config = self._parser("fit"), self.config["fit"].clone()
+        config.pop("config", None)
+        short: str = parser.dump(config, skip_none=True)
+        read = parser.parse_string(short)
+        read.pop("config", None)
+        whole: str = parser.dump(config)
+        return short if parser.dump(read) == whole else whole
 
     def _what_is_refused(self) -> str | None:
         """Make what the configuration names, but for trainer and loggers; points that differ in seeds share it."""

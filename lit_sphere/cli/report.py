@@ -7,7 +7,7 @@ import time
 import webbrowser
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from lit_sphere.cli.suggestions import did_you_mean, option_strings, suggesting
 from lit_sphere.experiments import EXPERIMENTS, NotDrawn
 from lit_sphere.files import write_whole
 from lit_sphere.report import in_short
+from lit_sphere.report.advice import advise
 from lit_sphere.report.border_search import BORDERS_FILE, border_section, read_result
 from lit_sphere.report.chart import Chart, colour_scale, numbers
 from lit_sphere.report.chart_figures import draw_chart
@@ -256,7 +257,10 @@ def _searches(paths: Sequence[str | Path], left_out: list[str]) -> list[Section]
                 left_out.append(str(error))
                 continue
             if result.runs:
-                sections.append(border_section(result, "" if len(paths) == 1 else f" in {folder.name}"))
+                section = border_section(result, "" if len(paths) == 1 else f" in {folder.name}")
+                advised = result.advised_epochs or result.max_epochs
+                advice = advise(result).sentences if advised else ()
+                sections.append(replace(section, texts=[*section.texts, *advice]))
     return sections
 
 

@@ -42,6 +42,7 @@ class BorderRun:
         converged_after: Epochs until the train loss stayed below that of convergence; None if it did not converge.
         folder: Where it lies; empty if nowhere.
         is_old: Whether it was there before the search.
+        decay_epochs: Time constant of weight decay, about 1/(2ηλ) steps, in epochs; None without weight decay.
     """
 
     at: float
@@ -54,6 +55,7 @@ class BorderRun:
     converged_after: int | None = None
     folder: str = ""
     is_old: bool = False
+    decay_epochs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class SearchResult:
         seeds: Number of seeds.
         max_epochs: Epochs of a run that nothing stops; None if not known.
         runs: All runs that were used.
+        advised_epochs: Length of the run to advise on; None for ``max_epochs``.
     """
 
     option: str
@@ -92,6 +95,7 @@ class SearchResult:
     seeds: int
     max_epochs: int | None
     runs: Sequence[BorderRun] = field(default_factory=list)
+    advised_epochs: int | None = None
 
     @property
     def verdicts(self) -> list[dict[float, Regime]]:
@@ -166,7 +170,15 @@ def border_run(run: Run, at: float, seed: int, is_old: bool = False) -> BorderRu
         converged,
         str(run.folder),
         is_old,
+        _decay_epochs(run),
     )
+
+
+def _decay_epochs(run: Run) -> float | None:
+    steps, last = run.final("equilibrium/steps"), run.rows[-1] if run.rows else None
+    if steps is None or not math.isfinite(steps) or last is None or not (last["step"] and last["epoch"]):
+        return None
+    return steps * last["epoch"] / last["step"]
 
 
 def sentences(result: SearchResult) -> list[str]:
@@ -255,8 +267,17 @@ def _of_border(result: SearchResult, border: FoundBorder, name: str) -> str:
     if border.number == 2 and all(of_all[1]):
         return f"Nothing diverges up to {name} {highest}."
     if border.number == 1 and all(of_all[1]):
+        up_to = short_number(min(bracket.last for bracket in border.of_seeds))
+        if up_to != highest:
+            return (
+                f"Convergence up to {name} {up_to}; above it to {highest}, the end of the range, nothing can be told."
+            )
         return f"Convergence up to {name} {highest}, the end of the range: the border lies above it."
     if border.number == 2 and all(of_all[0]):
+        since = short_number(max(bracket.first for bracket in border.of_seeds))
+        if since != lowest:
+            told = f"below it to {lowest}, the beginning of the range, nothing can be told"
+            return f"Divergence from {name} {since} on; {told}."
         return f"Divergence from {name} {lowest} on, the beginning of the range: the border lies below it."
     each = "; ".join(f"seed {seed}: {_edge(bracket, below, name)}" for seed, bracket in enumerate(border.of_seeds))
     return f"Border {_NAMES[border.number]} is not the same for all seeds: {each}."
@@ -414,6 +435,7 @@ def write_result(folder: Path, result: SearchResult) -> None:
         "precision": where.precision,
         "seeds": result.seeds,
         "max_epochs": result.max_epochs,
+        "advised_epochs": result.advised_epochs,
         "epochs": result.epochs,
         "answer": sentences(result),
         "borders": [
@@ -460,6 +482,7 @@ def read_result(folder: Path) -> SearchResult:
         unknown = [run.regime for run in runs if run.regime not in REGIME_NUMBERS]
         if unknown:
             raise ValueError(f"no regime {unknown[0]!r}")
-        return SearchResult(str(content["option"]), where, int(content["seeds"]), content["max_epochs"], runs)
+        asked = str(content["option"]), where, int(content["seeds"]), content["max_epochs"]
+        return SearchResult(*asked, runs, content.get("advised_epochs"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is no result of lit-sphere borders ({error})") from error
