@@ -76,7 +76,7 @@ PROBLEMS = {
         (
             *("--config", "conventional.yaml", "--model", "PracticalResNet18", "--model.width", "8"),
             *("--model.optimizer.weight_decay", "1e-3", "--data.augment", "false", "--data.train_size", "300"),
-            *("--trainer.max_epochs", "100", "--trainer.check_val_every_n_epoch", "10"),
+            *("--data.batch_size", "32", "--trainer.max_epochs", "100", "--trainer.check_val_every_n_epoch", "10"),
         ),
         "model.optimizer.lr",
         "1e-3,2e-3,5e-3,1e-2,2e-2,5e-2,1e-1,2e-1,5e-1",

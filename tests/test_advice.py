@@ -93,15 +93,35 @@ def search(option: str = "model.elr", decay: float | None = None, converges: boo
     return SearchResult(option, SearchRange(0.001, 1, 1.5), 2, 100, runs)
 
 
-def test_on_the_sphere_it_is_a_constant_below_the_border() -> None:
+def test_on_the_sphere_it_begins_just_above_the_border() -> None:
     advice = advise(search())
+    assert advice.options("model.elr") == [
+        "--model.elr=0.03",
+        "--trainer.callbacks+=FineTuneSwitch",
+        '--trainer.callbacks.switches=[{"epoch": 25, "elr": 0.01}]',
+        "--trainer.max_epochs=100",
+    ]
+    assert advice.sentences[0] == (
+        "Advice for 100 epochs: begin at ELR 0.03, just above the border of convergence; at epoch 25 switch to 0.01."
+    )
+
+
+def without(result: SearchResult, at: float) -> SearchResult:
+    return replace(result, runs=[run for run in result.runs if run.at != at])
+
+
+def test_a_border_not_known_closely_leaves_a_constant() -> None:
+    advice = advise(without(search(), 0.03))
     assert advice.options("model.elr") == ["--model.elr=0.01", "--trainer.max_epochs=100"]
-    assert advice.sentences[0].startswith("Advice for 100 epochs: a constant ELR of 0.01. ")
-    assert "from ELR 0.03 on" in advice.sentences[1]
+    assert advice.sentences[0] == "Advice for 100 epochs: a constant ELR of 0.01."
+
+
+def test_too_few_epochs_leave_the_first_to_converge_alone() -> None:
+    assert advise(search(), 15).options("model.elr") == ["--model.elr=0.005", "--trainer.max_epochs=15"]
 
 
 def test_one_seed_that_is_late_decides() -> None:
-    result = search()
+    result = without(search(), 0.03)
     late = [replace(run, converged_after=30) if (run.at, run.seed) == (0.01, 1) else run for run in result.runs]
     assert advise(replace(result, runs=late)).options("model.elr")[0] == "--model.elr=0.005"
 
@@ -146,19 +166,22 @@ def test_the_command_writes_a_config_to_train_by(played: type[Played], lit_spher
     assert result.status == 0, result.err
     assert f"To train so: lit-sphere fit --config {FOLDER}/advised.yaml" in result.out
     text = (FOLDER / "advised.yaml").read_text()
-    assert text.startswith("# Advice for 60 epochs: a constant ELR of 0.0")
+    assert text.startswith("# Advice for 60 epochs: begin at ELR 0.0")
     config = yaml.safe_load(text)
-    elr = config["model"]["init_args"]["elr"]
-    assert f"a constant ELR of {elr:g}." in result.out
-    assert elr < 0.021
+    (switch,) = config["trainer"]["callbacks"]  # what the search adds to its runs is not advised
+    ((change,),) = (switch["init_args"]["switches"],)
+    begin, end = config["model"]["init_args"]["elr"], change["elr"]
+    advised = f"begin at ELR {begin:g}, just above the border of convergence; at epoch 15 switch to {end:g}."
+    assert advised in result.out
+    assert end < 0.021 <= begin
+    assert change["epoch"] == 15
     assert config["model"]["init_args"]["width"] == 4
     assert config["trainer"]["max_epochs"] == 60
-    assert not config["trainer"].get("callbacks"), "what the search adds to its runs is not advised"
     assert config.get("non_finite", "error") == "error"
     assert yaml.safe_load(config_of(["--config", f"{FOLDER}/advised.yaml"])) == config
     page = lit_sphere("report", str(FOLDER), "--out", "page")
     assert page.status == 0, page.err
-    assert f"Advice for 60 epochs: a constant ELR of {elr:g}." in Path("page/report.html").read_text(encoding="utf-8")
+    assert advised in Path("page/report.html").read_text(encoding="utf-8")
 
 
 def test_an_advice_that_fit_refuses_is_said_and_not_written(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 _IN_TIME = 0.25  # part of the epochs in which a constant learning rate must have converged
+_ABOVE = 0.25  # part of the epochs above the border
+_CLOSE = 1.6  # ratio of the ends of a border up to which its upper end is just above it
 _SPARE = 2  # times the epochs that convergence needs are left below the border
 _TIMES_TO_SETTLE = 4  # time constants of weight decay until norms have settled
 
@@ -36,6 +38,25 @@ class ConstantAdvice:
     """
 
     at: float
+    epochs: int
+    converged_after: int
+
+
+@dataclass(frozen=True)
+class SwitchAdvice:
+    """Two effective learning rates to train with, one after the other.
+
+    Attributes:
+        begin: The first, just above the border of convergence; ``end`` if there is no time for it.
+        switch: Epoch from which on ``end`` holds; 0 if all of the run is at it.
+        end: The second, as :func:`advise_constant` gives it.
+        epochs: Length of the run.
+        converged_after: Epochs after which the slowest run at ``end`` from the initialisation had converged.
+    """
+
+    begin: float
+    switch: int
+    end: float
     epochs: int
     converged_after: int
 
@@ -96,6 +117,39 @@ def advise_constant(converged: Sequence[Converged], last: float, epochs: int) ->
     if at is None or slowest[at] > epochs:
         return None
     return ConstantAdvice(at, epochs, slowest[at])
+
+
+def advise_switch(converged: Sequence[Converged], last: float, first: float | None, epochs: int) -> SwitchAdvice | None:
+    """Choose where to begin on the sphere, when to switch, and where to end.
+
+    From an equilibrium just above the border of convergence all runs come to flat optima (TR §5), so that the run
+    begins there, for a quarter of its epochs, and ends at :func:`advise_constant`. Farther above, optima of many kinds
+    are found: a border that is not known closely, or too few epochs, leave the constant alone.
+
+    Args:
+        converged: Runs that converged.
+        last: Largest effective learning rate that is below the border for all seeds.
+        first: Smallest one that is above it for all seeds; None if none is known.
+        epochs: Length of the run.
+
+    Returns:
+        The advice; None if nothing has converged in that time.
+
+    Example:
+        >>> runs = [Converged(1e-2, 7), Converged(1.5e-2, 18)]
+        >>> advise_switch(runs, 1.5e-2, 1.9e-2, 100)
+        SwitchAdvice(begin=0.019, switch=25, end=0.015, epochs=100, converged_after=18)
+        >>> advise_switch(runs, 1.5e-2, 5e-2, 100).begin
+        0.015
+    """
+    constant = advise_constant(converged, last, epochs)
+    if constant is None:
+        return None
+    switch, at = int(_ABOVE * epochs), constant.at
+    close = first is not None and first <= _CLOSE * last
+    if first is None or not close or not switch or constant.converged_after > _IN_TIME * epochs:
+        return SwitchAdvice(at, 0, at, epochs, constant.converged_after)
+    return SwitchAdvice(first, switch, at, epochs, constant.converged_after)
 
 
 def advise_cosine(

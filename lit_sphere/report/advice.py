@@ -1,11 +1,12 @@
 """What the borders of a search advise, in words and as options of ``lit-sphere fit``."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from lit_sphere.analysis.advice import ConstantAdvice, Converged, CosineWindow, advise_constant, advise_cosine
-from lit_sphere.report.border_search import FoundBorder, SearchResult
+from lit_sphere.analysis.advice import Converged, CosineWindow, SwitchAdvice, advise_cosine, advise_switch
+from lit_sphere.report.border_search import SearchResult
 from lit_sphere.report.comparison import short_name, short_number
 
 _CONVERGING = "no run has converged in so many epochs: give more, or search lower"
@@ -22,7 +23,7 @@ class Advice:
     """
 
     epochs: int
-    found: ConstantAdvice | CosineWindow | None
+    found: SwitchAdvice | CosineWindow | None
     sentences: tuple[str, ...]
 
     def options(self, option: str) -> list[str]:
@@ -37,8 +38,13 @@ class Advice:
         if self.found is None:
             return []
         length = [f"--trainer.max_epochs={self.epochs}"]
-        if isinstance(self.found, ConstantAdvice):
-            return [f"--{option}={self.found.at:.4g}", *length]
+        if isinstance(self.found, SwitchAdvice):
+            begin = f"--{option}={self.found.begin:.4g}"
+            if not self.found.switch:
+                return [begin, *length]
+            switches = json.dumps([{"epoch": self.found.switch, "elr": float(f"{self.found.end:.4g}")}])
+            callback = ["--trainer.callbacks+=FineTuneSwitch", f"--trainer.callbacks.switches={switches}"]
+            return [begin, *callback, *length]
         schedule = ["--model.scheduler=CosineAnnealingLR", f"--model.scheduler.T_max={self.epochs}"]
         return [f"--{option}={self.found.first:.4g}", *schedule, *length]
 
@@ -46,8 +52,8 @@ class Advice:
 def advise(result: SearchResult, epochs: int | None = None) -> Advice:
     """Say with which (effective) learning rate and schedule to train.
 
-    On the sphere it is a constant ELR below the border of convergence, in the whole space a cosine from within its
-    useful window: see :func:`~lit_sphere.analysis.advice.advise_constant` and
+    On the sphere it is a quarter of the run just above the border of convergence, and the rest below it; in the whole
+    space a cosine: see :func:`~lit_sphere.analysis.advice.advise_switch` and
     :func:`~lit_sphere.analysis.advice.advise_cosine`.
 
     Args:
@@ -68,9 +74,9 @@ def advise(result: SearchResult, epochs: int | None = None) -> Advice:
     if first_border.last is None or not converged:
         return Advice(epochs, None, (f"No advice for {epochs} epochs: {_why_none(result)}.",))
     if name == "ELR":
-        constant = advise_constant(converged, first_border.last, epochs)
-        if constant is not None:
-            return Advice(epochs, constant, tuple(_of_constant(constant, first_border, name)))
+        switch = advise_switch(converged, first_border.last, first_border.first, epochs)
+        if switch is not None:
+            return Advice(epochs, switch, tuple(_of_switch(switch, name)))
     else:
         decay = _decay(result)
         window = advise_cosine(
@@ -90,19 +96,23 @@ def _why_none(result: SearchResult) -> str:
     return "no learning rate is known to converge with all seeds"
 
 
-def _of_constant(found: ConstantAdvice, border: FoundBorder, name: str) -> Sequence[str]:
-    at = short_number(found.at)
-    said = [
-        f"Advice for {found.epochs} epochs: a constant {name} of {at}. Below the border of convergence a higher one "
-        "reaches flatter optima, but converges ever later; of those tried this is the highest at which all seeds had "
-        f"converged in a quarter of the epochs, or else the first (here after {found.converged_after})."
+def _of_switch(found: SwitchAdvice, name: str) -> Sequence[str]:
+    begin, end = short_number(found.begin), short_number(found.end)
+    in_time = 4 * found.converged_after <= found.epochs
+    chosen = "the highest tried at which all seeds had converged in a quarter of them" if in_time else "the first to"
+    why = (
+        f"Below the border of convergence a higher {name} reaches flatter optima, but converges ever later: {end} was "
+        f"{chosen}, after {found.converged_after}."
+    )
+    head = f"Advice for {found.epochs} epochs:"
+    if not found.switch:
+        return [f"{head} a constant {name} of {end}.", why]
+    return [
+        f"{head} begin at {name} {begin}, just above the border of convergence; at epoch {found.switch} switch to "
+        f"{end}.",
+        "From an equilibrium just above the border runs come to flat optima; from farther above to those of all kinds.",
+        why,
     ]
-    if border.first is not None:
-        said.append(
-            f"A start above the border, from {name} {short_number(border.first)} on, stays in equilibrium until it is "
-            "switched down; on digits that has gained nothing."
-        )
-    return said
 
 
 def _of_window(found: CosineWindow, decay: float | None, name: str) -> Sequence[str]:
