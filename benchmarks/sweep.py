@@ -29,7 +29,7 @@ from typing import Any
 
 from machine import hardware, versions
 
-from lit_sphere.sweep.grid import read_over
+from lit_sphere.sweep.grid import canonical, read_over
 
 _TRAINED = re.compile(r"^\S+ on \S+: \d+ epochs, \d+ steps; ([\d.]+) s,", re.MULTILINE)
 
@@ -52,7 +52,7 @@ def _sweep(folder: Path, over: str, options: list[str], jobs: int) -> float:
 
 def _training(folder: Path, values: list[str]) -> list[float]:
     """Training time of each run of a sweep, by its own account."""
-    logs = [folder / f"elr={value}" / "output.log" for value in values]
+    logs = [folder / f"elr={canonical(value)}" / "output.log" for value in values]
     return [_seconds_in(log.read_text(encoding="utf-8")) for log in logs]
 
 
