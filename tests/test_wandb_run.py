@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -16,6 +17,7 @@ from conftest import LitSphere
 from test_streams import environment
 from wandb_server import VIEWER, fresh_wandb, wandb_server
 
+from lit_sphere.cli import wandb_run
 from lit_sphere.report.wandb_files import read_wandb
 
 FIT = ("fit", "--trainer.max_epochs", "3", "--data.train_size", "256", "--model.width", "4", "--run", "r")
@@ -185,3 +187,24 @@ def test_a_training_outlives_wandbs_own_process(tmp_path: Path) -> None:
         "lit-sphere: warning: W&B failed: ConnectionResetError: Connection lost; the run goes on without it, see "
         "metrics.csv"
     ]
+
+
+def test_a_run_of_a_sweep_does_not_wait_for_wandbs_own_process_which_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, run = threading.Event(), threading.Event()
+
+    def begins(settings: wandb.Settings) -> None:
+        begun.set()
+        assert run.wait(60), "the run waits"
+        raise OSError("no process")
+
+    def fails(argv: list[str]) -> None:
+        assert begun.wait(60)
+        run.set()
+        sys.exit(len(argv))
+
+    monkeypatch.setattr(wandb, "setup", begins)
+    monkeypatch.setattr(wandb_run, "main", fails)
+    before = threading.active_count()
+    with pytest.raises(SystemExit, match="2"):
+        wandb_run.main_beside_service(["fit", "--help"])
+    assert threading.active_count() == before, "it would be left behind"

@@ -13,13 +13,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lit_sphere.analysis.border_search import BorderSearch, SearchRange
 from lit_sphere.analysis.regimes import SHORTEST_RUN
-from lit_sphere.cli import main
 from lit_sphere.cli.config_names import default_config
 from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.cli.shipped_classes import LINKED
 from lit_sphere.cli.subcommand_parser import make_subcommand_parser, split_arguments
 from lit_sphere.cli.suggestions import option_strings, suggesting
-from lit_sphere.cli.sweep import PRELOAD, configs_in, digests, epochs_of, gpus_of, parsed_points, share_out
+from lit_sphere.cli.sweep import PRELOAD, command_of, configs_in, digests, epochs_of, gpus_of, parsed_points, share_out
 from lit_sphere.files import write_whole
 from lit_sphere.report.advice import advise
 from lit_sphere.report.border_search import (
@@ -222,7 +221,7 @@ class _Search:
         candidates = asked.where.candidates
         some = tuple(f"{at:.6g}" for at in dict.fromkeys((candidates[0], candidates[1], candidates[-1])))
         parsed = parsed_points(replace(plan, over={asked.option: some}), with_files=True)[0]
-        self.epochs = epochs_of(parsed)
+        self.command, self.epochs = command_of([parsed]), epochs_of(parsed)
         self._check_epochs()
         before = _begun(folder)
         seeds = plan.seeds if before is None else max(plan.seeds, before.seeds if plan.seeds else 0)
@@ -273,7 +272,7 @@ class _Search:
         if not self.plan.only:  # old runs are enough
             self.folder.mkdir(parents=True, exist_ok=True)
             return SweepResult(self.folder, [])
-        fit = Fit(main, digests(self.plan), [self.epochs] * len(self.plan.points))
+        fit = Fit(self.command, digests(self.plan), [self.epochs] * len(self.plan.points))
         sweep = Sweep(self.plan, self.folder, fit, self.resources.threads)
         written_to.set(self.folder)
         jobs, threads, where = self.resources.jobs, sweep.threads, asked.where

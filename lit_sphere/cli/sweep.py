@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -168,7 +168,8 @@ def run_sweep(
     parsed = parsed_points(plan, with_files=slurm is None and not (folder / PLAN_FILE).exists())
     resources = share_out(jobs, gpus_of(parsed), len(plan.points))
     afterwards = commands_afterwards(plan, folder)
-    fit = Fit(main, digests(plan), [epochs_of(each) for each in parsed])
+    command = command_of(parsed) if slurm is None else main
+    fit = Fit(command, digests(plan), [epochs_of(each) for each in parsed])
     launcher: LocalProcesses | SlurmJobs
     if slurm is not None:
         slurm.parameters(folder.name)
@@ -364,6 +365,21 @@ def digests(plan: Plan) -> dict[str, str]:
     """
     names = {name for point in plan.points for name in configs_in(plan.arguments(point))}
     return {name: digest(read_config(name)) for name in sorted(names or {Path(default_config()).name})}
+
+
+def command_of(parsed: Sequence[Namespace]) -> Callable[[list[str]], None]:
+    """Choose what runs a command line in a process that has imported everything.
+
+    Args:
+        parsed: The configuration of each run.
+
+    Returns:
+        The command; where runs log to W&B, it begins with W&B's process.
+    """
+    from lit_sphere.cli.wandb_run import main_beside_service
+
+    logs = any(each.wandb != "disabled" and each.trainer.logger in (None, True) for each in parsed)
+    return main_beside_service if logs else main
 
 
 def epochs_of(parsed: Namespace) -> int | None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_sphere.callbacks import Interrupted
+from lit_sphere.cli import main
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.wandb_account import LONGEST_NAME, PATIENCE, check_name, is_unanswered, verify_key
 from lit_sphere.cli.wandb_labels import LoggedValues, regime_table, run_labels
@@ -120,6 +122,28 @@ class _RunLogger(WandbLogger):
             run = super().experiment
         if not run.offline:
             rank_zero_info(f"W&B shows this run at {run.url}")
+
+
+def main_beside_service(argv: list[str]) -> None:
+    """Run a command line while W&B's own process starts, for which a run waits 0.2 s otherwise.
+
+    Args:
+        argv: As of :func:`~lit_sphere.cli.main`.
+
+    Raises:
+        SystemExit: As there.
+    """  # noqa: DOC502
+    start = threading.Thread(target=_start_service, daemon=True)
+    start.start()
+    try:
+        main(argv)
+    finally:
+        start.join()  # the process may end now only: W&B's would be left behind
+
+
+def _start_service() -> None:
+    with suppress(Exception):  # the run tries again, and says what is wrong
+        wandb.setup(wandb.Settings(silent=True))
 
 
 def check_given_wandb(logger: WandbLogger) -> None:
