@@ -12,13 +12,12 @@ Compared, each with the same seeds of initialisation, subset and order:
     lr_find    a constant rate, that which Lightning's Tuner.lr_find suggests, for each seed by itself
     default    the recipe of torchvision's reference scripts: SGD in the whole space, learning rate 0.1, momentum 0.9,
                weight decay 1e-4, a tenth after each third
-    above      on the sphere: a quarter of the epochs from just above the border of convergence, then the advised ELR
+    end        on the sphere: the (effective) learning rate that the advice ends at, from the start
 
 All runs are `lit-sphere sweep`s, which the same command goes on with. What follows `--` goes to every run.
 """
 
 import argparse
-import json
 import logging
 import shlex
 import subprocess
@@ -43,7 +42,6 @@ from torch.optim import Optimizer
 from lit_sphere.cli.fit_parser import config_of
 from lit_sphere.modules import SphereModule
 from lit_sphere.optim import SphereSGD
-from lit_sphere.report.border_search import read_result
 from lit_sphere.report.runs import Run, read_runs
 
 TEST = "val/error"
@@ -115,7 +113,8 @@ class Ramp(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        optimizer = SphereSGD(trained, 1.0) if self.module.elr is not None else self.module._optimizer(trained)
+        make_optimizer = self.module._optimizer
+        optimizer = SphereSGD(trained, 1.0) if make_optimizer is None else make_optimizer(trained)
         for group in optimizer.param_groups:
             group["lr"] = self.lr
         return optimizer
@@ -131,7 +130,7 @@ def suggested(fit: Sequence[str], seed: int) -> float:
     module = make(SphereModule, config["model"])
     ramp = Ramp(module)
     with tempfile.TemporaryDirectory() as folder:
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = Trainer(max_epochs=1000, accelerator="cpu", default_root_dir=folder, **quiet)
         finder = Tuner(trainer).lr_find(ramp, datamodule=data, update_attr=False)
     lr = None if finder is None else finder.suggestion()
@@ -181,8 +180,8 @@ def compare(problem: Problem, seeds: int, out: Path, more: Sequence[str]) -> dic
     for value, runs in sorted(by_value.items()):
         known[f"constant {value:g}"] = ("", errors(runs))
     command("sweep", "--config", str(advised), "--wandb", "disabled", *of_seeds, "--sweep", str(out / "advised"))
-    told = next(line for line in advised.read_text(encoding="utf-8").splitlines() if line.startswith("# Advice"))
-    known["advised"] = (told.removeprefix("# "), errors(read_runs([out / "advised"]).runs))
+    said = [line.removeprefix("# ") for line in advised.read_text(encoding="utf-8").splitlines() if line[0] == "#"]
+    known["advised"] = (" ".join(said).partition(".")[0], errors(read_runs([out / "advised"]).runs))
     values = [suggested(fit, seed) for seed in range(seeds)]
     for seed, value in enumerate(values):
         folder = out / "lr_find" / f"seed-{seed}"
@@ -194,13 +193,11 @@ def compare(problem: Problem, seeds: int, out: Path, more: Sequence[str]) -> dic
     recipe = [*RECIPE, f"--model.scheduler.step_size={max(1, epochs // 3)}"]
     command("sweep", *fit, *recipe, *of_seeds, "--sweep", str(out / "default"))
     known["default"] = ("", errors(read_runs([out / "default"]).runs))
-    border = read_result(search).borders[0].first
-    if option == "model.elr" and border is not None:
-        end = yaml.safe_load(advised.read_text(encoding="utf-8"))["model"]["init_args"]["elr"]
-        switches = json.dumps([{"epoch": epochs // 4, "elr": end}])
-        callback = ["--trainer.callbacks+=FineTuneSwitch", f"--trainer.callbacks.switches={switches}"]
-        command("sweep", *fit, f"--{option}={border:g}", *callback, *of_seeds, "--sweep", str(out / "above"))
-        known["above"] = (f"{border:g}, then {end:g}", errors(read_runs([out / "above"]).runs))
+    switch = yaml.safe_load(advised.read_text(encoding="utf-8"))["trainer"].get("callbacks")
+    if switch is not None:
+        end = switch[0]["init_args"]["switches"][0]["elr"]
+        command("sweep", *fit, f"--{option}={end:g}", *of_seeds, "--sweep", str(out / "end"))
+        known["end"] = (f"{end:g}", errors(read_runs([out / "end"]).runs))
     return known
 
 

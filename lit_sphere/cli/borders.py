@@ -55,6 +55,7 @@ examples:
   lit-sphere borders --config resnet18.yaml --over model.elr=1e-4:0.1 --precision 1.5 --budget 1000
   lit-sphere borders --config elr.yaml --runs sweeps/digits      runs of a sweep are used where they fit
   lit-sphere borders --config whole_space.yaml --over model.optimizer.lr=1e-2:100
+  lit-sphere borders --config elr.yaml --epochs 300     and what to train with for 300 epochs: advised.yaml
 
 Each run is stopped once its regime is settled (RegimeMonitor with stop_when). An undecided run counts for neither side;
 more epochs (--trainer.max_epochs) may tell. The same command again goes on where it was stopped, and makes no run

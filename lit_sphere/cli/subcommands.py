@@ -40,7 +40,8 @@ SUBCOMMANDS = {
         "the ELRs at which convergence ends and divergence begins, by bisection",
         "Find the effective learning rates at which convergence ends, and at which divergence begins: runs of fit, "
         "chosen by bisection and stopped once their regime is settled. Leaves a folder with the answer and its "
-        "evidence (borders.json), a picture (borders.png), and the runs as of lit-sphere sweep.",
+        "evidence (borders.json), a picture (borders.png), what to train with (advised.yaml), and the runs as of "
+        "lit-sphere sweep.",
     ),
     "interpolate": Subcommand(
         "loss and error between two checkpoints, and the barrier",

@@ -178,7 +178,7 @@ def _decay_epochs(run: Run) -> float | None:
     steps, last = run.final("equilibrium/steps"), run.rows[-1] if run.rows else None
     if steps is None or not math.isfinite(steps) or last is None or not (last["step"] and last["epoch"]):
         return None
-    return steps * last["epoch"] / last["step"]
+    return steps * float(last["epoch"] / last["step"])
 
 
 def sentences(result: SearchResult) -> list[str]:
