@@ -97,7 +97,7 @@ def test_phases_step_by_step() -> None:
     runs = [make_run(seed=seed) for seed in (0, 1)]
     finding = check("P12", runs)
     assert finding.verdict == "holds", finding.text
-    assert "in 5 of 5 periods" in finding.text
+    assert "in 100% of 5 periods (must be 50% or more)" in finding.text
     assert len(drawn("P12", runs)) == 2
 
 
@@ -177,7 +177,7 @@ def test_minima_beside_independent_networks(tmp_path: Path) -> None:
     write_independent(tmp_path / "independent", runs, 0.01, 0.4)
     finding = check("P17", runs)
     assert finding.verdict == "holds", finding.text
-    assert "of different seeds is at most 0.01, of one run 0.31 in the mean." in finding.text
+    assert "of different seeds is at most 0.01 (must be below 0.1), of one run 0.31 in the mean." in finding.text
     assert "80% of their members' error, and do not reach those of two seeds, which have 40% of it" in finding.text
     assert [mark.label for chart in drawn("P17", runs) for mark in chart.panels[0].marks] == ["other seeds"] * 2
     write_independent(tmp_path / "independent", runs, 0.01, 0.9)
