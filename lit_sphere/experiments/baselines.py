@@ -89,9 +89,10 @@ def _losses(found: Beside, kind: str) -> Claim:
     numbers = ", ".join(f"{b:.3g} against {a:.3g}" for a, b in known)
     side = "below" if below else "above"
     holds = worst < 1 / _APART if below else worst > _APART
-    margin = f"must be {_APART - 1:.0%} apart"
-    text = f"The train loss of {_NAMES[kind]} lies {'' if holds else 'not clearly '}{side} that of SGD: {numbers} "
-    text += f"({margin})."
+    limit = f"below {1 / _APART:.2f}" if below else f"above {_APART:g}"
+    closest = f"{worst:.2f} times at the closest (must be {limit})"
+    text = f"The train loss of {_NAMES[kind]} lies {'' if holds else 'not clearly '}{side} that of SGD: {numbers}; "
+    text += f"{closest}."
     return Claim(holds, text)
 
 

@@ -280,12 +280,13 @@ def bounds(steps: Steps, lr: float, decay: float, power: float = 1.0) -> list[Cl
         Claim(
             held > by_constants,
             f"Bounds with c and C of the first half of a phase B hold for {held:.0%} of the steps of its second half "
-            f"({min(shares):.0%} to {max(shares):.0%} in {len(known)} phases), constant ones for {by_constants:.0%}.",
+            f"({min(shares):.0%} to {max(shares):.0%} in {len(known)} phases), constant ones for {by_constants:.0%}: "
+            f"{held - by_constants:.0%} more (must be above 0%).",
         ),
         Claim(
             narrower < 1,
             f"Over a whole phase bounds on g̃ that fall as {law} span {narrower:.2f} times the orders of magnitude of "
-            "constant ones.",
+            "constant ones (must be below 1).",
         ),
         Claim(True, f"In the median g̃ goes as (t − t₀)^{fitted}."),
     ]
@@ -378,7 +379,8 @@ def minima(pairs: Sequence[Pair]) -> list[Claim]:
         claims.append(
             Claim(
                 better if members > 0 else None,
-                f"The error of ensembles of two is {ensemble:.2%}, that of their members {members:.2%}.",
+                f"The error of ensembles of two is {ensemble:.2%}, that of their members {members:.2%}: "
+                f"{members - ensemble:.2%} more (must be above 0%).",
             )
         )
     return claims
@@ -433,17 +435,15 @@ def _error_left(pairs: Sequence[Pair]) -> float | None:
 def check_fixed_norms(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
     """Judge P22 by the runs whose norm is fixed, and those of the same learning rate and decay whose norm is free."""
     claims = []
-    free = {
-        setting_of(run): found
-        for run in _ordered(runs)
-        if _fixed(run) is None and (found := periods_of(run)) is not None
-    }
+    free = [run for run in _ordered(runs) if _fixed(run) is None and periods_of(run) is not None]
     for run in _ordered(runs):
         options, found = _fixed(run), periods_of(run)
         if options is None or found is None:
             continue
-        other = free.get(setting_of(run))
-        if other is None or other.count < _FEWEST:
+        alike = [other for other in free if setting_of(other) == setting_of(run)]
+        of_its_seed = [other for other in alike if other.seeds == run.seeds]
+        beside = min((other.count for each in of_its_seed or alike if (other := periods_of(each))), default=0)
+        if beside < _FEWEST:
             claims.append(Claim(None, f"Missing: a run like {run.name} with a free norm and two periods."))
             continue
         late = options.get("from_epoch") or 0
@@ -454,7 +454,7 @@ def check_fixed_norms(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Find
             Claim(
                 not after,
                 f"At a norm of {kept:.3g}{f', fixed at epoch {late},' if late else ''} there are {len(after) or 'no'} "
-                f"destabilisations (least loss {low:.2g}); at a free norm {other.count}.",
+                f"destabilisations (least loss {low:.2g}); at a free norm {beside} (must be {_FEWEST} or more).",
             )
         )
     missing = "Missing: runs with weight decay and FixedNorm, beside one with a free norm."
