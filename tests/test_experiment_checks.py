@@ -342,10 +342,8 @@ def beside(walk: float = 6.5, ascent: float = 9.0, distance: float = 0.97) -> li
 def test_beside_a_random_walk() -> None:
     found = check("E13", beside())
     assert found.verdict == "holds"
-    assert (
-        "The train loss of the random walk lies below that of SGD: 6.5 against 7.5, 7.5 against 8.5; 0.88 times at the closest (must be below 0.98)."
-        in found.text
-    )
+    assert "The train loss of the random walk lies below that of SGD: 6.5 against 7.5, 7.5 against 8.5;" in found.text
+    assert "; 0.88 times at the closest (must be below 0.98)." in found.text
     assert check("E13", beside(walk=7.45)).verdict == "does not"
     assert check("E13", beside(ascent=7.0)).verdict == "does not"
     correlated = check("E13", beside(distance=0.5))

@@ -204,6 +204,11 @@ def test_fixed_norms() -> None:
     assert check("P22", [free, still, restless]).verdict == "does not"
     assert check("P22", [still]).verdict == "cannot tell"
     assert check("P22", [free]).verdict == "cannot tell"
+    once = [
+        make_run(2, Path("before"), seed=1),
+        make_run(2, Path("kept"), seed=1, callbacks=[fixed()], destabilises=False),
+    ]
+    assert check("P22", [free, still, *once]).verdict == "cannot tell", "one seed has no periods at a free norm"
     (chart,) = drawn("P22", [free, still])
     assert {curve.label for curve in chart.panels[0].curves} == {"free norm", "norm 10"}
 

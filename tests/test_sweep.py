@@ -403,6 +403,16 @@ def test_help_and_dry_run(empty_folder: Path, lit_sphere: LitSphere, no_processe
     assert not list(Path().iterdir())
 
 
+def test_a_dry_run_shows_the_commands_of_each_seed(
+    empty_folder: Path, lit_sphere: LitSphere, no_processes: None
+) -> None:
+    dry = lit_sphere("sweep", "elr_optima", "--seeds", "2", "--dry-run")
+    assert dry.status == 0, dry.err
+    for seed, line in enumerate(dry.out.splitlines()[-2:]):
+        low, high = (f"sweeps/elr_optima/elr={elr},seed={seed}/checkpoints/last.ckpt" for elr in ("0.001", "0.01"))
+        assert line == f"lit-sphere interpolate {low} {high} --run sweeps/elr_optima/interpolate-seed={seed}"
+
+
 def test_a_dry_run_shows_what_is_left(empty_folder: Path, lit_sphere: LitSphere, no_processes: None) -> None:
     play(Played({NAMES[1]: Outcome(1, 1.0, "no")}), folder="s")
     _forget_configs("s")

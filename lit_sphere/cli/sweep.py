@@ -229,7 +229,7 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
     ]
     if len(left) < len(plan.points):
         print(f"# {len(plan.points) - len(left)} of {len(plan.points)} runs are done already")
-    afterwards = [shlex.join(["lit-sphere", *command]) for command in commands_afterwards(plan, folder)]
+    afterwards = [shlex.join(["lit-sphere", *command]) for command in commands_afterwards(plan, folder).values()]
     if slurm is not None:
         check_submitit()
         print(batch_script(folder, slurm, f"python -m submitit.core._submit {folder / 'slurm'}"))
