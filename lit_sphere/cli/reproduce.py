@@ -121,7 +121,9 @@ def table(folder: Path, experiments: Sequence[Experiment]) -> str:
 
 
 def _where(record: Record, mine: Record | None, folder: Path) -> str:
-    return f"in {folder / record.id}" if mine is not None else f"shipped ({record.hardware})"
+    if mine is not None:
+        return f"in {folder / record.id}"
+    return f"shipped ({record.hardware}, {record.command})"  # of one seed or of several, as its cost
 
 
 def _find(name: str) -> Experiment:

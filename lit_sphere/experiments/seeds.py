@@ -18,7 +18,7 @@ def judge(experiment: Experiment, runs: Sequence[Run], folders: Sequence[Path] =
     Args:
         experiment: The experiment.
         runs: In whatever order.
-        folders: That they were read from, as of :class:`~lit_sphere.experiments.experiment.Check`.
+        folders: That they were read from, searched for tables of paths between runs and of the toy.
 
     Returns:
         The finding of its check. Where each of several seeds has the same runs (``--seeds``), they have to show it on
