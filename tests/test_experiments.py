@@ -150,8 +150,8 @@ def pictures_of_paths(runs: list[Run]) -> None:
     assert all((run.folder / "barrier-switch-1-to-0200.png").exists() for run in tuned)
 
 
-def four_paths(runs: list[Run]) -> None:
-    assert [len(run.series["barrier/train_loss"].values) for run in runs] == [4, 4]
+def nine_paths(runs: list[Run]) -> None:
+    assert [len(run.series["barrier/train_loss"].values) for run in runs] == [9, 9]
 
 
 def regimes_in_turn(runs: list[Run]) -> None:
@@ -203,7 +203,7 @@ ON_DIGITS: dict[str, Callable[[list[Run]], None]] = {
     "E1": regimes_on_digits,
     "E4": pictures_of_paths,
     "E7": all_in_equilibrium,
-    "E9": four_paths,
+    "E9": nine_paths,
     "E11": regimes_in_turn,
     "R11": fifty_comparisons,
     "R12": maxima_over_filters_and_steps,
