@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -64,8 +65,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # After torch.compile in the same process, autograd refuses to run in forked children.
-    items.sort(key=lambda item: item.path.stem != "test_fsdp")
+    # After torch.compile in the same process, autograd refuses to run in forked children. What takes the time that is
+    # left comes last.
+    items.sort(key=lambda item: (item.path.stem != "test_fsdp", item.get_closest_marker("if_time") is not None))
+
+
+UNTIL = "LIT_SPHERE_SLOW_UNTIL"
+"""Seconds since 1970 at which ``.ci/run`` wants the slow tests to be over; without it all of them are run."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker, until = item.get_closest_marker("if_time"), os.environ.get(UNTIL)
+    if marker is not None and until is not None:
+        (seconds,), left = marker.args, float(until) - time.time()
+        if seconds > left:
+            pytest.skip(f"takes some {seconds:.0f} s, and {max(left, 0):.0f} s are left for slow tests ({UNTIL})")
 
 
 class Result(NamedTuple):

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from lit_sphere.experiments import EXPERIMENTS, Finding, NotDrawn
+from lit_sphere.experiments import EXPERIMENTS, Finding, NotDrawn, judge
 from lit_sphere.experiments.grids import grids_of
+from lit_sphere.experiments.seeds import spanned
 from lit_sphere.report.chart import Chart
 from lit_sphere.report.metrics_csv import Series
 from lit_sphere.report.runs import Run
@@ -128,6 +129,80 @@ def test_without_runs_nothing_can_be_told_or_drawn(experiment: Any, tmp_path: Pa
         assert found.verdict == "cannot tell"
         assert "Missing" in found.text
     assert isinstance(experiment.charts([], [tmp_path]), NotDrawn)
+
+
+# --- several seeds -------------------------------------------------------------------------------------------
+
+
+def levels_of_seeds(*levels: float) -> list[Run]:
+    """Runs of E10, by the level of the loss at the higher ELR."""
+    return [switched([2.0, level, 2.0], [3e-2, 4e-2, 3e-2], seed) for seed, level in enumerate(levels)]
+
+
+def test_each_seed_must_show_it() -> None:
+    experiment = EXPERIMENTS["E10"]
+    found = judge(experiment, levels_of_seeds(3.0, 2.8, 4.0))
+    assert found.verdict == "holds"
+    assert found.text.startswith("Each of 3 seeds, from least…to greatest of them: Train loss 2, 2.8…4 and 2 at ELR")
+    assert "That of a higher ELR is 1.40…2.00 times as high (must be above 1.15)." in found.text
+    found = judge(experiment, levels_of_seeds(3.0, 2.1, 3.0))
+    assert found.verdict == "does not"
+    assert found.text.startswith("Seed 1 (does not): That of a higher ELR is 1.05 times")
+    assert "Seed 0 (holds): " in found.text
+
+
+def test_a_seed_that_a_check_leaves_out_is_seen() -> None:
+    runs = levels_of_seeds(3.0, 0.2, 3.0)
+    assert EXPERIMENTS["E10"].check(runs).verdict == "holds"
+    found = judge(EXPERIMENTS["E10"], runs)
+    assert found.verdict == "cannot tell"
+    assert found.text.startswith("Seed 1 (cannot tell): Missing: a run in chaotic equilibrium")
+
+
+def test_a_mean_over_seeds_does_not_hide_one() -> None:
+    low = [whole_space(0.03, seed=seed) for seed in range(3)]
+    high = [whole_space(100.0, level=5.0, error=0.9, seed=seed) for seed in range(3)]
+    between = [whole_space(lr, apart=apart, seed=seed) for seed in range(3) for lr, apart in ((0.5, 20), (1.0, 8))]
+    assert judge(EXPERIMENTS["P10"], [*low, *between, *high]).verdict == "holds"
+    between[1] = whole_space(1.0, apart=20, seed=0)
+    assert EXPERIMENTS["P10"].check([*low, *between, *high]).verdict == "holds"
+    found = judge(EXPERIMENTS["P10"], [*low, *between, *high])
+    assert found.verdict == "does not"
+    assert found.text.startswith("Seed 0 (does not): Where there are periods")
+
+
+def test_seeds_are_judged_together_too() -> None:
+    runs = [each for seed in range(2) for each in rates_of(seed)]
+    assert [EXPERIMENTS["E17"].check(rates_of(seed)).verdict for seed in range(2)] == ["holds", "holds"]
+    found = judge(EXPERIMENTS["E17"], runs)
+    assert found.verdict == "cannot tell"
+    assert found.text.startswith("All seeds together (cannot tell): Missing: jumps in periods")
+
+
+def rates_of(seed: int) -> list[Run]:
+    """E17 with each seed, but at which learning rate there are periods depends on it."""
+    periods = [whole_space(0.5, apart=20), whole_space(1.0, level=1.0, error=0.4)]
+    if seed:
+        periods = [whole_space(0.5, seed=seed), whole_space(1.0, apart=8, seed=seed)]
+    rest = [whole_space(10.0, level=1.0, error=0.4, seed=seed), whole_space(100.0, level=5.0, error=0.9, seed=seed)]
+    return [whole_space(0.03, seed=seed), *periods, *rest]
+
+
+def test_seeds_of_other_runs_are_judged_together() -> None:
+    """Each seed alone would lack what the others have."""
+    runs = [converging(1e-3, seed=0), converging(1e-2, seed=1)]
+    runs += [equilibrium(3e-2, seed=1), equilibrium(4e-2, seed=2), diverging(5e-1, seed=0)]
+    found = judge(EXPERIMENTS["E1"], runs)
+    assert found == EXPERIMENTS["E1"].check(runs)
+    assert found.verdict == "holds"
+
+
+def test_only_texts_of_the_same_words_are_one() -> None:
+    slopes = [f"ELR 0.01 → 1e-3: slope −{slope}." for slope in ("0.92", "1.1", "1")]
+    assert spanned(slopes) == "ELR 0.01 → 1e-3: slope −1.1…−0.92."
+    assert spanned(["ResNet20 has 3 periods.", "ResNet18 has 3 periods."]) is None
+    assert spanned(["There are no periods.", "There are 2 periods."]) is None
+    assert spanned(["It is 9%."]) == "It is 9%."
 
 
 # --- grids ---------------------------------------------------------------------------------------------------
@@ -267,7 +342,8 @@ def beside(walk: float = 6.5, ascent: float = 9.0, distance: float = 0.97) -> li
 def test_beside_a_random_walk() -> None:
     found = check("E13", beside())
     assert found.verdict == "holds"
-    assert "The train loss of the random walk lies below that of SGD: 6.5 against 7.5, 7.5 against 8.5." in found.text
+    assert "The train loss of the random walk lies below that of SGD: 6.5 against 7.5, 7.5 against 8.5;" in found.text
+    assert "; 0.88 times at the closest (must be below 0.98)." in found.text
     assert check("E13", beside(walk=7.45)).verdict == "does not"
     assert check("E13", beside(ascent=7.0)).verdict == "does not"
     correlated = check("E13", beside(distance=0.5))
@@ -465,14 +541,14 @@ def test_paths_in_equilibrium(tmp_path: Path) -> None:
 # --- switches ------------------------------------------------------------------------------------------------
 
 
-def switched(losses: Sequence[float], elrs: Sequence[float]) -> Run:
+def switched(losses: Sequence[float], elrs: Sequence[float], seed: int = 0) -> Run:
     """Thirty epochs at each ELR, at these levels."""
     at = [30 * i for i in range(1, len(elrs))]
     steps = [STEPS * epoch - 1.0 for epoch in at]
     more = {"switch/elr": Series([float(epoch) for epoch in at], steps, list(elrs[1:]))}
     error = 0.5 if losses[-1] > 0.1 else 0.0
     curves = curves_of(lambda e: losses[e // 30] * wave(e), error, steady(9), 0.8 if losses[-1] > 0.1 else 1e-4)
-    return make_run(elrs[0], curves, epochs=30 * len(elrs), more=more)
+    return make_run(elrs[0], curves, seed=seed, epochs=30 * len(elrs), more=more)
 
 
 def test_levels() -> None:

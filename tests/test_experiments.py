@@ -9,16 +9,21 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 import yaml
 from conftest import LitSphere
 
+from lit_sphere.cli.config_names import find_sweep
 from lit_sphere.experiments import EXPERIMENTS
-from lit_sphere.experiments.records import read_record
+from lit_sphere.experiments.records import Record, read_record, shipped_records
+from lit_sphere.experiments.seeds import runs_by_seed
+from lit_sphere.experiments.step_sizes import in_equilibrium
 from lit_sphere.optim import adagrad_g_like_sgd
 from lit_sphere.report import Series, read_metrics
 from lit_sphere.report.runs import Run, read_runs
+from lit_sphere.sweep import read_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # three ResNets in one test
 
@@ -42,20 +47,59 @@ def groups_of_shared_runs() -> list[list[str]]:
     return [ids for _, ids in groups if not NOT_ON_EVERY_MACHINE & set(ids)]
 
 
-@pytest.mark.parametrize("ids", groups_of_shared_runs(), ids="-".join)
-def test_an_experiment_shows_what_it_must(ids: list[str], empty_folder: Path, lit_sphere: LitSphere) -> None:
-    options = [] if EXPERIMENTS[ids[0]].toy else ["--wandb", "disabled"]
+def has_three_seeds(ids: list[str]) -> bool:
+    """Whether the shipped sweeps have three seeds or more."""
+    plans = [read_plan(Path(find_sweep(name))) for id_ in ids for name in EXPERIMENTS[id_].sweeps]
+    return all(plan.seeds >= 3 or "seed_everything" in plan.zipped for plan in plans)
+
+
+def over_three_seeds() -> list[Any]:
+    """Groups that want ``--seeds 3``, the cheapest first, with what they cost; the toys have no runs with a seed."""
+    groups = [ids for ids in groups_of_shared_runs() if not EXPERIMENTS[ids[0]].toy and not has_three_seeds(ids)]
+    costs = [(max(map(seconds_of_three, ids)), ids) for ids in groups]
+    return [pytest.param(ids, marks=pytest.mark.if_time(cost)) for cost, ids in sorted(costs)]
+
+
+def seconds_of_three(id_: str) -> float:
+    """What three seeds cost by our own last check, which was of one seed or of three; more than there is if unknown."""
+    record = shipped_records().get(id_)
+    return math.inf if record is None else record.seconds * (1 if "--seeds 3" in record.command else 3)
+
+
+def reproduce(ids: list[str], lit_sphere: LitSphere, *options: str) -> dict[str, Record]:
+    """Reproduce experiments, and assert that they hold."""
     result = lit_sphere("reproduce", *ids, *options)
-    folder = empty_folder / "reproductions"
+    folder, records = Path("reproductions"), {}
     for id_ in ids:
         record = read_record(folder / id_)
         assert record is not None, result.err
         assert record.verdict == "holds", f"{id_}: {record.text}"
         assert f"{id_}: " in (folder / id_ / "report.html").read_text(encoding="utf-8")
+        records[id_] = record
     assert result.status == 0, result.err
+    return records
+
+
+@pytest.mark.parametrize("ids", groups_of_shared_runs(), ids="-".join)
+def test_an_experiment_shows_what_it_must(ids: list[str], empty_folder: Path, lit_sphere: LitSphere) -> None:
+    reproduce(ids, lit_sphere, *([] if EXPERIMENTS[ids[0]].toy else ["--wandb", "disabled"]))
     for id_ in ids:
         if id_ in ON_DIGITS:
-            ON_DIGITS[id_](read_runs([folder / "runs"]).runs)
+            ON_DIGITS[id_](read_runs([empty_folder / "reproductions" / "runs"]).runs)
+
+
+@pytest.mark.timeout(3 * 1800)
+@pytest.mark.parametrize("ids", over_three_seeds(), ids="-".join)
+def test_it_shows_it_with_each_of_three_seeds(ids: list[str], empty_folder: Path, lit_sphere: LitSphere) -> None:
+    """By its own check, of each seed alone and of all together: the record has the numbers, and their limits."""
+    records = reproduce(ids, lit_sphere, "--seeds", "3", "--wandb", "disabled")
+    for record in records.values():
+        assert record.text.startswith(("Each of 3 seeds", "Seed 0 (holds)")), record.text
+    of_seeds = runs_by_seed(read_runs([empty_folder / "reproductions" / "runs"]).runs)
+    assert list(of_seeds) == ["Seed 0", "Seed 1", "Seed 2"]
+    for id_ in set(ids) & ON_DIGITS.keys() - OF_SEED_0:
+        for runs in of_seeds.values():
+            ON_DIGITS[id_](runs)
 
 
 @pytest.fixture
@@ -106,8 +150,8 @@ def pictures_of_paths(runs: list[Run]) -> None:
     assert all((run.folder / "barrier-switch-1-to-0200.png").exists() for run in tuned)
 
 
-def four_paths(runs: list[Run]) -> None:
-    assert [len(run.series["barrier/train_loss"].values) for run in runs] == [4, 4]
+def nine_paths(runs: list[Run]) -> None:
+    assert [len(run.series["barrier/train_loss"].values) for run in runs] == [9, 9]
 
 
 def regimes_in_turn(runs: list[Run]) -> None:
@@ -145,6 +189,10 @@ def maxima_over_filters_and_steps(runs: list[Run]) -> None:
     assert 0.01 < largest(adam, "ess") < 0.06  # < π (.031, .032, .031)
 
 
+def all_in_equilibrium(runs: list[Run]) -> None:
+    assert len(in_equilibrium(runs)) == len(runs)
+
+
 def fifty_comparisons(runs: list[Run]) -> None:
     for run in runs:
         with (run.folder / "optimizer_comparison.csv").open(newline="") as file:
@@ -154,11 +202,13 @@ def fifty_comparisons(runs: list[Run]) -> None:
 ON_DIGITS: dict[str, Callable[[list[Run]], None]] = {
     "E1": regimes_on_digits,
     "E4": pictures_of_paths,
-    "E9": four_paths,
+    "E7": all_in_equilibrium,
+    "E9": nine_paths,
     "E11": regimes_in_turn,
     "R11": fifty_comparisons,
     "R12": maxima_over_filters_and_steps,
 }
+OF_SEED_0 = {"E1", "E11"}  # their numbers here were read off runs with that seed alone
 
 
 def test_a_flatter_optimum_is_not_left(fit: Fit) -> None:

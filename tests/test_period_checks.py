@@ -97,7 +97,7 @@ def test_phases_step_by_step() -> None:
     runs = [make_run(seed=seed) for seed in (0, 1)]
     finding = check("P12", runs)
     assert finding.verdict == "holds", finding.text
-    assert "in 5 of 5 periods" in finding.text
+    assert "in 100% of 5 periods (must be 50% or more)" in finding.text
     assert len(drawn("P12", runs)) == 2
 
 
@@ -177,7 +177,7 @@ def test_minima_beside_independent_networks(tmp_path: Path) -> None:
     write_independent(tmp_path / "independent", runs, 0.01, 0.4)
     finding = check("P17", runs)
     assert finding.verdict == "holds", finding.text
-    assert "of different seeds is at most 0.01, of one run 0.31 in the mean." in finding.text
+    assert "of different seeds is at most 0.01 (must be below 0.1), of one run 0.31 in the mean." in finding.text
     assert "80% of their members' error, and do not reach those of two seeds, which have 40% of it" in finding.text
     assert [mark.label for chart in drawn("P17", runs) for mark in chart.panels[0].marks] == ["other seeds"] * 2
     write_independent(tmp_path / "independent", runs, 0.01, 0.9)
@@ -204,6 +204,11 @@ def test_fixed_norms() -> None:
     assert check("P22", [free, still, restless]).verdict == "does not"
     assert check("P22", [still]).verdict == "cannot tell"
     assert check("P22", [free]).verdict == "cannot tell"
+    once = [
+        make_run(2, Path("before"), seed=1),
+        make_run(2, Path("kept"), seed=1, callbacks=[fixed()], destabilises=False),
+    ]
+    assert check("P22", [free, still, *once]).verdict == "cannot tell", "one seed has no periods at a free norm"
     (chart,) = drawn("P22", [free, still])
     assert {curve.label for curve in chart.panels[0].curves} == {"free norm", "norm 10"}
 

@@ -77,7 +77,7 @@ def test_a_finding_that_holds(empty_folder: Path, lit_sphere: LitSphere, made_up
     assert plan.fit[-2:] == ("--trainer.max_epochs", "90")
     assert (folder, jobs) == (Path("reproductions/runs/equilibrium_levels"), 2)
     assert "E10    holds: Levels of the equilibrium (TR §5)" in result.out
-    assert "That of a higher ELR is 1.50 times as high." in result.out
+    assert "That of a higher ELR is 1.50 times as high (must be above 1.15)." in result.out
     page = empty_folder / "reproductions" / "E10" / "report.html"
     assert f"page: {page.relative_to(empty_folder)}" in result.out
     assert "holds" in page.read_text(encoding="utf-8")
@@ -167,7 +167,10 @@ def test_the_toy_has_a_page_without_runs(empty_folder: Path, lit_sphere: LitSphe
         ("T7 --seeds 3", "--seeds is of runs, and T7 is of the toy"),
         ("T7 --model.elr 1", "--model.elr is of runs, and T7 is of the toy"),
         ("E10 --jobs many", "--jobs"),
-        ("E10 --seeds -1", "seeds"),
+        ("E10 --seeds -1", "--seeds must be at least 0, and at most 1000, got -1"),
+        ("P17 --seeds 3", "minima: --seeds would give other runs to the sweep's command interpolate {0}/minima/"),
+        ("E6 --seeds 0", "elr_optima: then: interpolate {0}/checkpoints/last.ckpt"),
+        ("E23 --seeds 3", "--seed_everything is set by --seeds"),
         ("E10 --run here", "--run is not for a sweep"),
     ],
 )

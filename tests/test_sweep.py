@@ -266,10 +266,27 @@ def test_a_point_that_cannot_be_started_fails_alone(empty_folder: Path) -> None:
 
 def test_commands_afterwards_know_the_folders() -> None:
     plan = Plan((), PLAN.over, then=("interpolate {0}/a {2}/b --run '{sweep}/x y'",))
-    assert commands_afterwards(plan, Path("s")) == [["interpolate", "s/elr=0.001/a", "s/elr=0.1/b", "--run", "s/x y"]]
+    command = ["interpolate", "s/elr=0.001/a", "s/elr=0.1/b", "--run", "s/x y"]
+    assert commands_afterwards(plan, Path("s")) == {"then-1": command}
     for wrong in ("interpolate {3}", "toy {nobody}", "toy '"):
         with pytest.raises(SweepError, match=re.escape(wrong)):
             commands_afterwards(Plan((), PLAN.over, then=(wrong,)), Path("s"))
+
+
+def test_commands_for_each_seed_have_its_points() -> None:
+    plan = Plan((), {"model.elr": ("1e-3", "1e-2")}, seeds=2, then=("interpolate {0} {1} --run {sweep}/b{seed}", "toy"))
+    assert commands_afterwards(plan, Path("s")) == {
+        "then-1-seed=0": ["interpolate", "s/elr=0.001,seed=0", "s/elr=0.01,seed=0", "--run", "s/b0"],
+        "then-1-seed=1": ["interpolate", "s/elr=0.001,seed=1", "s/elr=0.01,seed=1", "--run", "s/b1"],
+        "then-2": ["toy"],
+    }
+    assert len(commands_afterwards(plan.with_seeds(3), Path("s"))) == 4
+    with pytest.raises(SweepError, match="is for each seed; give --seeds N"):
+        plan.with_seeds(0)
+    counting = Plan((), {"model.elr": ("1e-3", "1e-2")}, then=("interpolate {0} {1}",))
+    assert counting.with_seeds(None) == counting.with_seeds(0) == counting
+    with pytest.raises(SweepError, match=r"command interpolate \{0\} \{1\}; leave --seeds out"):
+        counting.with_seeds(3)
 
 
 def test_the_live_table_shows_what_runs_where_not_all_fits() -> None:
@@ -384,6 +401,16 @@ def test_help_and_dry_run(empty_folder: Path, lit_sphere: LitSphere, no_processe
     for line in ("#SBATCH --partition=gpu", "#SBATCH --gpus-per-node=2", "#SBATCH --ntasks-per-node=2", "# 2 jobs"):
         assert line in jobs.out
     assert not list(Path().iterdir())
+
+
+def test_a_dry_run_shows_the_commands_of_each_seed(
+    empty_folder: Path, lit_sphere: LitSphere, no_processes: None
+) -> None:
+    dry = lit_sphere("sweep", "elr_optima", "--seeds", "2", "--dry-run")
+    assert dry.status == 0, dry.err
+    for seed, line in enumerate(dry.out.splitlines()[-2:]):
+        low, high = (f"sweeps/elr_optima/elr={elr},seed={seed}/checkpoints/last.ckpt" for elr in ("0.001", "0.01"))
+        assert line == f"lit-sphere interpolate {low} {high} --run sweeps/elr_optima/interpolate-seed={seed}"
 
 
 def test_a_dry_run_shows_what_is_left(empty_folder: Path, lit_sphere: LitSphere, no_processes: None) -> None:

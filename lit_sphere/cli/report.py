@@ -20,7 +20,7 @@ from lit_sphere import __version__
 from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.cli.subcommand_parser import make_subcommand_parser
 from lit_sphere.cli.suggestions import did_you_mean, option_strings, suggesting
-from lit_sphere.experiments import EXPERIMENTS, NotDrawn
+from lit_sphere.experiments import EXPERIMENTS, NotDrawn, judge
 from lit_sphere.files import write_whole
 from lit_sphere.report import in_short
 from lit_sphere.report.advice import advise
@@ -290,7 +290,7 @@ def _sections(
             if isinstance(charts, NotDrawn):
                 not_drawn.append((experiment.id, charts.missing))
                 continue
-            found = experiment.check(comparison.runs, folders)
+            found = judge(experiment, comparison.runs, folders)
         except Exception as error:  # one of them must not cost the others
             not_drawn.append((experiment.id, f"failed: {in_short(error)}"))
             continue

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lit_sphere.cli.errors import CommandLineError
 from lit_sphere.cli.subcommand_parser import make_subcommand_parser, split_arguments
 from lit_sphere.cli.suggestions import did_you_mean, option_strings, suggesting
-from lit_sphere.experiments import EXPERIMENTS, Experiment
+from lit_sphere.experiments import EXPERIMENTS, Experiment, judge
 from lit_sphere.experiments.records import Record, read_record, shipped_records, write_record
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ def table(folder: Path, experiments: Sequence[Experiment]) -> str:
 
 
 def _where(record: Record, mine: Record | None, folder: Path) -> str:
-    return f"in {folder / record.id}" if mine is not None else f"shipped ({record.hardware})"
+    if mine is not None:
+        return f"in {folder / record.id}"
+    return f"shipped ({record.hardware}, {record.command})"  # of one seed or of several, as its cost
 
 
 def _find(name: str) -> Experiment:
@@ -134,8 +136,6 @@ def _find(name: str) -> Experiment:
 
 def _check_effect(experiments: Sequence[Experiment], config: Namespace, of_runs: Sequence[str]) -> None:
     """Refuse what would change nothing, or cannot be."""
-    if config.seeds is not None and not 0 <= config.seeds <= 1000:
-        raise CommandLineError(f"--seeds must be at least 0, and at most 1000, got {config.seeds}")
     if config.paper:
         for each in experiments:
             if not each.paper_sweeps:
@@ -216,10 +216,13 @@ def _sweep_errors() -> Iterator[None]:
 
 def _plan(name: str, seeds: int | None, of_runs: Sequence[str]) -> "Plan":
     from lit_sphere.cli.config_names import find_sweep
-    from lit_sphere.sweep import read_plan
+    from lit_sphere.sweep import SweepError, read_plan
 
-    plan = read_plan(Path(find_sweep(name)))
-    return replace(plan, fit=(*plan.fit, *of_runs), seeds=plan.seeds if seeds is None else seeds)
+    try:
+        plan = read_plan(Path(find_sweep(name))).with_seeds(seeds)
+    except SweepError as error:
+        raise SweepError(f"{name}: {error}") from error
+    return replace(plan, fit=(*plan.fit, *of_runs))
 
 
 def _check_plans(plans: Sequence["Plan"]) -> None:
@@ -253,7 +256,7 @@ def _report(experiment: Experiment, made: _Made, config: Namespace, command: str
         places = " and ".join(str(path / STATES_FILE) for path in paths)
         print(f"lit-sphere: {experiment.id}: no run of its sweep came to an end; see {places}", file=sys.stderr)
         return "cannot tell"
-    finding = experiment.check(runs, paths)
+    finding = judge(experiment, runs, paths)
     folder = Path(config.folder) / (f"{experiment.id}-paper" if config.paper else experiment.id)
     title, formats = f"{experiment.id}: {experiment.title}", ("pdf", "svg", "png")
     report = write_report(paths, folder, title, formats, [experiment.id])

@@ -101,7 +101,8 @@ a file:
   seeds: 3
   experiments: [E1]                                     what the report shows
   then: ["interpolate {{0}}/checkpoints/last.ckpt {{1}}/checkpoints/last.ckpt --run {{sweep}}/barrier"]
-                                                        commands after the runs; {{0}} is the first run's folder
+                                                        commands after the runs; {{0}} is the first run's folder; one
+                                                        with {{seed}} is run for each seed, {{0}} is the first with it
 
 Each run is what lit-sphere fit would do, bit for bit, with as many threads (OMP_NUM_THREADS; sweep.yaml names them).
 The same command again skips the runs that are done, tries those that failed, goes on with those that were stopped or
@@ -229,7 +230,7 @@ def _show_dry_run(plan: Plan, folder: Path, slurm: SlurmOptions | None) -> None:
     ]
     if len(left) < len(plan.points):
         print(f"# {len(plan.points) - len(left)} of {len(plan.points)} runs are done already")
-    afterwards = [shlex.join(["lit-sphere", *command]) for command in commands_afterwards(plan, folder)]
+    afterwards = [shlex.join(["lit-sphere", *command]) for command in commands_afterwards(plan, folder).values()]
     if slurm is not None:
         check_submitit()
         print(batch_script(folder, slurm, f"python -m submitit.core._submit {folder / 'slurm'}"))
@@ -309,10 +310,7 @@ def _plan(name: str | None, config: Namespace, of_runs: list[str]) -> Plan:
         if sum(option == other for other, _ in typed) > 1:
             raise SweepError(f"--over {option}: stands twice; put all values behind one")
         over[option] = values
-    if config.seeds is not None and not 0 <= config.seeds <= 1000:
-        raise SweepError(f"--seeds must be at least 0, and at most 1000, got {config.seeds}")
-    seeds = plan.seeds if config.seeds is None else config.seeds
-    return replace(plan, fit=(*plan.fit, *of_runs), over=over, seeds=seeds)
+    return replace(plan.with_seeds(config.seeds), fit=(*plan.fit, *of_runs), over=over)
 
 
 def _check_effect(own: Sequence[str], config: Namespace) -> None:

@@ -2,5 +2,6 @@
 
 from lit_sphere.experiments.experiment import Experiment, Finding, NotDrawn, Verdict
 from lit_sphere.experiments.registry import EXPERIMENTS
+from lit_sphere.experiments.seeds import judge
 
-__all__ = ["EXPERIMENTS", "Experiment", "Finding", "NotDrawn", "Verdict"]
+__all__ = ["EXPERIMENTS", "Experiment", "Finding", "NotDrawn", "Verdict", "judge"]

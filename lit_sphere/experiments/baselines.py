@@ -66,7 +66,7 @@ def _uncorrelated(found: Beside) -> Claim:
     words = ", ".join(f"{value:.2g} in {_NAMES[kind]}" for kind, value in cosines.items())
     return Claim(
         max(map(abs, cosines.values())) < _UNCORRELATED,
-        f"The mean cosine between consecutive iterates is at most {words}.",
+        f"The mean cosine between consecutive iterates is at most {words} (must be below {_UNCORRELATED:g}).",
     )
 
 
@@ -89,7 +89,10 @@ def _losses(found: Beside, kind: str) -> Claim:
     numbers = ", ".join(f"{b:.3g} against {a:.3g}" for a, b in known)
     side = "below" if below else "above"
     holds = worst < 1 / _APART if below else worst > _APART
-    text = f"The train loss of {_NAMES[kind]} lies {'' if holds else 'not clearly '}{side} that of SGD: {numbers}."
+    limit = f"below {1 / _APART:.2f}" if below else f"above {_APART:g}"
+    closest = f"{worst:.2f} times at the closest (must be {limit})"
+    text = f"The train loss of {_NAMES[kind]} lies {'' if holds else 'not clearly '}{side} that of SGD: {numbers}; "
+    text += f"{closest}."
     return Claim(holds, text)
 
 

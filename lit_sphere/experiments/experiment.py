@@ -23,6 +23,11 @@ class Finding:
     verdict: Verdict
     text: str
 
+    @property
+    def holds(self) -> bool | None:
+        """The verdict as that of a claim: None if it cannot be told."""
+        return {"holds": True, "does not": False, "cannot tell": None}[self.verdict]
+
 
 @dataclass(frozen=True)
 class NotDrawn:
@@ -70,13 +75,14 @@ class Experiment:
         title: A few words.
         source: Paper, with figure, section or equation.
         must_show: One sentence.
-        check: Whether runs show it. Takes runs and, where paths between runs or the toy count, the folders that are
-            searched for their tables.
+        check: Whether runs show it, all together; :func:`~lit_sphere.experiments.judge` asks it of each seed, too.
+            Takes runs and, where paths between runs or the toy count, the folders that are searched for their tables.
         charts: The charts, or what is missing for them; takes the same.
         sweeps: Names of the shipped sweeps that make the runs at laptop size, on digits.
         paper_sweeps: The same in the papers' setting; none where the experiment is the same.
         toy: It is about the theory's toy: the command ``lit-sphere toy`` makes what is judged.
         toy_options: Of that command; none for the toy on the sphere.
+        over_seeds: It is a statement about several seeds, which a single one need not, or cannot, show.
     """
 
     id: str
@@ -89,6 +95,7 @@ class Experiment:
     paper_sweeps: tuple[str, ...] = ()
     toy: bool = False
     toy_options: tuple[str, ...] = ()
+    over_seeds: bool = False
 
     @property
     def toy_folder(self) -> str:

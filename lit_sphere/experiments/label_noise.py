@@ -19,7 +19,9 @@ CLEAN, CORRUPTED = "train/error_clean", "train/error_corrupted"
 
 _SPAN = 5  # epochs of the moving mean: the running statistics of batch norm make single test errors jump
 _FAR = 0.03  # rise and fall of the test error
+_SHARP = 0.5  # of the greatest sharpness, at the peak
 _FITTED = 0.05  # train error of corrupted labels
+_CLEAN_WRONG = 0.25  # train error of clean labels when half of the corrupted ones are learned
 
 Noises = Mapping[float, Sequence[Run]]
 """Runs of one setting and ELR by their label noise, which increases; of one, in the order of seeds."""
@@ -113,11 +115,12 @@ def _one_level(noise: float, peaks: Sequence[Peak], runs: Sequence[Run]) -> Clai
     share = min(peak.share for peak in peaks)
     text = (
         f"Label noise {noise:g}: the test error falls to {percent(low):.2g} %, rises to {percent(height):.2g} % and "
-        f"falls to {percent(end):.2g} %; at its peak the sharpness is at least {share:.0%} of its own."
+        f"falls to {percent(end):.2g} % (must be {percent(_FAR):g} % apart); at its peak the sharpness is at least "
+        f"{share:.0%} of its own (must be above {_SHARP:.0%})."
     )
     if not all(_is_fitted(run) for run in runs):
         return Claim(None, f"Missing: a run that is long and wide enough to fit all labels. {text}")
-    return Claim(min(peak.rise for peak in peaks) > _FAR and share > 0.5, text)
+    return Claim(min(peak.rise for peak in peaks) > _FAR and share > _SHARP, text)
 
 
 def _is_fitted(run: Run) -> bool:
@@ -135,8 +138,8 @@ def _learned_last(noise: float, runs: Sequence[Run]) -> Claim:
             found.append(clean[half[0]])
     if not found:
         return Claim(None, f"Missing: {CLEAN} and {CORRUPTED} of a run that fits half of its corrupted labels.")
-    text = f"When half of the corrupted labels are learned, {percent(fmean(found)):.2g} % of the clean ones are wrong."
-    return Claim(max(found) < 0.25, text)
+    text = f"When half of the corrupted labels are learned, {percent(fmean(found)):.2g} % of the clean ones are wrong "
+    return Claim(max(found) < _CLEAN_WRONG, f"{text}(must be below {percent(_CLEAN_WRONG):g} %).")
 
 
 def draw_double_descent(runs: Sequence[Run], folders: Sequence[Path] = ()) -> list[Chart] | NotDrawn:

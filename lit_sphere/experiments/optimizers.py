@@ -16,6 +16,8 @@ COMPARISON = "optimizer_comparison/"
 
 _START = "#888888"  # of the run itself
 
+_STAYS, _LEAVES = 1e-3, 50.0  # distance of a filter, over that which the run has come
+_SAME_LOSS = 1e-3  # relative
 _RADIAL, _RADIAL_LATER = 0.2, 0.08  # largest A⟨c, u⟩ at any step, and since the second epoch
 _MEAN_LENGTH = (2e-3, 2e-2)  # of (η‖∇L(u)‖)²/r², the largest mean over an epoch: about 1e-2
 _LATER_LENGTH = 6e-3
@@ -53,20 +55,24 @@ def _aligned(run: Run) -> list[Claim]:
 
     ours, theirs = last("AdaGradG_distance_max"), last("AdaGrad_distance_max")
     start = last("start_distance_max")
-    stays = 1 - ours > 0.999 and ours < 1e-3 * start
+    stays = 1 - ours > 0.999 and ours < _STAYS * start
     claims = [
         Claim(
             stays,
-            f"The worst filter under AdaGradG is {ours:.1e} (1 − cos) from the run's, which has turned by {start:.1e}.",
+            f"The worst filter under AdaGradG is {ours:.1e} (1 − cos) from the run's, which has turned by {start:.1e} "
+            f"(must be below {_STAYS:g} times that).",
         ),
         Claim(
-            1 - theirs < 0.9995 and theirs > 50 * start,
-            f"Under AdaGrad it is {theirs:.1e} away, {theirs / start:.3g} times as far as the run has come.",
+            1 - theirs < 0.9995 and theirs > _LEAVES * start,
+            f"Under AdaGrad it is {theirs:.1e} away, {theirs / start:.3g} times as far as the run has come (must be "
+            f"above {_LEAVES:g}).",
         ),
     ]
     unforgetting = run.final(f"{COMPARISON}AdaGradG_unforgetting_distance_max")
     if unforgetting is not None:
-        text = f"AdaGradG that does not forget, as if without L2, is {unforgetting:.1e} away."
+        text = (
+            f"AdaGradG that does not forget, as if without L2, is {unforgetting:.1e} away (must be above twice as far)."
+        )
         claims.append(Claim(ours < 0.5 * unforgetting, text))
     return [*claims, _same_losses(run)]
 
@@ -76,7 +82,8 @@ def _same_losses(run: Run) -> Claim:
     if run_losses is None or our_losses is None:
         return Claim(None, "Missing: train losses beside the run.")
     off = max(abs(b / a - 1) for a, b in zip(run_losses.values, our_losses.values, strict=False))
-    return Claim(off < 1e-3, f"The train loss under AdaGradG is that of the run within {off:.1e}.")
+    text = f"The train loss under AdaGradG is that of the run within {off:.1e} (must be below {_SAME_LOSS:g})."
+    return Claim(off < _SAME_LOSS, text)
 
 
 def largest(run: Run, quantity: str, first_epoch: int = 0) -> float | None:
@@ -111,7 +118,10 @@ def _radial(run: Run) -> Claim | None:
     first, later = largest(run, "radial"), largest(run, "radial", first_epoch=1)
     if first is None or later is None:
         return None
-    text = f"|A⟨c, u⟩| is at most {first:.2g}, {later:.2g} since the second epoch"
+    text = (
+        f"|A⟨c, u⟩| is at most {first:.2g} (must be below {_RADIAL:g}), {later:.2g} since the second epoch (must be "
+        f"below {_RADIAL_LATER:g})"
+    )
     return Claim(first < _RADIAL and later < _RADIAL_LATER, text)
 
 
@@ -122,7 +132,7 @@ def check_turns(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
 
 def _turn(run: Run) -> Claim | None:
     most = largest(run, "ess")
-    return None if most is None else Claim(most < math.pi, f"η^e‖c⊥‖ is at most {most:.2g}")
+    return None if most is None else Claim(most < math.pi, f"η^e‖c⊥‖ is at most {most:.2g} (must be below π)")
 
 
 def check_lengths(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
@@ -137,8 +147,9 @@ def _length(run: Run) -> Claim | None:
         return None
     mean = max(means.values()) ** 2
     text = (
-        f"(η‖∇L(u)‖)²/r² has means over an epoch of up to {mean:.2g}, and reaches {single**2:.2g} at single steps, "
-        f"{later**2:.2g} since the second epoch"
+        f"(η‖∇L(u)‖)²/r² has means over an epoch of up to {mean:.2g} (must be between {_MEAN_LENGTH[0]:g} and "
+        f"{_MEAN_LENGTH[1]:g}), and reaches {single**2:.2g} at single steps, {later**2:.2g} since the second epoch "
+        f"(must be below {_LATER_LENGTH:g})"
     )
     return Claim(_MEAN_LENGTH[0] < mean < _MEAN_LENGTH[1] and later**2 < _LATER_LENGTH, text)
 

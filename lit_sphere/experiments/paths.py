@@ -207,12 +207,13 @@ def _same_basin(path: MeasuredPath) -> Claim:
 def _same_cosine(path: MeasuredPath) -> Claim:
     if path.cosine is None:
         return Claim(None, f"{_between(path)}: Missing: barrier/cosine.")
-    return Claim(path.cosine > _SAME, f"{_between(path)}: the cosine of the weights is {path.cosine:.3f}.")
+    text = f"{_between(path)}: the cosine of the weights is {path.cosine:.3f} (must be above {_SAME:g})."
+    return Claim(path.cosine > _SAME, text)
 
 
 def _converges(run: Run) -> Claim:
     loss = run.final(LOSS)
-    text = f"It ends at a train loss of {loss:.2g}."
+    text = f"It ends at a train loss of {loss:.2g} (must be below {_CONVERGED:g})."
     return Claim(loss is not None and loss < _CONVERGED, text)
 
 
@@ -221,15 +222,19 @@ def _jumped(run: Run, path: MeasuredPath) -> list[Claim]:
     text = f"{_between(path)}: the loss jumps by a factor of {_jump(run):.3g} and ends at {last:.2g}, from {before:.2g}"
     claims = [
         Claim(last < before, f"{text}." if last < before else f"{text}: no lower than before."),
-        Claim(path.barrier > _BARRIER, f"The barrier to where it was is {path.barrier:.2g} in the train loss."),
+        Claim(
+            path.barrier > _BARRIER,
+            f"The barrier to where it was is {path.barrier:.2g} in the train loss (must be above {_BARRIER:g}).",
+        ),
     ]
     if path.cosine is not None:
-        claims.append(Claim(path.cosine < _OTHER, f"The cosine of the weights is {path.cosine:.3f}."))
+        text = f"The cosine of the weights is {path.cosine:.3f} (must be below {_OTHER:g})."
+        claims.append(Claim(path.cosine < _OTHER, text))
     return claims
 
 
 def _stayed(run: Run, path: MeasuredPath) -> Claim:
-    text = f"{_between(path)}: it does not jump, and the barrier is {path.barrier:.2g}."
+    text = f"{_between(path)}: it does not jump, and the barrier is {path.barrier:.2g} (must be below {_NO_BARRIER:g})."
     return Claim(path.barrier < _NO_BARRIER, text)
 
 
@@ -244,12 +249,16 @@ def check_barriers(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding
     if between:
         words = [f"{path.barrier:.2g} between ELR {path.elrs[0]:g} and {path.elrs[1]:g}" for path in between]
         highest = max(path.barrier for path in between)
-        claims = [Claim(highest > _BETWEEN_OPTIMA, f"Barriers in the train loss between optima: {', '.join(words)}.")]
+        text = f"Barriers in the train loss between optima (must be above {_BETWEEN_OPTIMA:g}): {', '.join(words)}."
+        claims = [Claim(highest > _BETWEEN_OPTIMA, text)]
     down, up = _fine_tuned(runs)
     jumps = [(run, path) for run, path in up if _jump(run) > _JUMP]
     claims += [_same_basin(path) for _, path in down] or [Claim(None, f"Missing: {_FINE_TUNED} to a lower ELR.")]
     claims += [
-        Claim(path.barrier > _BARRIER, f"{_between(path)}: the barrier is {path.barrier:.2g} after the jump.")
+        Claim(
+            path.barrier > _BARRIER,
+            f"{_between(path)}: the barrier is {path.barrier:.2g} after the jump (must be above {_BARRIER:g}).",
+        )
         for _, path in jumps
     ] or [Claim(None, f"Missing: {_FINE_TUNED} to an ELR too high for its optimum, so that it jumps.")]
     return conclude(claims)
@@ -275,12 +284,13 @@ def _dips(run: Run, paths: Sequence[MeasuredPath]) -> list[Claim]:
     barrier, dip = fmean(path.barrier for path in paths), fmean(path.dip for path in paths)
     text = (
         f"{name_of(run)} at ELR {run.elr:g}: {len(paths)} paths run up to {dip:.2g} below their chords and up to "
-        f"{barrier:.2g} above, in the mean."
+        f"{barrier:.2g} above, in the mean (must be {_DEEPER:g} times as far)."
     )
     cosines = [path.cosine for path in paths if path.cosine is not None]
     turned = Claim(None, "Missing: barrier/cosine.")
     if cosines:
-        turned = Claim(max(cosines) < _TURNED, f"The cosine of their ends is at most {max(cosines):.2f}.")
+        text_of_ends = f"The cosine of their ends is at most {max(cosines):.2f} (must be below {_TURNED:g})."
+        turned = Claim(max(cosines) < _TURNED, text_of_ends)
     return [Claim(dip > _DEEPER * barrier, text), turned]
 
 

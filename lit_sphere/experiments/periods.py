@@ -13,6 +13,7 @@ from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude
 from lit_sphere.experiments.grids import name_of
 from lit_sphere.experiments.levels import by_epoch
 from lit_sphere.experiments.paths import paths_between
+from lit_sphere.experiments.seeds import with_each
 from lit_sphere.experiments.toys import TOY, tables_of
 from lit_sphere.report.chart import Chart, Curve, Mark, Panel
 from lit_sphere.report.metrics_csv import Series
@@ -147,7 +148,10 @@ def phases(steps: Steps) -> list[Claim]:
         ("B", [_is_b(steps, each) for each in found], _SHARE, "the norm falls and the ELR rises"),
         ("C", [_rise(each) > 0 for each in found], _FIRST, "the loss rises before the norm does"),
     ):
-        claims.append(Claim(fmean(share) >= least, f"Phase {name}: {text}, in {sum(share)} of {len(share)} periods."))
+        need = f"(must be {least:.0%} or more)"
+        claims.append(
+            Claim(fmean(share) >= least, f"Phase {name}: {text}, in {fmean(share):.0%} of {len(share)} periods {need}.")
+        )
     lengths = sorted(_rise(each) for each in found)
     ahead = f"{lengths[0]} to {lengths[-1]} steps, in the median {lengths[len(lengths) // 2]}"
     grown = [steps.norm[each.norm_peak] / steps.norm[each.start] for each in found[1:]]
@@ -276,12 +280,13 @@ def bounds(steps: Steps, lr: float, decay: float, power: float = 1.0) -> list[Cl
         Claim(
             held > by_constants,
             f"Bounds with c and C of the first half of a phase B hold for {held:.0%} of the steps of its second half "
-            f"({min(shares):.0%} to {max(shares):.0%} in {len(known)} phases), constant ones for {by_constants:.0%}.",
+            f"({min(shares):.0%} to {max(shares):.0%} in {len(known)} phases), constant ones for {by_constants:.0%}: "
+            f"{held - by_constants:.0%} more (must be above 0%).",
         ),
         Claim(
             narrower < 1,
             f"Over a whole phase bounds on g̃ that fall as {law} span {narrower:.2f} times the orders of magnitude of "
-            "constant ones.",
+            "constant ones (must be below 1).",
         ),
         Claim(True, f"In the median g̃ goes as (t − t₀)^{fitted}."),
     ]
@@ -305,12 +310,16 @@ class Pair(NamedTuple):
 
 def pairs_of(run: Run) -> list[Pair]:
     """Read what ``CheckpointSimilarity(between="periods")`` left in a run's folder."""
-    options = run.callback("CheckpointSimilarity")
     table = run.folder / "similarity.csv"
-    if options is None or options.get("between") != "periods" or not table.is_file():
+    if not _compares_minima(run) or not table.is_file():
         return []
     with table.open(newline="", encoding="utf-8") as file:
         return [_pair(row) for row in csv.DictReader(file)]
+
+
+def _compares_minima(run: Run) -> bool:
+    options = run.callback("CheckpointSimilarity")
+    return options is not None and options.get("between") == "periods"
 
 
 def _pair(row: dict[str, Any]) -> Pair:
@@ -323,12 +332,19 @@ def _pair(row: dict[str, Any]) -> Pair:
 
 def check_minima(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
     """Judge P17 by the runs whose minima were compared, with each other and with those of other seeds."""
-    found = [(run, pairs) for run in runs if (pairs := pairs_of(run))]
-    findings = [(_with_seed(run), conclude(minima(pairs))) for run, pairs in found]
-    for name, independent in _independent(runs, folders).items():
-        mine = [pair for run, pairs in found if setting_of(run) == name for pair in pairs]
-        if mine:
-            findings.append((f"{name}, beside independent networks", conclude(beside_independent(mine, independent))))
+    found: dict[str, list[tuple[Run, list[Pair]]]] = {}
+    for run in _ordered(runs):
+        if decay_of(run) and _compares_minima(run):
+            found.setdefault(setting_of(run), []).append((run, pairs_of(run)))
+    independent = _independent(runs, folders)
+    findings = []
+    for name, mine in found.items():
+        each = with_each({f"Seed {run.seed}": conclude(minima(pairs)) for run, pairs in mine})
+        claims = [Claim(each.holds, each.text)]
+        pairs = [pair for _, of_run in mine for pair in of_run]
+        if pairs and name in independent:
+            claims += beside_independent(pairs, independent[name])
+        findings.append((name, conclude(claims)))
     return conclude_over_settings(
         findings, "Missing: a run with PeriodMonitor and CheckpointSimilarity (between: periods), of two periods."
     )
@@ -351,7 +367,8 @@ def minima(pairs: Sequence[Pair]) -> list[Claim]:
     apart: list[float] = []
     for pair in pairs:
         (next_to if place[pair.epochs[1]] - place[pair.epochs[0]] == 1 else apart).append(pair.cosine)
-    text = f"Cosine between minima of {len(at)} periods: {fmean(next_to):.2f} of one and the next"
+    need = f"(must be below {_ALIKE:g})"
+    text = f"Cosine between minima of {len(at)} periods: {fmean(next_to):.2f} of one and the next {need}"
     claims = [Claim(fmean(next_to) < _ALIKE, f"{text}, {fmean(apart):.2f} of others." if apart else f"{text}.")]
     if apart:
         claims.append(Claim(fmean(apart) < fmean(next_to), "They go on growing apart."))
@@ -362,7 +379,8 @@ def minima(pairs: Sequence[Pair]) -> list[Claim]:
         claims.append(
             Claim(
                 better if members > 0 else None,
-                f"The error of ensembles of two is {ensemble:.2%}, that of their members {members:.2%}.",
+                f"The error of ensembles of two is {ensemble:.2%}, that of their members {members:.2%}: "
+                f"{members - ensemble:.2%} more (must be above 0%).",
             )
         )
     return claims
@@ -392,7 +410,8 @@ def beside_independent(pairs: Sequence[Pair], independent: Sequence[Pair]) -> li
     """
     nothing, cosine = max(abs(pair.cosine) for pair in independent), fmean(pair.cosine for pair in pairs)
     text = (
-        f"The cosine between minima of different seeds is at most {nothing:.2f}, of one run {cosine:.2f} in the mean."
+        f"The cosine between minima of different seeds is at most {nothing:.2f} (must be below "
+        f"{_NOTHING_IN_COMMON:g}), of one run {cosine:.2f} in the mean."
     )
     claims = [Claim(nothing < _NOTHING_IN_COMMON and nothing < cosine, text)]
     left = [_error_left(each) for each in (pairs, independent)]
@@ -416,17 +435,15 @@ def _error_left(pairs: Sequence[Pair]) -> float | None:
 def check_fixed_norms(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:
     """Judge P22 by the runs whose norm is fixed, and those of the same learning rate and decay whose norm is free."""
     claims = []
-    free = {
-        setting_of(run): found
-        for run in _ordered(runs)
-        if _fixed(run) is None and (found := periods_of(run)) is not None
-    }
+    free = [run for run in _ordered(runs) if _fixed(run) is None and periods_of(run) is not None]
     for run in _ordered(runs):
         options, found = _fixed(run), periods_of(run)
         if options is None or found is None:
             continue
-        other = free.get(setting_of(run))
-        if other is None or other.count < _FEWEST:
+        alike = [other for other in free if setting_of(other) == setting_of(run)]
+        of_its_seed = [other for other in alike if other.seeds == run.seeds]
+        beside = min((other.count for each in of_its_seed or alike if (other := periods_of(each))), default=0)
+        if beside < _FEWEST:
             claims.append(Claim(None, f"Missing: a run like {run.name} with a free norm and two periods."))
             continue
         late = options.get("from_epoch") or 0
@@ -437,7 +454,7 @@ def check_fixed_norms(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Find
             Claim(
                 not after,
                 f"At a norm of {kept:.3g}{f', fixed at epoch {late},' if late else ''} there are {len(after) or 'no'} "
-                f"destabilisations (least loss {low:.2g}); at a free norm {other.count}.",
+                f"destabilisations (least loss {low:.2g}); at a free norm {beside} (must be {_FEWEST} or more).",
             )
         )
     missing = "Missing: runs with weight decay and FixedNorm, beside one with a free norm."

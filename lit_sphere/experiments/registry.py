@@ -205,6 +205,7 @@ _ALL = [
         draw_borders,
         ("borders",),
         ("paper/borders",),
+        over_seeds=True,  # chaotic: which ELR shows it depends on the seed
     ),
     Experiment(
         "E16",
@@ -276,6 +277,7 @@ _ALL = [
         draw_seeds,
         ("seeds",),
         ("paper/seeds",),
+        over_seeds=True,  # compares them
     ),
     Experiment(
         "E25",
@@ -368,6 +370,7 @@ _ALL = [
         draw_minima,
         ("minima",),
         ("paper/periods",),
+        over_seeds=True,  # compares them
     ),
     Experiment(
         "P18",
@@ -408,6 +411,7 @@ _ALL = [
         draw_gradient_descent,
         ("gradient_descent",),
         ("paper/gradient_descent",),
+        over_seeds=True,  # in the mean
     ),
     Experiment(
         "P22",

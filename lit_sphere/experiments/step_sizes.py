@@ -88,7 +88,8 @@ def step_sizes(run: Run) -> EqualESS | None:
 
 def _equal(run: Run, found: EqualESS) -> Claim:
     holds = abs(found.slope + 1) < _SLOPE and found.spread < _SPREAD
-    numbers = f"slope {found.slope:.2f}, spread of ln ESS {found.spread:.2f}".replace("-", "−")
+    slope = f"slope {found.slope:.2f} (must be within {_SLOPE:g} of −1)".replace("-", "−")
+    numbers = f"{slope}, spread of ln ESS {found.spread:.2f} (must be below {_SPREAD:g})"
     does = "lie" if holds else "do not lie"
     return Claim(
         holds, f"At ELR {run.elr:g} {found.groups} groups {does} on the line of ESS {found.ess:.2g}: {numbers}."
@@ -134,11 +135,12 @@ def settling(run: Run) -> list[Claim]:
     claims = [
         Claim(
             max(moved) < _SETTLED,
-            f"{at} move at most by a factor of {max(moved):.2f} from the third to the last quarter.",
+            f"{at} move at most by a factor of {max(moved):.2f} from the third to the last quarter (must be below "
+            f"{_SETTLED:g}).",
         )
     ]
     if off:
-        text = f"They are within a factor of {max(off):.2f} of their predicted levels."
+        text = f"They are within a factor of {max(off):.2f} of their predicted levels (must be below {_PREDICTED:g})."
         return [*claims, Claim(max(off) < _PREDICTED, text)]
     return [*claims, Claim(None, "Missing: equilibrium/ess, which predicts their levels.")]
 
@@ -211,7 +213,7 @@ def distances(grid: Grid) -> list[Claim]:
             continue
         low, middle, high = (spans[regime] for regime in _IN_ORDER)
         apart = min(middle) > _APART * max(low) and min(high) > _APART * max(middle)
-        claims.append(Claim(apart, text if apart else f"{text} They are less than a factor of {_APART:g} apart."))
+        claims.append(Claim(apart, f"{text} Regimes must be a factor of {_APART:g} apart."))
     return claims
 
 

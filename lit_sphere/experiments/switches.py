@@ -56,11 +56,12 @@ def _levels(levels: Sequence[tuple[float, float]]) -> list[Claim]:
             other.append(high / low)
     claims = [Claim(None, f"Missing: a return to an ELR that was there before. {words}")]
     if same:
-        text = f"{words} The level of one ELR comes back within {max(same):.0%}."
+        text = f"{words} The level of one ELR comes back within {max(same):.0%} (must be below {_SAME_LEVEL:.0%})."
         claims = [Claim(max(same) < _SAME_LEVEL, text)]
     if not other:
         return [*claims, Claim(None, f"Missing: two ELRs, {_RATIO:g} times apart. {words}")]
-    return [*claims, Claim(min(other) > _OTHER_LEVEL, f"That of a higher ELR is {min(other):.2f} times as high.")]
+    text = f"That of a higher ELR is {min(other):.2f} times as high (must be above {_OTHER_LEVEL:g})."
+    return [*claims, Claim(min(other) > _OTHER_LEVEL, text)]
 
 
 def check_leaving(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:

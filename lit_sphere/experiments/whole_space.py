@@ -6,8 +6,8 @@ destabilisations: these are named beside them.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import combinations, pairwise
-from math import exp, log
+from itertools import chain, combinations, pairwise
+from math import exp, inf, log
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -158,9 +158,10 @@ def _ends(by: Mapping[float, Sequence[Run]], axis: str) -> list[Claim]:
         Claim(most_low == 0, f"At {axis} {lowest:g}, the lowest, a run has {most_low} periods."),
         Claim(
             most_high == 0 and least > _STUCK,
-            f"At {axis} {highest:g}, the highest, it has {most_high}, and the loss never comes below {least:.2g}.",
+            f"At {axis} {highest:g}, the highest, it has {most_high}, and the loss never comes below {least:.2g} (must "
+            f"stay above {_STUCK:g}).",
         ),
-        Claim(inside > 1, f"Between them there are {inside} or more. {_counts(by, axis)}"),
+        Claim(inside > 1, f"Between them there are {inside} or more (must be 2 or more). {_counts(by, axis)}"),
     ]
 
 
@@ -198,8 +199,7 @@ def check_extremes(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding
                 found.append((name, conclude(_ends(by, axis))))
         if found:
             finding = conclude_over_settings(found, "")
-            holds = {"holds": True, "does not": False, "cannot tell": None}[finding.verdict]
-            claims.append(Claim(holds, finding.text))
+            claims.append(Claim(finding.holds, finding.text))
         else:
             claims.append(Claim(None, f"Missing: runs under SGD that differ in nothing but {axis}, at three values."))
     return conclude(claims)
@@ -232,10 +232,14 @@ def _agree(by: Mapping[float, Sequence[Run]]) -> list[Claim]:
     claims = []
     for words, measure, factor in measures:
         values = [_geometric(map(measure, runs)) for runs in by.values()]
-        text = f"The {words} at LR {listed(list(by))}: {listed(values)}."
-        claims.append(Claim(max(values) < factor * min(values), text))
+        apart = max(values) / min(values) if min(values) else inf
+        text = (
+            f"The {words} at LR {listed(list(by))}: {listed(values)}, a factor of {apart:.2g} apart (must be below "
+            f"{factor:g})."
+        )
+        claims.append(Claim(apart < factor, text))
     warm = [fmean(map(_warm_up, runs)) for runs in by.values()]
-    text = f"The ELR comes to that level first at epoch {listed(warm)}."
+    text = f"The ELR comes to that level first at epoch {listed(warm)} (must be a factor of {_WARM_UP:g} apart)."
     return [*claims, Claim(max(warm) > _WARM_UP * min(warm), text)]
 
 
@@ -281,10 +285,13 @@ def check_head_norms(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Findi
                 Claim(
                     least > _UNREACHABLE * usual,
                     f"With a head of norm {lowest:g} the train loss comes down to {least:.2g}, with {highest:g} to "
-                    f"{usual:.2g}.",
+                    f"{usual:.2g} (must be a factor of {_UNREACHABLE:g} apart).",
                 ),
                 Claim(most == 0, f"With the lowest norm a run has {most} periods."),
-                Claim(fewest > 1, f"With the highest it has {fewest} or more. {_counts(by, 'head norm')}"),
+                Claim(
+                    fewest > 1,
+                    f"With the highest it has {fewest} or more (must be 2 or more). {_counts(by, 'head norm')}",
+                ),
             ]
             findings.append((name, conclude(claims)))
     return conclude_over_settings(
@@ -335,7 +342,10 @@ def _remain(runs: Sequence[Run], kinds: Kinds) -> Finding:
         if mine:
             named = ", ".join(f"{count} (LR {_lr(run):g})" for run, count in zip(mine, counts, strict=True))
             fewer = listed([_count(run, LOSS_RISE) for run in mine])
-            text = f"Periods of runs with {kind}, by {_BY_SWINGS}: {named}; by {_BY_DESTABILISATIONS}: {fewer}."
+            text = (
+                f"Periods of runs with {kind} (must be 2 or more), by {_BY_SWINGS}: {named}; by "
+                f"{_BY_DESTABILISATIONS}: {fewer}."
+            )
             claims.append(Claim(min(counts) > 1, text))
         else:
             claims.append(Claim(None, f"Missing: a run with {kind} under weight decay, ten epochs or more."))
@@ -348,14 +358,20 @@ def check_gradient_descent(runs: Sequence[Run], folders: Sequence[Path] = ()) ->
     if not descent:
         return conclude([Claim(None, "Missing: a run of full-batch gradient descent with weight decay.")])
     counts = [_count(run) for run in descent]
-    claims = [Claim(min(counts) > 1, f"Gradient descent has {', '.join(map(str, counts))} periods.")]
+    claims = [
+        Claim(min(counts) > 1, f"Gradient descent has {', '.join(map(str, counts))} periods (must be 2 or more).")
+    ]
     stochastic = [run for run in _usable(_plain(runs)) if run.option("data.full_batch") is not True]
-    lengths = [[length for run in each for length in _phase_b(run)] for each in (descent, stochastic)]
-    if not all(lengths):
+    by_run = [[each for run in runs_of if (each := _phase_b(run))] for runs_of in (descent, stochastic)]
+    if not all(by_run):
         claims.append(Claim(None, "Missing: finished periods of gradient descent and of SGD on the same images."))
     else:
-        ours, theirs = (fmean(each) for each in lengths)
-        text = f"Phase B takes {ours:.2g}/(ηλ) steps of gradient descent, and {theirs:.2g}/(ηλ) of SGD, in the mean."
+        ours, theirs = (fmean(chain.from_iterable(each)) for each in by_run)
+        runs_mean = [listed([fmean(each) for each in runs_of]) for runs_of in by_run]
+        text = (
+            f"Phase B takes {ours:.2g}/(ηλ) steps of gradient descent ({runs_mean[0]} by run), and {theirs:.2g}/(ηλ) "
+            f"of SGD ({runs_mean[1]}), in the mean."
+        )
         claims.append(Claim(ours > theirs, text))
     return conclude(claims)
 

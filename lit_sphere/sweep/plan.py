@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from lit_sphere.sweep.grid import Point, SweepError, points_of, read_values
 
 PLAN_FILE = "sweep.yaml"
 """Name of the plan in a sweep's folder."""
+
+NAMES_SEED = "{seed}"
+"""In a command of a plan: it is run for each seed."""
 
 _KEYS = ("title", "fit", "over", "zip", "seeds", "only", "experiments", "then")
 _OF_THE_FOLDER = ("threads", "configs")  # what a folder's plan holds beside these
@@ -39,7 +43,7 @@ class Plan:
         title: What the report shows above everything.
         experiments: Ids of the experiments that the report is to show.
         then: Commands of ``lit-sphere`` that are run after the grid; ``{0}`` is the folder of the first point,
-            ``{sweep}`` that of the sweep.
+            ``{sweep}`` that of the sweep. One with ``{seed}`` is run for each seed, and ``{0}`` is its first point.
         only: Names of the points that are run, where not all of the grid are: of a search for borders.
     """
 
@@ -51,6 +55,38 @@ class Plan:
     experiments: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse commands for each seed where there are none.
+
+        Raises:
+            SweepError: If there are.
+        """
+        of_seeds = [text for text in self.then if NAMES_SEED in text]
+        if of_seeds and not self.seeds:
+            raise SweepError(f"then: {of_seeds[0]}: is for each seed; give --seeds N")
+
+    def with_seeds(self, seeds: int | None) -> "Plan":
+        """Give the plan with another number of seeds.
+
+        Args:
+            seeds: The number; None leaves that of the plan.
+
+        Returns:
+            The plan.
+
+        Raises:
+            SweepError: If there cannot be as many, or the commands after the grid would have other points than they
+                are written for.
+        """
+        if seeds is None:
+            return self
+        if not 0 <= seeds <= 1000:
+            raise SweepError(f"--seeds must be at least 0, and at most 1000, got {seeds}")
+        counting = [text for text in self.then if re.search(r"\{\d", text) and NAMES_SEED not in text]
+        if counting and seeds != self.seeds:
+            raise SweepError(f"--seeds would give other runs to the sweep's command {counting[0]}; leave --seeds out")
+        return replace(self, seeds=seeds)
 
     @cached_property
     def points(self) -> list[Point]:
