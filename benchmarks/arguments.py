@@ -15,7 +15,8 @@ sections:
   d  peak memory of training on 50 000 images, above importing torch
   e  seconds from the start of the process to the first training step
   f  an epoch with EffectiveLearningRateMonitor and online SharpnessMonitor against one without, both of one
-     fit: images of CIFAR-10's size (f1), digits (f2)
+     fit: images of CIFAR-10's size (f1), digits (f2); the first alone under AdamW, whose equilibrium it
+     foretells: ResNet-18 (f3), digits (f4)
 
 Takes about a quarter of an hour on two cores; run it on an idle machine."""
 

@@ -1,7 +1,9 @@
-"""(f) What the monitors of step sizes and sharpness cost: alternate epochs of one fit, with them and without."""
+"""(f) What the monitors of step sizes, of their equilibrium and of sharpness cost: alternate epochs of one fit."""
 
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from statistics import median
 
@@ -9,12 +11,14 @@ from comparison import Comparison
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from settings import Settings, synchronise
+from torch.optim import AdamW
 
 from lit_sphere.callbacks import EffectiveLearningRateMonitor, SharpnessMonitor
 from lit_sphere.data import ResidentDataModule
-from lit_sphere.modules import SIConvNet
+from lit_sphere.modules import SIConvNet, SIResNet18, SphereModule
 
 _ELR = 1e-3
+_ADAMW = partial(AdamW, lr=1e-3, weight_decay=0.1)
 
 
 def compare_with_unwatched_epochs(settings: Settings) -> list[Comparison]:
@@ -27,10 +31,54 @@ def compare_with_unwatched_epochs(settings: Settings) -> list[Comparison]:
     images_fit = (width, 3, settings.images_module(), settings.epochs)
     digits_fit = (8, 1, settings.digits_module(), settings.digits_epochs)
     for comparison, (width, channels, data, factor) in zip(found, (images_fit, digits_fit), strict=True):
-        switch = _fit(SIConvNet(width, in_channels=channels, elr=_ELR), data, factor * settings.trials, settings.device)
-        comparison.pairs = switch.pairs(0)
-        comparison.notes["ratio of processor seconds"] = median(ours / theirs for ours, theirs in switch.pairs(1))
+        monitors = [EffectiveLearningRateMonitor(), SharpnessMonitor()]
+        module = SIConvNet(width, in_channels=channels, elr=_ELR)
+        _measure(comparison, module, data, factor * settings.trials, settings.device, monitors)
+    return [*found, *_compare_predictions(settings)]
+
+
+def _compare_predictions(settings: Settings) -> list[Comparison]:
+    """(f3, f4): under AdamW, whose steps are read from its state, and whose equilibrium is predicted in every epoch."""
+    width, images = max(1, settings.width // 2), settings.images
+    sides = ("EffectiveLearningRateMonitor under AdamW", "none", "s")
+    found = [
+        Comparison("f3", f"epoch of ResNet-18 w={width}, {images} images of 32×32", *sides),
+        Comparison("f4", "epoch of ConvNet w=8, digits", *sides),
+    ]
+    resnet, conv_net = SIResNet18(width, optimizer=_ADAMW), SIConvNet(8, in_channels=1, optimizer=_ADAMW)
+    fits = ((resnet, settings.images_module(), 1), (conv_net, settings.digits_module(), settings.digits_epochs))
+    for comparison, (module, data, factor) in zip(found, fits, strict=True):
+        monitor = _TimedPrediction()
+        _measure(comparison, module, data, factor * settings.trials, settings.device, [monitor])
+        comparison.notes["of these the prediction, ms an epoch"] = 1e3 * median(monitor.seconds)
     return found
+
+
+class _TimedPrediction(EffectiveLearningRateMonitor):
+    """Times what comes of foretelling the equilibrium, and of seeing whether it is reached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def _predict(self, trainer: Trainer, means: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        began = time.process_time()
+        found = super()._predict(trainer, means)
+        self.seconds.append(time.process_time() - began)
+        return found
+
+
+def _measure(
+    comparison: Comparison,
+    module: SphereModule,
+    data: ResidentDataModule,
+    pairs: int,
+    device: str,
+    monitors: Sequence[Callback],
+) -> None:
+    switch = _fit(module, data, pairs, device, monitors)
+    comparison.pairs = switch.pairs(0)
+    comparison.notes["ratio of processor seconds"] = median(ours / theirs for ours, theirs in switch.pairs(1))
 
 
 _SIDES = ("EffectiveLearningRateMonitor and SharpnessMonitor", "neither", "s")
@@ -71,12 +119,14 @@ class SwitchMonitors(Callback):
         return [(first[1], second[1]) if first[0] else (second[1], first[1]) for first, second in pairs]
 
 
-def _fit(module: SIConvNet, data: ResidentDataModule, pairs: int, device: str) -> SwitchMonitors:
+def _fit(
+    module: SphereModule, data: ResidentDataModule, pairs: int, device: str, monitors: Sequence[Callback]
+) -> SwitchMonitors:
     switch = SwitchMonitors(pairs, device)
     with tempfile.TemporaryDirectory(prefix="lit-sphere-benchmark-") as folder:
         trainer = Trainer(
             accelerator="gpu" if device == "cuda" else "cpu", devices=1, max_epochs=1 + 2 * pairs,
-            callbacks=[switch, EffectiveLearningRateMonitor(), SharpnessMonitor()],
+            callbacks=[switch, *monitors],
             logger=CSVLogger(folder), log_every_n_steps=1, limit_val_batches=0, use_distributed_sampler=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip

@@ -28,7 +28,7 @@ def test_quick_run_reports_every_section_and_leaves_nothing_else(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
     report = json.loads((tmp_path / "out.json").read_text())
     sections = [comparison["section"] for comparison in report["comparisons"]]
-    assert sections == ["a1", "a2", "a1", "a2", "b1", "b2", "c1", "c2", "c3", "d", "e", "f1", "f2"]
+    assert sections == ["a1", "a2", "a1", "a2", "b1", "b2", "c1", "c2", "c3", "d", "e", "f1", "f2", "f3", "f4"]
     for comparison in report["comparisons"]:
         ratios = [ours / theirs for ours, theirs in comparison["pairs"]]
         summary = comparison["ratio"]

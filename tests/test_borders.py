@@ -1,11 +1,13 @@
 """``lit-sphere borders`` from its options to its answer, on made-up runs; and (slow) on real ones."""
 
+import csv
 import json
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +15,7 @@ import matplotlib.image
 import pytest
 import torch
 import yaml
-from conftest import LitSphere, with_default_signals
+from conftest import REPOSITORY, LitSphere, with_default_signals
 from foreign_modules import ForeignModule
 from lightning.pytorch import LightningModule
 from synthetic_runs import write_run
@@ -35,6 +37,7 @@ from lit_sphere.report.runs import read_run
 from lit_sphere.sweep.border_chooser import fitting_runs
 from lit_sphere.sweep.borders import search_borders
 from lit_sphere.sweep.point_run import Outcome, Task
+from lit_sphere.sweep.slurm import SlurmJobs
 
 REGIMES = ("convergence", "chaotic equilibrium", "divergence")
 
@@ -376,6 +379,30 @@ def test_a_search_from_python_that_cannot_be_made(options: dict[str, Any], words
 def test_undecided_runs_at_an_end_of_the_range_are_no_border(told: dict[float, Regime], words: str) -> None:
     runs = [BorderRun(at, 0, regime, "as made up", 40) for at, regime in told.items()]
     assert words in sentences(SearchResult("model.elr", SearchRange(0.01, 1, 200), 1, 40, runs))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen.__del__")  # of submitit's local jobs
+def test_runs_of_a_search_as_jobs_of_submitit(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, lit_sphere: LitSphere
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setattr("lit_sphere.cli.borders.SlurmJobs", partial(SlurmJobs, cluster="local"))
+    few = ["--model.width", "2", "--data.train_size", "256", "--trainer.max_epochs", "20", "--wandb", "disabled"]
+    asked = ["--config", "elr.yaml", "--over", "model.elr=1e-2:1", "--precision", "10", *few]
+    slurm = ["--launcher", "slurm", "--slurm.cpus", "1", "--slurm.time", "5"]
+    result = lit_sphere("borders", *asked, *slurm)
+    assert result.status == 0, result.err
+    with (FOLDER / "states.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["state"] for row in rows} == {"done"}
+    assert all(row["job"] for row in rows)
+    assert 2 <= len(rows) <= 3
+    assert len(read_result(FOLDER).runs) == len(rows)
+    # The same command reads what is there.
+    before = (FOLDER / "states.csv").read_bytes()
+    assert lit_sphere("borders", *asked, *slurm).status == 0
+    assert (FOLDER / "states.csv").read_bytes() == before
 
 
 @pytest.mark.slow

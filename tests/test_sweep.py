@@ -596,6 +596,20 @@ def test_an_interrupted_sweep_and_a_killed_run_go_on(empty_folder: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_process_group_interrupts_the_runs(signum: int, empty_folder: Path) -> None:
+    """As of timeout(1), or of a terminal that is closed: it goes to the process that forks the runs, too."""
+    args = (*OVER, "--jobs", "2", *TINY, "--trainer.max_epochs", "60", "--sweep", "s")
+    process = begin("sweep", *args)
+    until(lambda: len(list(Path("s").glob("*/checkpoints/last.ckpt"))) == 2)
+    os.killpg(process.pid, signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, err
+    assert {row["state"] for row in table("s").values()} == {"interrupted"}, table("s")
+    assert len(list(Path("s").glob("*/checkpoints/interrupted.ckpt"))) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen.__del__")  # of submitit's local jobs
 def test_jobs_of_submitit_and_commands_afterwards(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment().items():

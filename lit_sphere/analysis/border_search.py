@@ -1,7 +1,7 @@
 """Bisection of the borders between regimes: which run comes next, and what the runs so far have shown."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -101,9 +101,40 @@ def bracket_of(verdicts: Verdicts, border: int) -> Bracket:
     """
     below = [at for at, regime in verdicts.items() if 0 < REGIME_NUMBERS[regime] <= border]
     above = [at for at, regime in verdicts.items() if REGIME_NUMBERS[regime] > border]
+    return bracket_between(below, above, verdicts)
+
+
+def bracket_between(below: Collection[float], above: Collection[float], tried: Iterable[float]) -> Bracket:
+    """Find what runs on both sides of a border tell about it.
+
+    Args:
+        below: Learning rates of the runs below it.
+        above: Of those above it.
+        tried: Of all runs, those that tell nothing among them.
+
+    Returns:
+        The bracket.
+
+    Example:
+        >>> bracket_between([1e-3, 4e-3], [2e-3, 0.1], [1e-3, 2e-3, 4e-3, 0.1])
+        Bracket(last=0.001, first=0.1, unsure=(0.002, 0.004))
+    """
     last = max((at for at in below if at < min(above, default=math.inf)), default=0.0)
     first = min((at for at in above if at > max(below, default=0.0)), default=math.inf)
-    return Bracket(last, first, tuple(sorted(at for at in verdicts if last < at < first)))
+    return Bracket(last, first, tuple(sorted(at for at in tried if last < at < first)))
+
+
+def is_close(gap: Sequence[float], precision: float) -> bool:
+    """Whether two learning rates are as close as asked for.
+
+    Args:
+        gap: The lower one, 0 for none; and the upper one.
+        precision: Ratio that is close enough, of values with four digits.
+
+    Returns:
+        Whether they are.
+    """
+    return gap[0] > 0 and gap[1] <= gap[0] * precision * (1 + _ROUNDING)
 
 
 def contradictions(verdicts: Verdicts) -> list[tuple[float, float]]:
@@ -238,8 +269,7 @@ class BorderSearch:
         return [at for at in self._candidates if gap[0] < at < gap[1]]
 
     def _is_open(self, gap: tuple[float, float]) -> bool:
-        close = gap[0] > 0 and gap[1] <= gap[0] * self.where.precision * (1 + _ROUNDING)
-        return not close and bool(self._inside(gap))
+        return not is_close(gap, self.where.precision) and bool(self._inside(gap))
 
     def _nearest(self, gap: tuple[float, float], target: float) -> float:
         return min(self._inside(gap), key=lambda at: abs(self._place(at) - target))

@@ -7,18 +7,32 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_sphere.analysis.border_search import BorderSearch, SearchRange
 from lit_sphere.analysis.regimes import SHORTEST_RUN
+from lit_sphere.cli import main
 from lit_sphere.cli.config_names import default_config
+from lit_sphere.cli.equilibrium_split import Engine, SplitSearch, check_split
 from lit_sphere.cli.errors import CommandLineError, written_to
 from lit_sphere.cli.shipped_classes import LINKED
 from lit_sphere.cli.subcommand_parser import make_subcommand_parser, split_arguments
 from lit_sphere.cli.suggestions import option_strings, suggesting
-from lit_sphere.cli.sweep import PRELOAD, command_of, configs_in, digests, epochs_of, gpus_of, parsed_points, share_out
+from lit_sphere.cli.sweep import (
+    PRELOAD,
+    Resources,
+    add_slurm_options,
+    command_of,
+    configs_in,
+    digests,
+    epochs_of,
+    gpus_of,
+    parsed_points,
+    share_out,
+    slurm_of,
+)
 from lit_sphere.files import write_whole
 from lit_sphere.report.advice import advise
 from lit_sphere.report.border_search import (
@@ -34,12 +48,15 @@ from lit_sphere.report.border_search import (
 )
 from lit_sphere.report.chart_figures import draw_chart
 from lit_sphere.report.comparison import short_name, short_number
+from lit_sphere.report.equilibrium_split import source_lines
 from lit_sphere.report.picture import NoPicture, write_picture
 from lit_sphere.report.runs import read_run, read_runs
 from lit_sphere.sweep import Fit, LocalProcesses, Plan, Sweep, SweepError, SweepResult
 from lit_sphere.sweep.border_chooser import BorderChooser, fitting_runs
 from lit_sphere.sweep.local import import_early
 from lit_sphere.sweep.plan import read_folder_plan
+from lit_sphere.sweep.run import Chooser
+from lit_sphere.sweep.slurm import SlurmJobs, SlurmOptions, check_submitit
 from lit_sphere.sweep.view import Lines, LiveTable, one_line
 
 _ELR = "model.elr"
@@ -54,6 +71,7 @@ examples:
   lit-sphere borders --config elr.yaml --seeds 3 --jobs 2
   lit-sphere borders --config resnet18.yaml --over model.elr=1e-4:0.1 --precision 1.5 --budget 1000
   lit-sphere borders --config elr.yaml --runs sweeps/digits      runs of a sweep are used where they fit
+  lit-sphere borders --config elr.yaml --precision 1.1 --split-equilibrium       border 2A|2B, too
   lit-sphere borders --config whole_space.yaml --over model.optimizer.lr=1e-2:100
   lit-sphere borders --config elr.yaml --epochs 300     and what to train with for 300 epochs: advised.yaml
 
@@ -74,6 +92,8 @@ class _Asked:
     budget: int | None
     jobs: int | None
     epochs: int | None  # of the run that is advised on
+    splits: bool
+    slurm: SlurmOptions | None = None
 
     @property
     def name(self) -> str:
@@ -118,7 +138,7 @@ def make_parser() -> ArgumentParser:
         type=int | None,
         default=None,
         metavar="N",
-        help="Runs at once, as of lit-sphere sweep; by default no more than two for each seed.",
+        help="Runs, or jobs of Slurm, at once, as of lit-sphere sweep; by default no more than two for each seed.",
     )
     add(
         "--epochs",
@@ -127,9 +147,23 @@ def make_parser() -> ArgumentParser:
         metavar="N",
         help="Length of the run that is advised on, in words and as advised.yaml. Default: that of the search's runs.",
     )
+    _add_where(parser)
+    add(
+        "--split-equilibrium",
+        action="store_true",
+        help="Find border 2A|2B within the chaotic equilibrium, too: below it fine-tuning with lower ELRs reaches only "
+        "flat minima. Its runs lie in the folder FOLDER-fine-tuning.",
+    )
+    return parser
+
+
+def _add_where(parser: ArgumentParser) -> None:
+    """Add where runs are made, and where they lie."""
+    add = parser.add_argument
+    add("--launcher", type=Literal["local", "slurm"], default="local", help="Where the runs run.")
+    add_slurm_options(parser)
     add("--runs", type=str, nargs="+", default=[], metavar="DIR", help="Folders of old runs, used where they fit.")
     add("--sweep", type=str | None, default=None, metavar="DIR", help="Folder. Default: sweeps/CONFIG-borders.")
-    return parser
 
 
 def run_borders(args: list[str]) -> None:
@@ -146,7 +180,9 @@ def run_borders(args: list[str]) -> None:
     own, of_runs = _split(args, parser)
     with suggesting(lambda: option_strings(parser)):
         config = parser.parse_args(own)
-    asked = _asked(config)
+    asked = replace(_asked(config), slurm=_slurm(own, config))
+    if asked.splits:
+        check_split(asked.option, of_runs)
     plan = Plan(tuple(of_runs), {asked.option: ()}, seeds=config.seeds or 0)
     folder = Path(config.sweep) if config.sweep else Path("sweeps") / _default_name(of_runs, asked.option)
     try:
@@ -197,7 +233,15 @@ def _asked(config: Namespace) -> _Asked:
         where = SearchRange(ends[0], ends[1], config.precision)
     except ValueError as error:
         raise CommandLineError(f"--{'precision' if 'precision' in str(error) else 'over'}: {error}") from error
-    return _Asked(option, where, max(1, config.seeds or 0), config.budget, config.jobs, config.epochs)
+    asked = option, where, max(1, config.seeds or 0), config.budget, config.jobs
+    return _Asked(*asked, config.epochs, config.split_equilibrium)
+
+
+def _slurm(own: Sequence[str], config: Namespace) -> SlurmOptions | None:
+    try:
+        return slurm_of(own, config)
+    except SweepError as error:
+        raise CommandLineError(str(error)) from error
 
 
 def _default_name(of_runs: Sequence[str], option: str) -> str:
@@ -218,16 +262,22 @@ class _Search:
         self.asked, self.folder, self.typed = asked, folder, plan.fit
         # More at once would mostly be in anticipation.
         most = asked.jobs or 2 * asked.seeds
-        import_early(share_out(asked.jobs, (), most).threads, PRELOAD)  # beside what this process imports now
+        if asked.slurm is None:
+            import_early(share_out(asked.jobs, (), most).threads, PRELOAD)  # beside what this process imports now
         candidates = asked.where.candidates
         some = tuple(f"{at:.6g}" for at in dict.fromkeys((candidates[0], candidates[1], candidates[-1])))
-        parsed = parsed_points(replace(plan, over={asked.option: some}), with_files=True)[0]
-        self.command, self.epochs = command_of([parsed]), epochs_of(parsed)
+        parsed = parsed_points(replace(plan, over={asked.option: some}), with_files=asked.slurm is None)[0]
+        self.command = command_of([parsed]) if asked.slurm is None else main
+        self.epochs = epochs_of(parsed)
         self._check_epochs()
         before = _begun(folder)
         seeds = plan.seeds if before is None else max(plan.seeds, before.seeds if plan.seeds else 0)
         self.plan = replace(plan, fit=(*plan.fit, *_of_search(plan.fit, parsed)), seeds=seeds)
         self.resources = share_out(asked.jobs, gpus_of([parsed]), most)
+        if asked.slurm is not None:
+            asked.slurm.parameters(folder.name)
+            check_submitit()
+            self.resources = Resources(most, asked.slurm.cpus, ())
         self.old = self._old_runs(old_folders, parsed.as_dict(), plan.seeds)
         search = BorderSearch(asked.where, asked.seeds)
         self.chooser = BorderChooser(self.plan, asked.option, search, self.old, self.epochs, asked.budget)
@@ -235,6 +285,13 @@ class _Search:
             self.plan = replace(self.plan, over=before.over, only=before.only)
         else:
             self.plan = self.chooser([]) or self.plan
+        self.sweep: Sweep | None = None
+        self.split = self._split() if asked.splits else None
+
+    def _split(self) -> SplitSearch:
+        budget, folder = self.asked.budget, self.folder.with_name(f"{self.folder.name}-fine-tuning")
+        ways = (self.chooser, self.found_of, self.more, self.begin, self.launch)
+        return SplitSearch(Engine(replace(self.plan, over={}, only=()), *ways, self.epochs, budget, _say), folder)
 
     def _check_epochs(self) -> None:
         budget = self.asked.budget
@@ -269,12 +326,18 @@ class _Search:
 
     def run(self) -> SweepResult:
         """Make the runs, and show them."""
+        result = self._run_borders()
+        failed = any(state.state == "failed" for state in result.states)
+        if self.split is None or result.signum is not None or failed or self.chooser.names_nothing:
+            return result
+        return self.split.run(result)
+
+    def _run_borders(self) -> SweepResult:
         asked = self.asked
         if not self.plan.only:  # old runs are enough
             self.folder.mkdir(parents=True, exist_ok=True)
             return SweepResult(self.folder, [])
-        fit = Fit(self.command, digests(self.plan), [self.epochs] * len(self.plan.points))
-        sweep = Sweep(self.plan, self.folder, fit, self.resources.threads)
+        self.sweep = sweep = self.begin(self.plan, self.folder)
         written_to.set(self.folder)
         jobs, threads, where = self.resources.jobs, sweep.threads, asked.where
         seeds = f", {asked.seeds} seeds" if asked.seeds > 1 else ""
@@ -285,13 +348,41 @@ class _Search:
             f"{self.folder}: {asked.name} from {short_number(where.low)} to {short_number(where.high)}, as close as "
             f"×{where.precision:g}{seeds}; {at_once}{before}"
         )
-        launcher = LocalProcesses(jobs, threads, self.resources.gpus, PRELOAD)
+        return self.launch(sweep, self.chooser)
+
+    def begin(self, plan: Plan, folder: Path) -> Sweep:
+        """Begin a sweep of runs of the search, or go on with it."""
+        return Sweep(
+            plan, folder, Fit(self.command, digests(plan), [self.epochs] * len(plan.points)), self.resources.threads
+        )
+
+    def launch(self, sweep: Sweep, choose: Chooser | None = None) -> SweepResult:
+        """Run what is not done of a sweep."""
+        jobs = self.resources.jobs
+        slurm, gpus = self.asked.slurm, self.resources.gpus
+        launcher: LocalProcesses | SlurmJobs
+        if slurm is None:
+            launcher = LocalProcesses(jobs, sweep.threads, gpus, PRELOAD)
+        else:
+            launcher = SlurmJobs(sweep.folder, slurm, jobs)
         in_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        view = LiveTable(self.folder, jobs) if in_terminal else Lines(grows=True)
-        return sweep.run(launcher, view, self.chooser)
+        return sweep.run(launcher, LiveTable(sweep.folder, jobs) if in_terminal else Lines(grows=True), choose)
+
+    def more(self, plan: Plan) -> SweepResult:
+        """Make the runs of a plan beside those of the search."""
+        if self.sweep is None:
+            self.sweep = self.begin(plan, self.folder)
+        else:
+            self.sweep.extend(plan)
+        return self.launch(self.sweep)
 
     def outcome(self, result: SweepResult) -> SearchResult:
         """Read what the runs came to."""
+        found = self.found_of(result)
+        return found if self.split is None else replace(found, split=self.split.split(found))
+
+    def found_of(self, result: SweepResult) -> SearchResult:
+        """Read what the runs of the search came to, apart from border 2A|2B."""
         runs = list(self.old)
         for state in result.states:
             seed, at = self.chooser.place(state.point)
@@ -333,6 +424,7 @@ def _say(line: str) -> None:
 def _finish(search: _Search, result: SweepResult) -> None:
     """Write and say what was found, and end with the status."""
     failed = [state for state in result.states if state.state == "failed"]
+    failed += search.split.failed if search.split is not None else []
     found = search.outcome(result)
     write_result(search.folder, found)
     if found.runs:
@@ -362,6 +454,8 @@ def _answer(found: SearchResult, search: _Search) -> list[str]:
         lines.append(sentence)
         lines += [f"  {evidence_line(run, search.asked.name, found.seeds)}" for run in found.at_edges(border)]
     lines += sentences(found)[len(found.borders) :]
+    if found.split is not None:
+        lines += [f"  {line}" for line in source_lines(found.split)]
     if search.chooser.ran_out:
         lines.append(f"The budget of {search.asked.budget} epochs leaves room for no other run; a larger one goes on.")
     folder = shlex.quote(str(search.folder))

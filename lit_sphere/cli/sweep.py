@@ -76,8 +76,13 @@ def make_parser() -> ArgumentParser:
     add("--dry-run", action="store_true", help="Print what would be run, or submitted, and do nothing.")
     add("--launcher", type=Literal["local", "slurm"], default="local", help="Where the runs run.")
     add("--export", type=Literal["wandb"] | None, default=None, help="Write the grid as a sweep of W&B; run nothing.")
-    parser.add_class_arguments(SlurmOptions, "slurm")
+    add_slurm_options(parser)
     return parser
+
+
+def add_slurm_options(parser: ArgumentParser) -> None:
+    """Add what runs ask of Slurm."""
+    parser.add_class_arguments(SlurmOptions, "slurm")
 
 
 def _examples() -> str:
@@ -133,7 +138,7 @@ def run_sweep_command(args: list[str]) -> None:
         if config.export is not None:
             _export(plan, folder)
             return
-        slurm = SlurmOptions(**config.slurm.as_dict()) if config.launcher == "slurm" else None
+        slurm = slurm_of(own, config)
         if config.dry_run:
             _show_dry_run(plan, folder, slurm)
             return
@@ -317,9 +322,26 @@ def _check_effect(own: Sequence[str], config: Namespace) -> None:
     """Refuse what would change nothing, or cannot be, whatever else is asked for."""
     if config.jobs is not None and config.jobs < 1:
         raise SweepError(f"--jobs must be at least 1, got {config.jobs}")
+    slurm_of(own, config)
+
+
+def slurm_of(own: Sequence[str], config: Namespace) -> SlurmOptions | None:
+    """Give what each run asks of Slurm.
+
+    Args:
+        own: The command's own options, as typed.
+        config: The same, parsed.
+
+    Returns:
+        The options; None for runs on this machine.
+
+    Raises:
+        SweepError: If there are some, and no job of Slurm.
+    """
     of_slurm = [each.partition("=")[0] for each in own if each.startswith("--slurm")]
     if of_slurm and config.launcher != "slurm":
         raise SweepError(f"{of_slurm[0]} is for jobs of Slurm: add --launcher slurm, or leave it out")
+    return SlurmOptions(**config.slurm.as_dict()) if config.launcher == "slurm" else None
 
 
 def _default_folder(name: str | None, plan: Plan) -> Path:

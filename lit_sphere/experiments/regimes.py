@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise, product
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
+from lit_sphere.analysis.profiles import FEWEST_LOSSES, profile_of, profile_ratio
 from lit_sphere.analysis.regimes import REGIME_NUMBERS, Regime
 from lit_sphere.experiments.drawing import against, charts_of_settings, over_epochs, percent
 from lit_sphere.experiments.experiment import Claim, Finding, NotDrawn, conclude, conclude_over_settings
@@ -163,7 +164,7 @@ def profiles(grid: Grid) -> list[Claim]:
     for low, high in pairwise(apart):
         pairs = list(product(grid.runs[low], grid.runs[high]))
         of_one_seed = [(a, b) for a, b in pairs if a.seeds == b.seeds]
-        ratios = [ratio for a, b in of_one_seed or pairs if (ratio := profile_ratio(a, b))]
+        ratios = [ratio for a, b in of_one_seed or pairs if (ratio := profile_ratio(profile(a), profile(b)))]
         if not ratios:
             claims.append(Claim(None, f"Missing: losses that runs at ELR {low:g} and {high:g} both come through."))
             continue
@@ -183,30 +184,10 @@ def profiles(grid: Grid) -> list[Claim]:
 _NO_PROFILES = "Missing: runs that converge at two ELRs, a factor of ten apart."
 
 
-def profile_ratio(low: Run, high: Run) -> float | None:
-    """Compare the sharpness of two runs at the losses that both come through.
-
-    Args:
-        low: A run that converges.
-        high: Another one.
-
-    Returns:
-        Median over losses of the ratio g̃(high)/g̃(low); None if they have fewer than five losses in common.
-    """
-    one, other = profile(low), profile(high)
-    if not one or not other:
-        return None
-    bottom, top = max(one[0][0], other[0][0]), min(one[-1][0], other[-1][0])
-    at = [loss for loss, _ in one if bottom <= loss <= top]
-    if len(at) < 5:
-        return None
-    return math.exp(median(_at(other, loss) - _at(one, loss) for loss in at))
-
-
 def profile_slope(run: Run) -> float | None:
     """Fit the slope of log sharpness over log train loss, by least squares; None for fewer than five losses."""
     line = profile(run)
-    if len(line) < 5:
+    if len(line) < FEWEST_LOSSES:
         return None
     x, y = (fmean(values) for values in zip(*line, strict=True))
     spread = math.fsum((a - x) ** 2 for a, _ in line)
@@ -214,23 +195,8 @@ def profile_slope(run: Run) -> float | None:
 
 
 def profile(run: Run) -> list[tuple[float, float]]:
-    """Give the logarithms of train loss and sharpness of a run's epochs with a loss below 0.1, in order of losses."""
-    losses, sharpness = by_epoch(run, LOSS), by_epoch(run, SHARPNESS)
-    pairs = [
-        (loss, sharpness[epoch]) for epoch, loss in losses.items() if epoch in sharpness and 0 < loss < _SMALL_LOSS
-    ]
-    return sorted((math.log(loss), math.log(value)) for loss, value in pairs if value > 0)
-
-
-_SMALL_LOSS = 0.1
-
-
-def _at(line: Sequence[tuple[float, float]], x: float) -> float:
-    """Interpolate linearly."""
-    for (a, low), (b, high) in pairwise(line):
-        if a <= x <= b:
-            return low if a == b else low + (x - a) / (b - a) * (high - low)
-    return line[0][1] if x <= line[0][0] else line[-1][1]
+    """Give the profile of a run, as :func:`~lit_sphere.analysis.profiles.profile_of` has it."""
+    return profile_of(by_epoch(run, LOSS), by_epoch(run, SHARPNESS))
 
 
 def check_small_networks(runs: Sequence[Run], folders: Sequence[Path] = ()) -> Finding:

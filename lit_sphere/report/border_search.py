@@ -15,6 +15,15 @@ from lit_sphere.files import write_whole
 from lit_sphere.report.chart import Chart, Curve, Mark, Panel
 from lit_sphere.report.comparison import numbered, short_name, short_number
 from lit_sphere.report.comparison_charts import REGIME_POINTS
+from lit_sphere.report.equilibrium_split import (
+    EquilibriumSplit,
+    fine_tuning_cost,
+    source_lines,
+    split_content,
+    split_of,
+    split_panel,
+    split_sentence,
+)
 from lit_sphere.report.page import Section
 from lit_sphere.report.regime_curves import REGIME_COLORS
 from lit_sphere.report.runs import Run
@@ -88,6 +97,7 @@ class SearchResult:
         max_epochs: Epochs of a run that nothing stops; None if not known.
         runs: All runs that were used.
         advised_epochs: Length of the run to advise on; None for ``max_epochs``.
+        split: Border 2A|2B within the equilibrium; None if it was not looked for.
     """
 
     option: str
@@ -96,6 +106,7 @@ class SearchResult:
     max_epochs: int | None
     runs: Sequence[BorderRun] = field(default_factory=list)
     advised_epochs: int | None = None
+    split: EquilibriumSplit | None = None
 
     @property
     def verdicts(self) -> list[dict[float, Regime]]:
@@ -188,7 +199,8 @@ def sentences(result: SearchResult) -> list[str]:
         result: Of the search.
 
     Returns:
-        A sentence for each border, and where runs contradict each other one for that.
+        A sentence for each border, and where runs contradict each other one for that; at the end one for 2A|2B, if that
+        was looked for.
     """
     name = short_name(result.option)
     said = [_of_border(result, border, name) for border in result.borders]
@@ -197,6 +209,8 @@ def sentences(result: SearchResult) -> list[str]:
             f"Contradictory: {_run(low, name, result.seeds)} is {numbered(low.regime)}, and "
             f"{_run(high, name, result.seeds)} above it {numbered(high.regime)}; the border lies anywhere between."
         )
+    if result.split is not None:
+        said.append(split_sentence(result.split))
     return said
 
 
@@ -212,6 +226,7 @@ def cost(result: SearchResult) -> str:
     new = [run for run in result.runs if not run.is_old]
     old = len(result.runs) - len(new)
     also = f", and {_count(old, 'old run')}" if old else ""
+    also += f"; {fine_tuning_cost(result.split)}" if result.split is not None else ""
     said = f"{_count(len(new), 'run')}, {_count(result.epochs, 'epoch')}{also}"
     points = len(result.where.candidates) * result.seeds
     if result.max_epochs is None:
@@ -370,11 +385,20 @@ def border_chart(result: SearchResult) -> Chart:
             values = [y for curve in curves for y in curve.y]
             log = max(values) > _SPREAD * min(values)
             panels.append(Panel(title, name, x_log=True, y_log=log, curves=curves, marks=_strips(result)))
-    caption = (
-        "A point is a run: its regime by colour and symbol. Grey strips: between the last run below a border and the "
-        "first above it, of all seeds. Runs were stopped once their regime was settled, so their last epochs differ."
-    )
+    panel = None if result.split is None else split_panel(result.split)
+    panels += [] if panel is None else [panel]
+    caption = _CAPTION + ("" if panel is None else _CAPTION_OF_SPLIT)
     return Chart("borders", f"Borders of the regimes over {name}", caption, panels, name)
+
+
+_CAPTION = (
+    "A point is a run: its regime by colour and symbol. Grey strips: between the last run below a border and the first "
+    "above it, of all seeds. Runs were stopped once their regime was settled, so their last epochs differ."
+)
+_CAPTION_OF_SPLIT = (
+    " Last, of runs in the equilibrium: sharpness where the lower ELR of fine-tuning ends over that of the higher one, "
+    "at equal losses; dotted from random weights, dashed the root of that, below which minima are flat."
+)
 
 
 def _strips(result: SearchResult) -> list[Mark]:
@@ -410,6 +434,8 @@ def border_section(result: SearchResult, where: str = "") -> Section:
         for border in result.borders
         if result.at_edges(border)
     ]
+    if result.split is not None and result.split.sources:
+        evidence.append(f"Border 2A|2B: {'; '.join(source_lines(result.split))}.")
     chart = border_chart(result)
     chart = replace(chart, id=f"{chart.id}{_word(where)}")
     return Section([chart], f"Borders{where}", texts=[*sentences(result), *evidence, f"{cost(result)}."])
@@ -453,6 +479,8 @@ def write_result(folder: Path, result: SearchResult) -> None:
             for run in sorted(result.runs, key=lambda run: (run.at, run.seed))
         ],
     }
+    if result.split is not None:
+        content["split"] = split_content(result.split)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder / BORDERS_FILE, lambda file: file.write(text.encode()))
 
@@ -483,6 +511,7 @@ def read_result(folder: Path) -> SearchResult:
         if unknown:
             raise ValueError(f"no regime {unknown[0]!r}")
         asked = str(content["option"]), where, int(content["seeds"]), content["max_epochs"]
-        return SearchResult(*asked, runs, content.get("advised_epochs"))
+        split = split_of(content["split"]) if "split" in content else None
+        return SearchResult(*asked, runs, content.get("advised_epochs"), split)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is no result of lit-sphere borders ({error})") from error

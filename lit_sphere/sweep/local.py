@@ -13,7 +13,15 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import NamedTuple
 
-from lit_sphere.sweep.point_run import Outcome, Task, forget_outcome, last_line, read_outcome, run_forked
+from lit_sphere.sweep.point_run import (
+    BLOCKED_IN_SERVER,
+    Outcome,
+    Task,
+    forget_outcome,
+    last_line,
+    read_outcome,
+    run_forked,
+)
 
 _FORKS = sys.platform.startswith("linux")  # elsewhere the system's libraries do not bear it
 _LEAST_SPACE = 2**16  # bytes
@@ -137,10 +145,12 @@ def import_early(threads: int, preload: Sequence[str]) -> None:
         preload: Modules that all runs need.
     """
     if _FORKS:
+        from multiprocessing import resource_tracker
         from multiprocessing.forkserver import ensure_running, set_forkserver_preload
 
         set_forkserver_preload(list(preload))
-        with _threads_in_environment(threads), _interrupts_ignored():
+        resource_tracker.ensure_running()  # which would unblock what is blocked below
+        with _threads_in_environment(threads), _interrupts_ignored(), _ends_blocked():
             ensure_running()
 
 
@@ -170,6 +180,20 @@ def _interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _ends_blocked() -> Iterator[None]:
+    """Let what is started here live on where a signal goes to the whole process group.
+
+    That is what timeout(1) and a closed terminal do. A fork server that ended then would take the exit statuses of
+    the runs with it. Blocked and not ignored: a run that is told to stop before it could unblock them stops still.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_IN_SERVER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

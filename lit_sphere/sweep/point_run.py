@@ -21,6 +21,9 @@ from lit_sphere.files import FolderInUse, claim_folder, release_folders, write_w
 LOG_FILE = "output.log"
 """What a run prints, in its folder."""
 
+BLOCKED_IN_SERVER = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that the process which is forked for each run does not take; each run does."""
+
 _OUTCOME_FILE = "outcome.json"
 _LOCK = ".lock"
 _PATIENCE = 60.0  # seconds for the run of a sweep that was killed to leave its checkpoint
@@ -115,6 +118,8 @@ def run_forked(task: Task) -> NoReturn:
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C in the terminal goes to the sweep, which tells its runs
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_IN_SERVER)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_stop_with, args=(parent.sentinel,), daemon=True).start()
