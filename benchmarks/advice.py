@@ -82,12 +82,12 @@ PROBLEMS = {
     ),
     "cifar10": Problem(
         (
-            *("--config", "elr.yaml", "--model.width", "32", "--data", "CIFAR10", "--data.train_size", "5000"),
-            *("--trainer.max_epochs", "100", "--trainer.check_val_every_n_epoch", "10"),
+            *("--config", "elr.yaml", "--model.width", "8", "--data", "CIFAR10", "--data.train_size", "1000"),
+            *("--trainer.max_epochs", "250", "--trainer.check_val_every_n_epoch", "25"),
         ),
         "model.elr",
-        "1e-4,2e-4,5e-4,1e-3,2e-3,5e-3",
-        ("--over", "model.elr=1e-4:1e-1", "--precision", "2"),
+        "5e-4,1e-3,2e-3,5e-3,1e-2,2e-2",
+        ("--over", "model.elr=5e-4:1e-1", "--precision", "1.5"),
     ),
 }
 RECIPE = (
