@@ -78,7 +78,7 @@ PROBLEMS = {
         ),
         "model.optimizer.lr",
         "1e-3,2e-3,5e-3,1e-2,2e-2,5e-2,1e-1,2e-1,5e-1",
-        ("--over", "model.optimizer.lr=1e-3:10", "--precision", "1.5"),
+        ("--over", "model.optimizer.lr=1e-3:10", "--precision", "1.5", "--converged-loss", "0.05"),
     ),
     "cifar10": Problem(
         (

@@ -152,7 +152,7 @@ def test_there_may_be_no_advice() -> None:
     assert none.options("model.elr") == []
     assert none.sentences == (
         "No advice for 100 epochs: nothing has converged; give more epochs, search lower, or, where weight decay or "
-        "augmentation keep the train loss up, give RegimeMonitor a converged_loss.",
+        "augmentation keep the train loss up, say what counts as converged (--converged-loss).",
     )
     short = advise(search(), 5)
     assert short.found is None
@@ -194,9 +194,7 @@ def test_an_advice_that_fit_refuses_is_said_and_not_written(
     assert not (FOLDER / "advised.yaml").exists()
 
 
-@pytest.mark.parametrize(("epochs", "message"), [("0", "at least 1, got 0"), ("ten", "ten")])
-def test_a_length_that_is_none_is_refused(epochs: str, message: str, empty_folder: Path, lit_sphere: LitSphere) -> None:
-    result = lit_sphere("borders", "--config", "elr.yaml", "--epochs", epochs)
-    assert result.status == 2
-    assert message in result.err
-    assert len(result.err.splitlines()) == 1
+def test_what_counts_as_converged_goes_to_the_runs(played: type[Played], lit_sphere: LitSphere) -> None:
+    assert borders(lit_sphere, "--converged-loss", "0.05").status == 0
+    assert all("--trainer.callbacks.converged_loss=0.05" in task.arguments for task in played.tasks)
+    assert "converged_loss" not in (FOLDER / "advised.yaml").read_text()

@@ -1,5 +1,6 @@
 """``lit-sphere borders``: both borders of the regimes, by bisection."""
 
+import math
 import os
 import shlex
 import sys
@@ -93,6 +94,7 @@ class _Asked:
     jobs: int | None
     epochs: int | None  # of the run that is advised on
     splits: bool
+    converged_loss: float | None
     slurm: SlurmOptions | None = None
 
     @property
@@ -148,6 +150,14 @@ def make_parser() -> ArgumentParser:
         help="Length of the run that is advised on, in words and as advised.yaml. Default: that of the search's runs.",
     )
     _add_where(parser)
+    add(
+        "--converged-loss",
+        type=float | None,
+        default=None,
+        metavar="LOSS",
+        help="Train loss below which a run counts as converged, as of RegimeMonitor. Default: 0.01 for cross-entropy; give "
+        "more where weight decay or augmentation keep it up.",
+    )
     add(
         "--split-equilibrium",
         action="store_true",
@@ -234,7 +244,14 @@ def _asked(config: Namespace) -> _Asked:
     except ValueError as error:
         raise CommandLineError(f"--{'precision' if 'precision' in str(error) else 'over'}: {error}") from error
     asked = option, where, max(1, config.seeds or 0), config.budget, config.jobs
-    return _Asked(*asked, config.epochs, config.split_equilibrium)
+    return _Asked(*asked, config.epochs, config.split_equilibrium, _converged_loss(config))
+
+
+def _converged_loss(config: Namespace) -> float | None:
+    loss: float | None = config.converged_loss
+    if loss is not None and not 0 < loss < math.inf:
+        raise CommandLineError(f"--converged-loss must be positive, got {loss:g}")
+    return loss
 
 
 def _slurm(own: Sequence[str], config: Namespace) -> SlurmOptions | None:
@@ -272,7 +289,7 @@ class _Search:
         self._check_epochs()
         before = _begun(folder)
         seeds = plan.seeds if before is None else max(plan.seeds, before.seeds if plan.seeds else 0)
-        self.plan = replace(plan, fit=(*plan.fit, *_of_search(plan.fit, parsed)), seeds=seeds)
+        self.plan = replace(plan, fit=(*plan.fit, *_of_search(plan.fit, parsed, asked.converged_loss)), seeds=seeds)
         self.resources = share_out(asked.jobs, gpus_of([parsed]), most)
         if asked.slurm is not None:
             asked.slurm.parameters(folder.name)
@@ -403,15 +420,19 @@ def _begun(folder: Path) -> Plan | None:
     return None if begun is None else begun.plan
 
 
-def _of_search(fit: Sequence[str], parsed: Namespace) -> list[str]:
+def _of_search(fit: Sequence[str], parsed: Namespace, converged_loss: float | None) -> list[str]:
     """Options that the runs of a search have, where nothing else is asked for."""
     listed = parsed.trainer.callbacks or []
     names = [str(each.class_path) for each in (listed if isinstance(listed, list) else [listed])]
     more = []
     if any(name.endswith("RegimeMonitor") for name in names):
+        if converged_loss is not None:
+            raise CommandLineError("--converged-loss: the runs have a RegimeMonitor of their own; give it to that one")
         _say("the RegimeMonitor of the runs is taken as it is: without stop_when they go on to their ends")
     else:
         more += ["--trainer.callbacks+=RegimeMonitor", f"--trainer.callbacks.stop_when={_STOPS}"]
+        if converged_loss is not None:
+            more.append(f"--trainer.callbacks.converged_loss={converged_loss:g}")
     if not any(each.partition("=")[0] == "--non_finite" for each in fit):
         more.append("--non_finite=finding")
     return more

@@ -91,7 +91,7 @@ def _why_none(result: SearchResult) -> str:
     if not any(run.converged_after for run in result.runs):
         return (
             "nothing has converged; give more epochs, search lower, or, where weight decay or augmentation keep the "
-            "train loss up, give RegimeMonitor a converged_loss"
+            "train loss up, say what counts as converged (--converged-loss)"
         )
     return "no learning rate is known to converge with all seeds"
 
