@@ -155,7 +155,7 @@ def make_parser() -> ArgumentParser:
         type=float | None,
         default=None,
         metavar="LOSS",
-        help="Train loss below which a run counts as converged, as of RegimeMonitor. Default: 0.01 for cross-entropy; give "
+        help="Train loss below which a run counts as converged, as of RegimeMonitor: 0.01 for cross-entropy, if not given; "
         "more where weight decay or augmentation keep it up.",
     )
     add(
