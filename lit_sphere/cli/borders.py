@@ -155,8 +155,8 @@ def make_parser() -> ArgumentParser:
         type=float | None,
         default=None,
         metavar="LOSS",
-        help="Train loss below which a run counts as converged, as of RegimeMonitor: 0.01 for cross-entropy, if not given; "
-        "more where weight decay or augmentation keep it up.",
+        help="Train loss below which a run counts as converged, as of RegimeMonitor: 0.01 for cross-entropy, if not "
+        "given; more where weight decay or augmentation keep it up.",
     )
     add(
         "--split-equilibrium",
