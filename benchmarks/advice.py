@@ -181,7 +181,7 @@ def compare(problem: Problem, seeds: int, out: Path, more: Sequence[str]) -> dic
         known[f"constant {value:g}"] = ("", errors(runs))
     command("sweep", "--config", str(advised), "--wandb", "disabled", *of_seeds, "--sweep", str(out / "advised"))
     said = [line.removeprefix("# ") for line in advised.read_text(encoding="utf-8").splitlines() if line[0] == "#"]
-    known["advised"] = (" ".join(said).partition(".")[0], errors(read_runs([out / "advised"]).runs))
+    known["advised"] = (" ".join(said).partition(". ")[0], errors(read_runs([out / "advised"]).runs))
     values = [suggested(fit, seed) for seed in range(seeds)]
     for seed, value in enumerate(values):
         folder = out / "lr_find" / f"seed-{seed}"
