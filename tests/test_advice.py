@@ -81,7 +81,7 @@ def search(option: str = "model.elr", decay: float | None = None, converges: boo
         0.005: ("convergence", 12),
         0.01: ("convergence", 20),
         0.02: ("convergence", 60),
-        0.03: ("chaotic equilibrium", None),
+        0.025: ("chaotic equilibrium", None),
         0.1: ("divergence", None),
     }
     runs = [
@@ -96,13 +96,13 @@ def search(option: str = "model.elr", decay: float | None = None, converges: boo
 def test_on_the_sphere_it_begins_just_above_the_border() -> None:
     advice = advise(search())
     assert advice.options("model.elr") == [
-        "--model.elr=0.03",
+        "--model.elr=0.025",
         "--trainer.callbacks+=FineTuneSwitch",
         '--trainer.callbacks.switches=[{"epoch": 25, "elr": 0.01}]',
         "--trainer.max_epochs=100",
     ]
     assert advice.sentences[0] == (
-        "Advice for 100 epochs: begin at ELR 0.03, just above the border of convergence; at epoch 25 switch to 0.01."
+        "Advice for 100 epochs: begin at ELR 0.025, just above the border of convergence; at epoch 25 switch to 0.01."
     )
 
 
@@ -111,7 +111,7 @@ def without(result: SearchResult, at: float) -> SearchResult:
 
 
 def test_a_border_not_known_closely_leaves_a_constant() -> None:
-    advice = advise(without(search(), 0.03))
+    advice = advise(without(search(), 0.025))
     assert advice.options("model.elr") == ["--model.elr=0.01", "--trainer.max_epochs=100"]
     assert advice.sentences[0] == "Advice for 100 epochs: a constant ELR of 0.01."
 
@@ -121,7 +121,7 @@ def test_too_few_epochs_leave_the_first_to_converge_alone() -> None:
 
 
 def test_one_seed_that_is_late_decides() -> None:
-    result = without(search(), 0.03)
+    result = without(search(), 0.025)
     late = [replace(run, converged_after=30) if (run.at, run.seed) == (0.01, 1) else run for run in result.runs]
     assert advise(replace(result, runs=late)).options("model.elr")[0] == "--model.elr=0.005"
 

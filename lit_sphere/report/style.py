@@ -6,7 +6,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 BLUE, RED, GREEN, GREY = "#0b5394", "#cc4125", "#6aa84f", "#999999"
 
@@ -72,6 +72,9 @@ def add_panels(
     return [figure.add_axes((x, y, *size)) for x, y in corners]
 
 
+_MINOR_TICKS = 1e3  # ratio of the ends of an axis from which on powers of ten are ticks enough
+
+
 def plain_ticks(axis: Axis) -> None:
     """Tick whole numbers; on a logarithmic axis of few powers of ten, 20 between them rather than 2 × 10¹.
 
@@ -83,6 +86,9 @@ def plain_ticks(axis: Axis) -> None:
     elif axis.get_scale() == "log":
         low, high = axis.get_view_interval()
         named = "2346" if high < 10 * low else "25" if high < 100 * low else ""
+        if high > _MINOR_TICKS * low:
+            axis.set_minor_locator(NullLocator())  # each takes as long to draw as a curve
+            return
         axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else ""))
 
 
