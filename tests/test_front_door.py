@@ -167,7 +167,7 @@ _README = "## Tests\n\n```bash\nmkdir -p .venv/bin && cp bin/python3.10 .venv/bi
         ("*/venv/bin/python -m pytest --lowest=callbacks", 5400, ["FAILED: lowest versions of test-callbacks"]),
         ("*/venv/bin/python -m pytest --lowest=command", 5400, ["FAILED: lowest versions of test"]),
         ("*.ci/lowest.py test", 5400, ["FAILED: lowest versions of test"]),
-        ("* -m pytest -m slow", 5400, ["FAILED: slow tests"]),
+        ("* -m pytest -m slow -rs", 5400, ["FAILED: slow tests"]),
         ("*/venv/bin/python -m pytest*", 800, []),  # no time for them
     ],
 )
@@ -197,7 +197,7 @@ def test_ci_ends_with_the_lowest_versions_where_there_is_time(
     assert ("all checks passed" in done.stdout) == (not said)
     asked = [line.partition(" ")[2] for line in (tmp_path / "notes").read_text().splitlines()]
     style, site = ["-m ruff check", "-m ruff format --check", "-m mypy"], "-m mkdocs build -q --strict"
-    assert asked[:6] == [*style, "-m pip install -q -e .[docs]", site, "-m pytest -m slow"]
+    assert asked[:6] == [*style, "-m pip install -q -e .[docs]", site, "-m pytest -m slow -rs"]
     if seconds < 2400:
         assert done.stdout.count("left out: ") == 2
         assert asked[6:] == ["-c import ensurepip"]
