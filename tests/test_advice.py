@@ -116,6 +116,12 @@ def test_a_border_not_known_closely_leaves_a_constant() -> None:
     assert advice.sentences[0] == "Advice for 100 epochs: a constant ELR of 0.01."
 
 
+def test_no_run_begins_where_it_diverges() -> None:
+    result = search()
+    runs = [replace(run, regime="divergence") if run.at == 0.025 else run for run in result.runs]
+    assert advise(replace(result, runs=runs)).sentences[0] == "Advice for 100 epochs: a constant ELR of 0.01."
+
+
 def test_too_few_epochs_leave_the_first_to_converge_alone() -> None:
     assert advise(search(), 15).options("model.elr") == ["--model.elr=0.005", "--trainer.max_epochs=15"]
 

@@ -74,7 +74,7 @@ def advise(result: SearchResult, epochs: int | None = None) -> Advice:
     if first_border.last is None or not converged:
         return Advice(epochs, None, (f"No advice for {epochs} epochs: {_why_none(result)}.",))
     if name == "ELR":
-        switch = advise_switch(converged, first_border.last, first_border.first, epochs)
+        switch = advise_switch(converged, first_border.last, _in_equilibrium(result), epochs)
         if switch is not None:
             return Advice(epochs, switch, tuple(_of_switch(switch, name)))
     else:
@@ -85,6 +85,12 @@ def advise(result: SearchResult, epochs: int | None = None) -> Advice:
         if window is not None:
             return Advice(epochs, window, tuple(_of_window(window, decay, name)))
     return Advice(epochs, None, (f"No advice for {epochs} epochs: {_CONVERGING}.",))
+
+
+def _in_equilibrium(result: SearchResult) -> float | None:
+    """The first learning rate above convergence, if it does not diverge there."""
+    above, diverging = (border.first for border in result.borders)
+    return above if above is not None and (diverging is None or above < diverging) else None
 
 
 def _why_none(result: SearchResult) -> str:
