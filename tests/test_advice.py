@@ -20,9 +20,7 @@ from lit_sphere.report.border_search import BorderRun, SearchResult
 
 __all__ = ["played"]  # a fixture
 
-RUNS = st.lists(
-    st.builds(Converged, st.floats(1e-6, 10), st.integers(1, 200), st.integers(0, 2)), min_size=1, max_size=12
-)
+RUNS = st.lists(st.builds(Converged, st.floats(1e-6, 10), st.integers(1, 200)), min_size=1, max_size=12)
 
 
 @given(RUNS, st.floats(1e-6, 10), st.integers(1, 400))
@@ -163,6 +161,8 @@ def test_there_may_be_no_advice() -> None:
     short = advise(search(), 5)
     assert short.found is None
     assert "no run has converged in so many epochs" in short.sentences[0]
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        advise(search(converges=False), 0)
     with pytest.raises(ValueError, match="say for how many"):
         advise(replace(search(), max_epochs=None))
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 _IN_TIME = 0.25  # part of the epochs in which a constant learning rate must have converged
@@ -19,12 +19,10 @@ class Converged:
     Attributes:
         at: Its (effective) learning rate, positive.
         epochs: That it needed to.
-        seed: Number of its seed.
     """
 
     at: float
     epochs: int
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,11 @@ class SwitchAdvice:
     end: float
     epochs: int
     converged_after: int
+
+    @property
+    def in_time(self) -> bool:
+        """Whether runs at ``end`` had converged in the quarter of the epochs that is asked for."""
+        return self.converged_after <= _IN_TIME * self.epochs
 
 
 @dataclass(frozen=True)
@@ -145,11 +148,11 @@ def advise_switch(converged: Sequence[Converged], last: float, first: float | No
     constant = advise_constant(converged, last, epochs)
     if constant is None:
         return None
-    switch, at = int(_ABOVE * epochs), constant.at
-    close = first is not None and first <= _CLOSE * last
-    if first is None or not close or not switch or constant.converged_after > _IN_TIME * epochs:
-        return SwitchAdvice(at, 0, at, epochs, constant.converged_after)
-    return SwitchAdvice(first, switch, at, epochs, constant.converged_after)
+    at, switch = constant.at, int(_ABOVE * epochs)
+    alone = SwitchAdvice(at, 0, at, epochs, constant.converged_after)
+    if first is None or first > _CLOSE * last or not switch or not alone.in_time:
+        return alone
+    return replace(alone, begin=first, switch=switch)
 
 
 def advise_cosine(

@@ -490,7 +490,7 @@ def _answer(found: SearchResult, search: _Search) -> list[str]:
 
 def _advise(found: SearchResult, search: _Search) -> list[str]:
     """Say what the borders advise, and write it down as a config."""
-    if found.advised_epochs is None and found.max_epochs is None:
+    if found.epochs_of_advice is None:
         return ["Advice is for a number of epochs: give --epochs."]
     advice = advise(found)
     path = search.folder / _ADVISED

@@ -258,8 +258,7 @@ def _searches(paths: Sequence[str | Path], left_out: list[str]) -> list[Section]
                 continue
             if result.runs:
                 section = border_section(result, "" if len(paths) == 1 else f" in {folder.name}")
-                advised = result.advised_epochs or result.max_epochs
-                advice = advise(result).sentences if advised else ()
+                advice = advise(result).sentences if result.epochs_of_advice else ()
                 sections.append(replace(section, texts=[*section.texts, *advice]))
     return sections
 

@@ -1,6 +1,7 @@
 """What the borders of a search advise, in words and as options of ``lit-sphere fit``."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -66,11 +67,13 @@ def advise(result: SearchResult, epochs: int | None = None) -> Advice:
     Raises:
         ValueError: If ``epochs`` is not positive, or not given and not known.
     """
-    epochs = epochs or result.advised_epochs or result.max_epochs
+    epochs = result.epochs_of_advice if epochs is None else epochs
     if epochs is None:
         raise ValueError("the runs have no limit of epochs: say for how many the advice is to be")
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
     name, (first_border, second_border) = short_name(result.option), result.borders
-    converged = [Converged(run.at, run.converged_after, run.seed) for run in result.runs if run.converged_after]
+    converged = [Converged(run.at, run.converged_after) for run in result.runs if run.converged_after]
     if first_border.last is None or not converged:
         return Advice(epochs, None, (f"No advice for {epochs} epochs: {_why_none(result)}.",))
     if name == "ELR":
@@ -80,7 +83,7 @@ def advise(result: SearchResult, epochs: int | None = None) -> Advice:
     else:
         decay = _decay(result)
         window = advise_cosine(
-            converged, first_border.last, epochs, diverges=second_border.first or float("inf"), decay=decay
+            converged, first_border.last, epochs, diverges=second_border.first or math.inf, decay=decay
         )
         if window is not None:
             return Advice(epochs, window, tuple(_of_window(window, decay, name)))
@@ -104,8 +107,9 @@ def _why_none(result: SearchResult) -> str:
 
 def _of_switch(found: SwitchAdvice, name: str) -> Sequence[str]:
     begin, end = short_number(found.begin), short_number(found.end)
-    in_time = 4 * found.converged_after <= found.epochs
-    chosen = "the highest tried at which all seeds had converged in a quarter of them" if in_time else "the first to"
+    chosen = (
+        "the highest tried at which all seeds had converged in a quarter of them" if found.in_time else "the first to"
+    )
     why = (
         f"Below the border of convergence a higher {name} reaches flatter optima, but converges ever later: {end} was "
         f"{chosen}, after {found.converged_after}."

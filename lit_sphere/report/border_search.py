@@ -109,6 +109,11 @@ class SearchResult:
     split: EquilibriumSplit | None = None
 
     @property
+    def epochs_of_advice(self) -> int | None:
+        """Length of the run to advise on; None if it is not known."""
+        return self.max_epochs if self.advised_epochs is None else self.advised_epochs
+
+    @property
     def verdicts(self) -> list[dict[float, Regime]]:
         """Of each seed the regimes by learning rate."""
         return [{run.at: run.regime for run in self.runs if run.seed == seed} for seed in range(self.seeds)]
